@@ -20,7 +20,7 @@ from tfmammo.apps.pacs import command
 from tfmammo.apps.pacs.config import CaseConfig
 from tfmammo.config import TrainingConfig
 from tfmammo.errors import ArchiveError, PipelineError
-from tfmammo.evaluation.case import process_file
+from tfmammo.inference.case import process_file
 from tfmammo.inference.pipeline import Pipeline
 from tfmammo.training import script
 

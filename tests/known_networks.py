@@ -53,6 +53,25 @@ class KnownSegmenter(keras.Model):
         return {"generator": export_function(segment, image=shape)}
 
 
+class Weightless(keras.Model):
+    """A model of one function that needs no weights, named after a network that it does not use.
+
+    Args:
+        name: The function's.
+        call: Named tensors -> a dict of tensors.
+        inputs: Name -> the shape of one.
+    """
+
+    def __init__(self, name, call, **inputs):
+        super().__init__(name="known")
+        self.networks = {name: make_pixelwise(8, 1.0, 0.0)}
+        specs = [tf.TensorSpec([None, *shape], tf.float32, key) for key, shape in inputs.items()]
+        self.made = {name: tf.function(call, input_signature=specs)}
+
+    def functions(self):
+        return self.made
+
+
 def make_functions(networks, size: int) -> dict:
     """Make the functions of a generator, an inverter and a critic of pairs, by these names."""
     shape = (size, size, 1)

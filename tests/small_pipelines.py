@@ -7,8 +7,8 @@ from pathlib import Path
 
 import keras
 import numpy as np
-import tensorflow as tf
 
+from tests.exported_detectors import save_detector
 from tests.known_networks import KnownSegmenter
 from tfmammo.config import DataConfig
 from tfmammo.models.shape import ShapeCNN, ShapeConfig
@@ -32,7 +32,9 @@ def save_models(
         cols: Of the mammograms.
         level: Grey value of a patch from which on the segmenter marks it.
     """
-    _save_detector(folder / "detector", boxes, rows, cols)
+    parts = (np.array(boxes) / np.array([rows, cols] * 2)).tolist() if boxes else []
+    scores = np.linspace(0.9, 0.8, len(parts)).tolist()
+    save_detector(folder / "detector", parts, scores, batch=1)
     data = DataConfig(size=SIZE, frame="loose").model_dump(mode="json")
     card = {"name": "bright", "step": 7, "config": {"data": data}}
     export.export(KnownSegmenter(200.0, -200.0 * level), folder / "segmenter", card)
@@ -46,22 +48,3 @@ def save_models(
         f"classifier={folder}/shape",
         *steps,
     ]
-
-
-def _save_detector(folder: Path, boxes: Sequence[Sequence[int]], rows: int, cols: int) -> None:
-    parts = np.zeros((1, 4), np.float32)
-    if boxes:
-        parts = np.array(boxes, np.float32) / np.array([rows, cols] * 2, np.float32)
-    scores = np.linspace(0.9, 0.8, len(parts), dtype=np.float32) * bool(boxes)
-    image = tf.TensorSpec([1, None, None, 3], tf.float32, name="input_tensor")
-
-    @tf.function(input_signature=[image])
-    def detect(input_tensor):
-        return {
-            "detection_boxes": tf.constant(parts[np.newaxis]),
-            "detection_scores": tf.constant(scores[np.newaxis]),
-            "detection_classes": tf.ones([1, len(parts)]),
-            "num_detections": tf.constant([float(len(boxes))]),
-        }
-
-    tf.saved_model.save(tf.Module(), str(folder), signatures=detect.get_concrete_function())

@@ -3,7 +3,6 @@
 import importlib
 import importlib.util
 import json
-import os
 import subprocess
 import sys
 
@@ -15,13 +14,14 @@ import tensorflow as tf
 import tfmammo
 
 PATCH = {"filters": [4, 8, 8], "discriminator_strided": 1, "discriminator_filters": 4}
+HEAD = {"filters": 4, "blocks": [1, 1, 1, 1], "rpn_width": 8, "anchor_scales": [1.0, 2.0]}
+HEAD |= {"kernel": 3, "middle": 4, "channels": 2, "units": 16, "weights": "none"}
 TINY = {  # size, batch and config of a step; CRN is infilling's other generator
     "can": (32, 1, PATCH),
     "infilling": (32, 2, PATCH),
     "crn": (32, 2, {**PATCH, "generator": "crn", "widths": [8, 8, 4]}),
     "contextual": (
-        16,
-        3,
+        *(16, 3),
         {"filters": [2, 4], "discriminator_factor": 1, "attention": 8, "border": 1},
     ),
     "cgan": (32, 2, PATCH),
@@ -32,41 +32,45 @@ TINY = {  # size, batch and config of a step; CRN is infilling's other generator
     "unet": (32, 1, {"widths": [4, 8, 16]}),
     "segnet": (32, 1, {"widths": [4, 4, 8, 8, 8]}),
     "fcn8s": (32, 1, {"widths": [4, 4, 8, 8, 8], "fc_width": 16}),
-    "light_head": (
-        64,
-        2,
-        {
-            "filters": 4,
-            "blocks": [1, 1, 1, 1],
-            "rpn_width": 8,
-            "anchor_scales": [1.0, 2.0],
-            "kernel": 3,
-            "middle": 4,
-            "channels": 2,
-            "units": 16,
-            "weights": "none",
-            "batch_norm": "running",
-        },
-    ),
+    "light_head": (64, 2, {**HEAD, "batch_norm": "running"}),
 }
 
 
 @pytest.fixture
-def measured(repository, tmp_path):
-    """A function (*arguments, script="input") -> the JSON lines of a benchmark."""
+def run(repository, tmp_path, monkeypatch):
+    """A function (script, *arguments) -> the JSON lines of a benchmark, or what it says on stderr
+    if it fails.
+    """
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "-1")
+    monkeypatch.setenv("PYTHONPATH", str(repository))
 
-    def run(*arguments, script="input"):
-        path = os.pathsep.join([str(repository), *filter(None, [os.environ.get("PYTHONPATH")])])
-        environment = {**os.environ, "PYTHONPATH": path, "CUDA_VISIBLE_DEVICES": "-1"}
-        command = [sys.executable, str(repository / f"benchmarks/{script}.py"), *arguments]
-        done = subprocess.run(
-            command, capture_output=True, text=True, env=environment, cwd=tmp_path, timeout=400
-        )
-        assert done.returncode == 0, done.stderr
-        assert list(tmp_path.iterdir()) == []
-        return [json.loads(line) for line in done.stdout.splitlines()]
+    def call(script, *arguments):
+        command = [sys.executable, repository / f"benchmarks/{script}.py", *arguments]
+        options = {"capture_output": True, "text": True, "cwd": tmp_path, "timeout": 400}
+        done = subprocess.run([str(part) for part in command], **options)
+        if done.returncode:
+            return done.stderr
+        lines = [line for line in done.stdout.splitlines() if line.startswith("{")]
+        return [json.loads(line) for line in lines]
 
-    return run
+    return call
+
+
+def is_right(line):
+    """Whether answers were those of another package, and ratios those of the rounds."""
+    ratios = [theirs / ours for ours, theirs in line["rounds"]]
+    is_between = min(ratios) * 0.95 <= line["ratio"] <= max(ratios) * 1.05
+    return line["losses_apart"] < 2e-4 and is_between and min(line["peak_mb"]) > 50
+
+
+def is_one_side_alone(found):
+    """Whether the loss of several workers lies between those of the rounds, by either clock."""
+    for clock in (found, found["cpu"]):
+        lost = [1 - alone / together for alone, together in clock["rounds"]]
+        # the rounds are printed to a millisecond
+        if not min(lost) - 0.2 <= clock["loss"] <= max(lost) + 0.2:
+            return False
+    return 0 < found["exchanged_mb"] < 1
 
 
 def make_tiny_arguments(model, rounds):
@@ -77,49 +81,49 @@ def make_tiny_arguments(model, rounds):
     return [*arguments, "--config", json.dumps(config)]
 
 
+CAN = json.dumps({"filters": [4, 8, 8], "discriminator_filters": 4})
+OTHERS = {
+    "input --only pipeline --files 2 --size 32 --patches 8 --draws 40 --steps 2 --model CAN": (
+        lambda line: line["patches"] == 8 and line["memory"]["waited"] < 1
+    ),
+    "input --only build --mammograms 4 --size 32": lambda line: line["same_bytes"] is True,
+    "workers --size 32 --config CAN --rounds 2 --steps 2 --accumulate 2 --exchange bfloat16": (
+        is_one_side_alone
+    ),
+    "inference --peers torch onnx --size 32 --filters 4 8 8 --batches 1 2 --rounds 3 --patches 4": (
+        lambda line: line["apart"] < 1e-4 and set(line["batches"]) == {"1", "2"}
+    ),
+    f"step --model can --peer torch-best {' '.join(make_tiny_arguments('can', 2)[:-1])} CAN": (
+        lambda line: line["losses_apart"] < 2e-4 and set(line["chosen"]) <= set(line["sweep"])
+    ),
+}
+
+
+@pytest.mark.slow
+@pytest.mark.nightly
+@pytest.mark.timeout(900)
+@pytest.mark.parametrize("command", OTHERS)
+def test_a_benchmark_runs_and_its_line_is_consistent(command, run):
+    if "--peer" in command:
+        for package in ("torch", "onnx", "onnxscript", "onnxruntime"):
+            pytest.importorskip(package, reason="the extra `benchmark` is not installed")
+    (line,) = run(*[CAN if word == "CAN" else word for word in command.split()])
+    assert OTHERS[command](line), line
+
+
 @pytest.mark.slow
 @pytest.mark.nightly
 @pytest.mark.parametrize("peer", ["naive", "torch"])
 @pytest.mark.parametrize("model", list(TINY))
-def test_a_step_beside_a_peers_from_equal_weights(model, peer, measured, monkeypatch):
+def test_a_step_beside_a_peers_from_equal_weights(model, peer, run, monkeypatch):
     if peer == "torch":
         pytest.importorskip("torch", reason="the extra `benchmark` is not installed")
     # threads that wait for each other make small steps slow where others work too
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     name = {"crn": "infilling"}.get(model, model)
-    tiny = make_tiny_arguments(model, rounds=2)
-    (line,) = measured("--model", name, "--peer", peer, *tiny, script="step")
-    assert (
-        line["benchmark"] == f"step.{name}"
-        and line["losses_apart"] < 2e-4
-        and len(line["rounds"]) == 2
-    )
-    ratios = [theirs / ours for ours, theirs in line["rounds"]]
-    assert min(ratios) * 0.95 <= line["ratio"] <= max(ratios) * 1.05 and min(line["peak_mb"]) > 50
+    (line,) = run("step", "--model", name, "--peer", peer, *make_tiny_arguments(model, rounds=2))
+    assert line["benchmark"] == f"step.{name}" and len(line["rounds"]) == 2 and is_right(line)
     assert (line["gflop"] is None) == (peer == "naive")
-
-
-@pytest.mark.slow
-@pytest.mark.nightly
-def test_the_fastest_of_both_sides_is_chosen_by_a_sweep(measured, monkeypatch):
-    pytest.importorskip("torch", reason="the extra `benchmark` is not installed")
-    monkeypatch.setenv("OMP_NUM_THREADS", "1")
-    tiny = make_tiny_arguments("can", rounds=2)
-    (line,) = measured("--model", "can", "--peer", "torch-best", *tiny, script="step")
-    sweep = line["sweep"]
-    assert {"ours default", "ours tuned", "torch default", "torch tuned"} <= set(sweep)
-    ours, theirs = line["chosen"]
-    assert sweep[ours] == min(value for name, value in sweep.items() if name.startswith("ours"))
-    assert sweep[theirs] == min(value for name, value in sweep.items() if name.startswith("torch"))
-    allocator = theirs.split()[1]
-    for faster in ("fused", "channels_last", "compile", "fused,channels_last,compile"):
-        assert f"torch {allocator} {faster}" in sweep
-    assert line["losses_apart"] < 2e-4
-    keep = ("--chosen", "ours tuned", f"torch {allocator} fused")
-    arguments = ("--model", "can", "--peer", "torch-best", *keep, *tiny)
-    (again,) = measured(*arguments, script="step")
-    assert again["chosen"] == list(keep[1:]) and "sweep" not in again
-    assert again["losses_apart"] is None  # the first run has compared them
 
 
 def test_dropout_is_off_where_losses_are_compared(repository, monkeypatch):
@@ -134,84 +138,14 @@ def test_dropout_is_off_where_losses_are_compared(repository, monkeypatch):
 
 
 @pytest.mark.slow
-@pytest.mark.nightly
-def test_a_gpu_that_is_not_there_is_named(repository, monkeypatch):
-    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "-1")
-    command = [sys.executable, str(repository / "benchmarks/step.py"), "--device", "gpu"]
-    done = subprocess.run(command, capture_output=True, text=True)
-    assert done.returncode == 1 and "--device gpu: TensorFlow finds no GPU" in done.stderr
-
-
-def test_an_allocator_is_an_environment(repository, monkeypatch):
-    monkeypatch.syspath_prepend(str(repository / "benchmarks"))
-    allocators = importlib.import_module("allocators")
-    monkeypatch.setenv("MALLOC_TOP_PAD_", "1")
-    monkeypatch.setenv("LD_PRELOAD", "other.so")
-    plain = allocators.make_environment("default")
-    assert "MALLOC_TOP_PAD_" not in plain and "LD_PRELOAD" not in plain
-    tuned = allocators.make_environment("tuned")
-    assert tuned["MALLOC_TOP_PAD_"] == "1000000000" and set(tuned) - set(plain) == {
-        "MALLOC_TRIM_THRESHOLD_",
-        "MALLOC_MMAP_THRESHOLD_",
-        "MALLOC_TOP_PAD_",
-    }
-    found = {"jemalloc": "libjemalloc.so.2"}
-    monkeypatch.setattr(allocators.ctypes.util, "find_library", found.get)
-    assert allocators.list_available() == ["default", "tuned", "jemalloc"]
-    assert allocators.make_environment("jemalloc")["LD_PRELOAD"] == "libjemalloc.so.2"
-
-
-@pytest.mark.slow
-def test_dicom(measured):
-    (dicom,) = measured("--only", "dicom", "--files", "1", "--pixels", "64", "48")
-    assert dicom["benchmark"] == "input.dicom"
-    assert (dicom["files"], dicom["rows"], dicom["cols"]) == (1, 64, 48)
+def test_dicom(run):
+    (dicom,) = run("input", *"--only dicom --files 1 --pixels 64 48".split())
+    assert [dicom[key] for key in ("benchmark", "files", "rows", "cols")] == [
+        *("input.dicom", 1, 64, 48)
+    ]
     for syntax in ("uncompressed", "JPEG 2000"):
         ours, theirs, ratio = dicom[syntax].values()
         assert ours > 0 and theirs > 0 and ratio == pytest.approx(ours / theirs, rel=0.1)
-
-
-@pytest.mark.slow
-@pytest.mark.nightly
-def test_pipeline(measured):
-    model = json.dumps({"filters": [4, 8, 8], "discriminator_filters": 4})
-    sizes = ("--files", "2", "--size", "32", "--patches", "8", "--draws", "40", "--steps", "2")
-    (found,) = measured("--only", "pipeline", *sizes, "--model", model)
-    assert found["benchmark"] == "input.pipeline" and found["patches"] == 8 and found["size"] == 32
-    for source in ("memory", "records"):
-        assert found[source]["over_step"] == pytest.approx(
-            found[source]["patches_per_s"] * found["can_step_s"], rel=0.1
-        )
-        assert found[source]["waited"] < 1  # below 0 by noise, where nobody waits
-
-
-@pytest.mark.slow
-@pytest.mark.nightly
-def test_build(measured):
-    (found,) = measured("--only", "build", "--mammograms", "4", "--size", "32")
-    assert found["benchmark"] == "input.build" and found["same_bytes"] is True
-    assert found["ratio"] == pytest.approx(found["one_worker_s"] / found["two_workers_s"], rel=0.01)
-
-
-@pytest.mark.slow
-@pytest.mark.nightly
-@pytest.mark.timeout(900)
-def test_workers(measured):
-    model = json.dumps({"filters": [4, 8], "discriminator_filters": 4})
-    (found,) = measured(
-        "--size", "32", "--config", model, "--rounds", "2", "--steps", "2",
-        "--accumulate", "2", "--exchange", "bfloat16", script="workers"
-    )  # fmt: skip
-    assert (
-        found["benchmark"] == "workers.can"
-        and found["batch"] == 1
-        and len(found["rounds"]) == 2
-        and 0 < found["exchanged_mb"] < 1
-    )
-    for clock in (found, found["cpu"]):
-        lost = [1 - alone / together for alone, together in clock["rounds"]]
-        # the rounds are printed to a millisecond
-        assert min(lost) - 0.2 <= clock["loss"] <= max(lost) + 0.2
 
 
 def test_the_loss_of_eight_workers_follows_from_that_of_two(repository, monkeypatch):
@@ -225,78 +159,35 @@ def test_the_loss_of_eight_workers_follows_from_that_of_two(repository, monkeypa
 
 @pytest.mark.slow
 @pytest.mark.nightly
-def test_a_trace_is_kept_and_summed_up(measured, tmp_path_factory):
-    folder = tmp_path_factory.mktemp("trace") / "new"
-    tiny = make_tiny_arguments("can", rounds=1)
-    (line,) = measured("--peer", "naive", *tiny, "--trace", str(folder), script="step")
-    assert len(list(folder.rglob("*.xplane.pb"))) == 1
-    assert {"Conv2DBackpropFilter", "ResourceApplyAdam"} <= set(line["kernels"]) and 0 < sum(
-        line["kernels"].values()
-    ) < 5
-
-
-@pytest.mark.long
-def test_the_memory_of_a_system_is_one_line_of_a_table(repository):
-    script = repository / "benchmarks/memory.py"
-    command = [sys.executable, str(script), "unet", "--size", "64", "--batches", "1", "2"]
-    environment = {**os.environ, "PYTHONPATH": str(repository), "CUDA_VISIBLE_DEVICES": "-1"}
-    done = subprocess.run(command, capture_output=True, text=True, env=environment, check=True)
-    name, millions, kept, first, second = done.stdout.strip(" |\n").split(" | ")
-    # weights, and twice as much for Adam, in float32
-    assert name == "unet" and float(kept) == pytest.approx(12 * float(millions), rel=0.05)
-    # the optimizer's part is the same for every batch
-    assert 1 < float(second.replace(",", "")) / float(first.replace(",", "")) <= 2.1
-
-
-@pytest.mark.slow
-@pytest.mark.nightly
-def test_a_lowered_step_says_which_variables_it_writes(repository, tmp_path):
-    folder = tmp_path / "can-float32"
-    command = [sys.executable, str(repository / "benchmarks/gpu.py"), "export", str(tmp_path)]
-    config = {"filters": [4, 8], "discriminator_filters": 4}
-    command += ["--model", "can", "--precision", "float32", "--size", "32"]
-    environment = {**os.environ, "PYTHONPATH": str(repository), "CUDA_VISIBLE_DEVICES": "-1"}
-    subprocess.run([*command, "--config", json.dumps(config)], check=True, env=environment)
-    meta = json.loads((folder / "meta.json").read_text())
-    variables = meta["variables"]
-    trained = {
-        i for i, about in enumerate(variables) if about["owner"] and "/state/" not in about["owner"]
-    }
+def test_a_lowered_step_says_which_variables_it_writes(run, tmp_path):
+    """And JAX's answers are PyTorch's, where both are installed."""
+    small = ["--model", "can", "--precision", "float32", "--size", "32"]
+    config = json.dumps({"filters": [4, 8], "discriminator_filters": 4})
+    assert run("gpu", "export", tmp_path, *small, "--config", config) == []
+    meta = json.loads((tmp_path / "can-float32/meta.json").read_text())
+    owners = [about["owner"] for about in meta["variables"]]
+    trained = {i for i, owner in enumerate(owners) if owner and "/state/" not in owner}
     written = {variable for variable, _ in meta["written"]}
     # Adam writes each weight and both of its moments, and counts its steps
     assert trained <= written and len(written) >= 3 * len(trained)
     outputs = [output for _, output in meta["written"]]
     assert outputs == list(range(len(meta["losses"]), len(meta["losses"]) + len(outputs)))
     assert {"generator", "inverter", "discriminator"} == set(meta["functions"])
-    assert "mhlo.copy" not in (folder / "step.mlir").read_text()  # JAX refuses it
-
-
-@pytest.mark.slow
-@pytest.mark.nightly
-def test_a_lowered_step_beside_pytorchs_from_equal_weights(repository, tmp_path):
+    assert "mhlo.copy" not in (tmp_path / "can-float32/step.mlir").read_text()  # JAX refuses it
     pytest.importorskip("torch", reason="the extra `benchmark` is not installed")
     pytest.importorskip("jax", reason="JAX is not installed")
-    environment = {**os.environ, "PYTHONPATH": str(repository), "CUDA_VISIBLE_DEVICES": "-1"}
-    script = [sys.executable, str(repository / "benchmarks/gpu.py")]
-    export = ["export", str(tmp_path), "--model", "can", "--precision", "float32", "--size", "32"]
-    config = json.dumps({"filters": [4, 8], "discriminator_filters": 4})
-    subprocess.run([*script, *export, "--config", config], check=True, env=environment)
     numbers = ["--device", "cpu", "--rounds", "1", "--seconds", "0.1", "--faster", ""]
-    command = [*script, "compare", str(tmp_path), *numbers]
-    done = subprocess.run(command, capture_output=True, text=True, check=True, env=environment)
-    line = json.loads(done.stdout)
+    (line,) = run("gpu", "compare", tmp_path, *numbers)
     assert line["benchmark"] == "gpu.can" and line["losses_apart"] < 1e-5
 
 
-def test_patches_for_a_gpu_are_those_of_a_run(repository, tmp_path):
+def test_patches_for_a_gpu_are_those_of_a_run(run, tmp_path):
     """And a GPU's answers go back to the patches that they belong to."""
     data = {"name": "phantom", "phantoms": 6, "size": 32, "folds": 2, "fold": 1}
     card = {"format": 1, "name": "can", "serves": "generator", "functions": {}}
     (tmp_path / "card.json").write_text(json.dumps(card | {"config": {"data": data}}))
-    script = [sys.executable, str(repository / "benchmarks/gpu.py")]
-    environment = {**os.environ, "PYTHONPATH": str(repository), "CUDA_VISIBLE_DEVICES": "-1"}
     file = tmp_path / "data.npz"
-    subprocess.run([*script, "pack", str(tmp_path), str(file)], check=True, env=environment)
+    assert run("gpu", "pack", tmp_path, file) == []
     packed = dict(np.load(file))
     patches = tfmammo.make_patches(tfmammo.open_archive("phantom", phantoms=6), size=32)
     train, held_out = tfmammo.split_patches(patches, folds=2, fold=1)
@@ -309,8 +200,7 @@ def test_patches_for_a_gpu_are_those_of_a_run(repository, tmp_path):
     answer = np.zeros_like(packed["test_mask"])
     answer[1] = 255
     np.savez(tmp_path / "inverter.npz", answer=answer)
-    command = ["masks", str(tmp_path / "inverter.npz"), str(file), str(tmp_path / "masks")]
-    subprocess.run([*script, *command], check=True, env=environment)
+    assert run("gpu", "masks", tmp_path / "inverter.npz", file, tmp_path / "masks") == []
     read = {path.stem: cv2.imread(str(path), -1).max() for path in tmp_path.glob("masks/*.png")}
     names = [name.replace("#", "_") for name in held_out.ids]
     assert read == {name: int(name == names[1]) for name in names}
@@ -327,13 +217,14 @@ def read_weights(function):
 
 @pytest.mark.slow
 @pytest.mark.nightly
-def test_weights_of_a_gpu_become_an_export_of_the_networks_that_have_them(repository, tmp_path):
-    environment = {**os.environ, "PYTHONPATH": str(repository), "CUDA_VISIBLE_DEVICES": "-1"}
+def test_weights_of_a_gpu_become_an_export_of_the_networks_that_have_them(
+    run, repository, tmp_path
+):
     values = ["data.phantoms=12", "data.size=32", "model.filters=[4,8]", "training.steps=1"]
     values += ["model.discriminator_filters=4", f"tracking.uri=sqlite:///{tmp_path}/mlflow.db"]
     train = [repository / "train/can.py", "--config", repository / "configs/quickstart.yaml"]
     command = [sys.executable, *train, "--output", tmp_path / "short", "--set", *values]
-    subprocess.run(command, check=True, env=environment)
+    subprocess.run(command, check=True)
     short = tmp_path / "short/export"
     before = read_weights(short / "inverter")
     halves = [(value / 2).astype(np.float16) for value in before]
@@ -343,9 +234,8 @@ def test_weights_of_a_gpu_become_an_export_of_the_networks_that_have_them(reposi
     about |= {"precision": "bfloat16", "steps": 7, "seed": 3, "patients": card["train_patients"]}
     np.savez(tmp_path / "weights.npz", about=json.dumps(about), **weights)
     (tmp_path / "curve.csv").write_text("step,dice\n7,0.5\n")
-    write = [sys.executable, repository / "benchmarks/gpu.py", "write"]
     made = tmp_path / "made"
-    subprocess.run([*write, tmp_path / "weights.npz", short, made], check=True, env=environment)
+    assert run("gpu", "write", tmp_path / "weights.npz", short, made) == []
     card = json.loads((made / "card.json").read_text())
     assert list(card["functions"]) == ["inverter"] == list(card["networks"])
     assert card["step"] == card["config"]["training"]["steps"] == 7
@@ -358,23 +248,19 @@ def test_weights_of_a_gpu_become_an_export_of_the_networks_that_have_them(reposi
     other = about | {"patients": about["patients"][1:]}
     for values, of in ((fewer, about), (weights, other), (weights, about | {"size": 64})):
         np.savez(tmp_path / "weights.npz", about=json.dumps(of), **values)
-        again = [*write, tmp_path / "weights.npz", short, tmp_path / "again"]
-        assert subprocess.run(again, check=False, env=environment).returncode
+        assert run("gpu", "write", tmp_path / "weights.npz", short, tmp_path / "again")
         assert not (tmp_path / "again").exists()
 
 
 @pytest.fixture
-def train_by_jax(repository, tmp_path):
+def train_by_jax(run, tmp_path, monkeypatch):
     """Export a tiny model, and return what trains it on random patches and says what is wrong."""
     pytest.importorskip("jax", reason="JAX is not installed")
-    environment = {**os.environ, "PYTHONPATH": str(repository), "JAX_PLATFORMS": "cpu"}
-    environment["CUDA_VISIBLE_DEVICES"] = "-1"
-    script = [sys.executable, str(repository / "benchmarks/gpu.py")]
+    monkeypatch.setenv("JAX_PLATFORMS", "cpu")
 
     def export(model, size, config):
-        options = ["--model", model, "--size", str(size), "--config", json.dumps(config)]
-        command = [*script, "export", str(tmp_path), *options, "--dropout"]
-        subprocess.run(command, check=True, env=environment)
+        options = ["--model", model, "--size", size, "--config", json.dumps(config), "--dropout"]
+        assert run("gpu", "export", tmp_path, *options) == []
         rng = np.random.default_rng(0)
         keys = ("image", "mask", "test_image", "test_mask")
         patches = {key: rng.integers(0, 256, (4, size, size), np.uint8) for key in keys}
@@ -383,11 +269,9 @@ def train_by_jax(repository, tmp_path):
         def train(name, *further, **changed):
             values = patches | changed
             np.savez(tmp_path / "data.npz", patients=["a", "b", "b", "c"], **values)
-            folder = tmp_path / f"{model}-bfloat16"
-            command = [*script, "train", folder, tmp_path / "data.npz", tmp_path / name]
-            command = [*map(str, command), "--chunk", "2", "--every", "2", *further]
-            done = subprocess.run(command, capture_output=True, text=True, env=environment)
-            return done.stderr if done.returncode else ""
+            places = (tmp_path / f"{model}-bfloat16", tmp_path / "data.npz", tmp_path / name)
+            said = run("gpu", "train", *places, "--chunk", "2", "--every", "2", *further)
+            return said if isinstance(said, str) else ""
 
         return train
 
@@ -430,22 +314,3 @@ def test_infilling_by_jax_is_validated_and_leaves_vgg_as_it_is(train_by_jax, tmp
     vgg = np.load(frozen)
     kernel = next(v for v in map(vgg.__getitem__, vgg) if v.shape == (3, 3, 3, 64))
     assert kernel.dtype == np.float16
-
-
-@pytest.mark.slow
-@pytest.mark.nightly
-def test_inference_beside_its_peers(measured):
-    for package in ("torch", "onnx", "onnxscript", "onnxruntime"):
-        pytest.importorskip(package, reason="the extra `benchmark` is not installed")
-    small = ("--size", 32, "--filters", 4, 8, 8, "--batches", 1, 2, "--rounds", 3, "--patches", 4)
-    (found,) = measured("--peers", "torch", "onnx", *map(str, small), script="inference")
-    assert (
-        found["benchmark"] == "inference"
-        and found["apart"] < 1e-4
-        and set(found["batches"]) == {"1", "2"}
-    )
-    for batch in found["batches"].values():
-        assert set(batch["ratio"]) == {"torch", "onnx"} and len(batch["rounds"]) == 3
-        for place, peer in enumerate(("torch", "onnx"), start=1):
-            ratios = [row[place] / row[0] for row in batch["rounds"]]
-            assert min(ratios) * 0.9 <= batch["ratio"][peer] <= max(ratios) * 1.1

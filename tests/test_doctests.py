@@ -1,4 +1,4 @@
-"""The examples in docstrings run, and the names that a library user meets first have one."""
+"""The examples in docstrings run."""
 
 import doctest
 import importlib
@@ -9,28 +9,6 @@ import pytest
 
 import tfmammo
 
-FIRST = [
-    "tfmammo.config.load",
-    "tfmammo.config.parse",
-    "tfmammo.archives.phantom.read",
-    "tfmammo.mammogram.Mammogram",
-    "tfmammo.mammogram.Lesion",
-    "tfmammo.data.extraction.make_patches",
-    "tfmammo.data.splits.split",
-    "tfmammo.data.preprocess.resize",
-    "tfmammo.nn.losses.dice_loss",
-    "tfmammo.nn.losses.log_real",
-    "tfmammo.nn.layers.SpectralNormalization",
-    "tfmammo.nn.layers.SelfAttention",
-    "tfmammo.models.can.CAN",
-    "tfmammo.models.shape.ShapeCNN",
-    "tfmammo.baselines.unet.UNet",
-    "tfmammo.metrics.segmentation.dice",
-    "tfmammo.metrics.segmentation.mcc",
-    "tfmammo.metrics.classification.roc_auc",
-    "tfmammo.metrics.classification.delong_test",
-    "tfmammo.metrics.detection.froc",
-]
 PACKAGE = Path(tfmammo.__file__).parent
 
 
@@ -51,10 +29,3 @@ def test_the_examples_run(name, tmp_path, monkeypatch, repository):
     runner = doctest.DocTestRunner(optionflags=doctest.NORMALIZE_WHITESPACE | doctest.ELLIPSIS)
     assert not sum(runner.run(test).failed for test in found)
     assert runner.tries > 0
-
-
-@pytest.mark.parametrize("name", FIRST)
-def test_what_a_user_meets_first_has_an_example(name):
-    module, _, attribute = name.rpartition(".")
-    shown = getattr(importlib.import_module(module), attribute)
-    assert ">>>" in (shown.__doc__ or ""), f"{name} has no example"

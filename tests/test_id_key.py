@@ -16,7 +16,6 @@ from tfmammo.errors import DataError, ExportError
 from tfmammo.evaluation.networks import Network
 from tfmammo.mammogram import ID_KEY, Skipped, hash_id, key_check, key_fault
 from tfmammo.synthesis.mammogram_set import collect_patients
-from tfmammo.tracking import export
 
 REFUSED = "pseudonyms were made with another TFMAMMO_ID_KEY"
 
@@ -49,24 +48,6 @@ def test_a_network_does_not_take_its_own_patients_for_new_ones(other_key):
         network.find_unseen(patients)
 
 
-@pytest.mark.long
-def test_a_card_says_under_which_key_it_was_written(tiny_can, random_patches, tmp_path):
-    from tfmammo.models.can import CAN
-    from tfmammo.training import loop, script
-
-    experiment = tiny_can(steps=1)
-    loop.Training(
-        lambda: CAN(experiment.model, 32),
-        experiment,
-        random_patches(4),
-        random_patches(3),
-        tmp_path / "run",
-        script.compute_validation_metrics,
-        monitor="dice",
-    ).fit()
-    assert export.read_card(tmp_path / "run/export")["id_key"] == key_check()
-
-
 def test_a_split_is_refused(random_patches, other_key, tmp_path):
     saved = splits.describe(random_patches(8), DataConfig(), "folder")
     splits.save(tmp_path / "split.json", saved)
@@ -77,17 +58,9 @@ def test_a_split_is_refused(random_patches, other_key, tmp_path):
 
 
 def test_records_are_refused(other_key, tmp_path):
-    manifest = Manifest(
-        format=1,
-        identity={},
-        size=32,
-        count=0,
-        fingerprint="",
-        histogram=(0,),
-        shards=(),
-        columns={name: () for name in TEXTS},
-        id_key=key_check(),
-    )
+    facts = {"format": 1, "identity": {}, "size": 32, "count": 0, "fingerprint": "", "shards": ()}
+    columns = {name: () for name in TEXTS}
+    manifest = Manifest(**facts, histogram=(0,), columns=columns, id_key=key_check())
     (tmp_path / MANIFEST).write_text(manifest.model_dump_json())
     assert len(Records.open(tmp_path)) == 0
     other_key()

@@ -4,7 +4,6 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from pydantic import ValidationError
 
 from tests.facts import find
 from tfmammo.archives import phantom
@@ -70,10 +69,12 @@ def test_random_boxes_do_not_know_their_own_patient(mammograms):
 
 
 def test_every_detector_has_its_recall_and_its_median_time(mammograms):
-    perfect = [make_prediction(one, hits=[0.9], seconds=2.0) for one in mammograms]
-    blind = [make_prediction(one, others=[0.5], seconds=s) for s, one in enumerate(mammograms)]
+    sets = {
+        "A": [make_prediction(one, hits=[0.9], seconds=2.0) for one in mammograms],
+        "B": [make_prediction(one, others=[0.5], seconds=s) for s, one in enumerate(mammograms)],
+        "late": [make_prediction(one, hits=[0.5], others=[0.9]) for one in mammograms],
+    }
     config = DetectionConfig(detectors=("a",), fppi=(1, 2), samples=20)
-    sets = {"A": perfect, "B": blind}
     detected = collect(config, sets)
     report = Report(config=config)
     add_recall(report, detected)
@@ -81,15 +82,18 @@ def test_every_detector_has_its_recall_and_its_median_time(mammograms):
     assert (fact.value, fact.low, fact.high, fact.patients) == (100, 100, 100, 8)
     assert find(report.facts, "B", "tpr@all", "froc").value == 0
     assert find(report.facts, "A", "mean_tpr@2", "froc").value == 100
+    # every lesion is found from one false positive per image on
+    means = [find(report.facts, "late", f"mean_tpr@{rate}", "froc").value for rate in (1, 2)]
+    assert means == [0, 50]
     (table,) = report.tables
     assert table.header[1:] == ["1, %", "2, %", "all detections, %", "mean from 0 to 2, %"]
-    assert table.body[0][1] == "100.0\n[100.0, 100.0]"
+    assert table.body[0][1] == "100.0\n[100.0, 100.0]" and table.body[2][4].startswith("50.0")
     seconds = {
         name: measure_seconds((one.detector, one.seconds) for one in found)
         for name, found in sets.items()
     }
     facts, _ = tabulate_seconds(seconds, detected)
-    assert [fact.value for fact in facts] == [2, 4], "of 1 to 7 s, without the first"
+    assert [fact.value for fact in facts] == [2, 4, 1], "B's of 1 to 7 s, without the first"
 
 
 def test_folds_have_an_average_precision_of_their_own(mammograms):
@@ -110,8 +114,3 @@ def test_folds_have_an_average_precision_of_their_own(mammograms):
         add_precision(report, collect(config, {"A": found}), {"A": found})
         values.append([find(report.facts, "A", key, "coco").value for key in ("ap", "ap50", "ar")])
     assert values[0] == pytest.approx([100] * 3) and values[1][0] < 90
-
-
-def test_the_baselines_name_is_taken():
-    with pytest.raises(ValidationError, match="random boxes is the name of the trivial baseline"):
-        DetectorsConfig(detectors={"random boxes": "a"})

@@ -3,7 +3,6 @@
 import cv2
 import numpy as np
 import pytest
-from pydantic import ValidationError
 
 from tests.facts import find
 from tfmammo.data.patches import Patches
@@ -149,10 +148,3 @@ def test_morphology_is_tested_within_each_model():
     means, differences = report.tables
     assert [line[0] for line in means.body] == ["loose: A", "loose: A + post-processing"]
     assert differences.title == "Differences from loose: A"
-
-
-def test_a_crop_mode_without_models_is_left_out():
-    with pytest.raises(ValidationError, match="models.loose: names no model"):
-        FramesConfig(models={"loose": {}})
-    with pytest.raises(ValidationError, match="models.tight"):
-        FramesConfig(frames=("full",), models={"tight": {"A": "a"}})

@@ -48,20 +48,18 @@ def test_items_are_the_same_mammogram_but_for_the_mass(synthetic):
 
 
 def test_each_mass_of_a_mammogram_is_measured(tmp_path):
-    config = SynthesisConfig(
-        name="two", data=DATA, renderer="paste", count=2, format="png", masses=(2, 2)
-    )
-    synthesize(config, tmp_path / "set")
-    own = make_config(tmp_path / "set")
-    for item in mammograms.read_items(tmp_path / "set", own, ArchiveIndexes()):
-        lines = mammograms.measure_item(item, own.ring)
+    values = {"name": "two", "data": DATA, "renderer": "paste", "format": "png"}
+    folder = tmp_path / "set"
+    synthesize(SynthesisConfig(**values, count=2, masses=(2, 2)), folder)
+    config = make_config(folder)
+    for item in mammograms.read_items(folder, config, ArchiveIndexes()):
+        lines = mammograms.measure_item(item, config.ring)
         name, lesions = item.recipe.name, item.recipe.lesions
         assert [line["name"] for line in lines] == [f"{name}#0", f"{name}#1"]
-        assert [line["patient_of_lesion"] for line in lines] == [
-            lesion.graft.patient_id for lesion in lesions
-        ]
+        patients = [lesion.graft.patient_id for lesion in lesions]
+        assert [line["patient_of_lesion"] for line in lines] == patients
         for line, mask in zip(lines, item.masks, strict=True):
-            alone = mammograms.measure_mass(item.after.pixels(), mask, own.ring)
+            alone = mammograms.measure_mass(item.after.pixels(), mask, config.ring)
             assert (line["contrast"], line["seam"]) == alone
 
 
@@ -86,30 +84,21 @@ def test_masses_known_by_their_box_alone_are_left_out(monkeypatch):
 
 
 def test_means_have_intervals_over_patients():
-    random = np.random.default_rng(0)
-    values = random.random(14)
+    values = np.random.default_rng(0).random(14)
     patients = [f"p{number // 2}" for number in range(14)]
+    known = {"set": "A", "contrast_before": np.nan, "seam": 1.0, "seam_before": 2.0}
     lines = [
-        {
-            "set": "A",
-            "name": str(number),
-            "patient": patient,
-            "patient_of_lesion": patient,
-            "trained_on": patient in ("p1", "p4"),
-            "contrast": value,
-            "contrast_before": np.nan,
-            "seam": 1.0,
-            "seam_before": 2.0,
-        }
-        for number, (value, patient) in enumerate(zip(values, patients, strict=True))
+        known
+        | {"patient": patient, "patient_of_lesion": patient, "contrast": value}
+        | {"trained_on": patient in ("p1", "p4")}
+        for value, patient in zip(values, patients, strict=True)
     ]
     report = Report(config=None)
     mammograms.add_masses(report, lines, make_config("x"))
-    low, high = bootstrap_interval(values, patients, samples=50)
+    bounds = bootstrap_interval(values, patients, samples=50)
     contrast = find(report.facts, "A", "contrast", "masses")
-    assert (contrast.value, contrast.low, contrast.high) == pytest.approx(
-        (values.mean(), low, high)
-    )
+    found = (contrast.value, contrast.low, contrast.high)
+    assert found == pytest.approx((values.mean(), *bounds))
     assert (contrast.patients, contrast.images) == (7, 14)
     assert find(report.facts, "A", "of_training_patients", "masses").value == 4
     assert not [fact for fact in report.facts if fact.measure == "contrast_before"]
@@ -136,8 +125,5 @@ def test_table_lines_and_figure_are_written(synthetic, tmp_path):
     lines = read_csv(tmp_path / "masses.csv")
     assert len(lines) == 8 and all(line["seam_before"] == "" for line in lines[3:])
     assert table.notes[-1].startswith("No interval and no p:")
-
-
-def test_what_is_no_set_is_refused(tmp_path):
-    with pytest.raises(DataError, match="holds no recipe"):
+    with pytest.raises(DataError, match="recipe"):
         mammograms.evaluate(make_config(tmp_path), tmp_path / "out")

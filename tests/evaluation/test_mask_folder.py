@@ -12,6 +12,7 @@ from tfmammo.config import DataConfig
 from tfmammo.data import datasets
 from tfmammo.errors import DataError, ExportError
 from tfmammo.evaluation.comparison import compare
+from tfmammo.evaluation.networks import open_predictor
 from tfmammo.evaluation.segmentation import SegmentationConfig, evaluate
 
 DATA = DataConfig(phantoms=12, size=32, folds=2)
@@ -54,43 +55,35 @@ def test_each_patch_is_scored_with_its_own_mask(label_maps, tmp_path):
         moved = np.roll(mask, 1, axis=0)
         dice = 2 * np.sum(mask & moved) / (mask.sum() + moved.sum())
         assert float(lines[name]["dice"]) == pytest.approx(dice, abs=1e-6)
-
-
-def test_only_the_patches_that_it_holds_count(label_maps, tmp_path):
-    names = shift(label_maps, tmp_path / "masks", slice(0, None, 2))
-    (comparison,) = compare(configure(tmp_path / "masks"), "image", "mask")
-    assert len(comparison.patches) == len(names) < len(list(label_maps.glob("*.png")))
+    folder = open_predictor(f"masks:{tmp_path / 'masks'}", (), "mask")
+    backwards = patches.take(np.arange(len(patches))[::-1])
+    answers = [folder.answer(those, {}, "mask", (32, 32, 1)) for those in (patches, backwards)]
+    np.testing.assert_array_equal(answers[1], answers[0][::-1])
 
 
 def test_folds_complete_each_other_and_seeds_repeat(label_maps, tmp_path):
-    for fold in range(2):
-        shift(label_maps, tmp_path / f"fold{fold}", slice(fold, None, 2))
+    """Only the patches count that a folder has."""
+    names = [shift(label_maps, tmp_path / f"fold{fold}", slice(fold, None, 2)) for fold in range(2)]
     folds = [f"masks:{tmp_path / f'fold{fold}'}" for fold in range(2)]
-    (comparison,) = compare(
-        configure("", models={"nnU-Net": folds}), "image", "mask", allow_repeats=True
-    )
-    assert set(comparison.folds["nnU-Net"]) == {0, 1}
-    twice = {"nnU-Net": [folds[0], folds[0]]}
-    (comparison,) = compare(configure("", models=twice), "image", "mask", allow_repeats=True)
-    assert len(comparison.list_runs("nnU-Net")) == 2
+    for uris, fold_numbers, runs in ((folds, {0, 1}, 1), ([folds[0], folds[0]], {0}, 2)):
+        config = configure("", models={"nnU-Net": uris})
+        (comparison,) = compare(config, "image", "mask", allow_repeats=True)
+        assert set(comparison.folds["nnU-Net"]) == fold_numbers
+        assert len(comparison.patches) == len(set().union(*names[: len(fold_numbers)]))
+        assert len(comparison.list_runs("nnU-Net")) == runs
 
 
 def test_what_can_not_be_read_is_named(label_maps, tmp_path):
     names = sorted(shift(label_maps, tmp_path / "masks"))
     path = tmp_path / "masks" / f"{names[0]}.png"
-    cv2.imwrite(str(path), np.zeros((16, 32), np.uint8))
-    with pytest.raises(DataError, match=f"{names[0]}.png: has 16 x 32 px, and data.size is 32"):
-        compare(configure(path.parent), "image", "mask")
-    path.write_bytes(b"")
-    with pytest.raises(DataError, match=f"{names[0]}.png: is no PNG file with one channel"):
-        compare(configure(path.parent), "image", "mask")
-    path.unlink()
-    with pytest.raises(DataError, match=f"{names[0]}.png: the mask of a patch can't be read"):
-        compare(configure(path.parent, patients="all"), "image", "mask")
-
-
-def test_it_holds_masks_alone(tmp_path):
-    with pytest.raises(ExportError, match="holds masks"):
-        compare(configure(tmp_path), "mask", "image")
-    with pytest.raises(ExportError, match="PNG files"):
-        compare(configure(tmp_path), "image", "mask")
+    for damage, said in (
+        (lambda: cv2.imwrite(str(path), np.zeros((16, 32), np.uint8)), "has 16 x 32 px"),
+        (lambda: path.write_bytes(b""), "is no PNG file"),
+        (path.unlink, "the mask of a patch can't be read"),
+    ):
+        damage()
+        with pytest.raises(DataError, match=f"{names[0]}.png: {said}"):
+            compare(configure(path.parent, patients="all"), "image", "mask")
+    for inputs, said in ((("mask", "image"), "holds masks"), (("image", "mask"), "PNG files")):
+        with pytest.raises(ExportError, match=said):
+            compare(configure(tmp_path), *inputs)

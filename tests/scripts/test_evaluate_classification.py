@@ -16,7 +16,6 @@ from scipy import special, stats
 
 from tests.facts import find, read_csv, read_rows
 from tfmammo import archives
-from tfmammo import config as configuration
 from tfmammo.archives.phantom import read
 from tfmammo.config import DataConfig, dump
 from tfmammo.data.sampling import is_normal
@@ -532,26 +531,6 @@ def test_bad_input_is_one_sentence(config, subsets, tiny_contextual, generators)
             config(shares=shares)
     with pytest.raises(ValueError, match="seeds"):
         config(seeds=(1, 1))
-
-
-def test_the_study_and_the_training_have_the_same_values(repository):
-    alone = configuration.load(
-        repository / "configs/classifier.yaml", ["model.synthetic=runs/synthetic"], ClassifierConfig
-    )
-    whole = configuration.parse(study.StudyConfig, repository / "configs/classification.yaml")
-    # percentiles of each patch would hide what a lesion adds
-    assert whole.experiment.data.window == (0, 1) and whole.experiment == alone
-    assert whole.shares == (0, 0.1, 0.25, 0.5, 0.75, 1) and len(whole.seeds) == 3
-    bulk = configuration.parse(PatchSynthesisConfig, repository / "configs/patch_synthesis.yaml")
-    assert bulk.generators == whole.generators and bulk.count == 5000
-
-
-def test_synthetic_patches_are_in_the_figure_in_their_colours(synthetic):
-    groups = ["real normal"] * 3 + ["synthetic mass"] * 2
-    drawn = effects.draw_embedding(groups, np.arange(10.0).reshape(5, 2))
-    labels = [text.get_text() for text in drawn.axes[0].get_legend().get_texts()]
-    assert labels == ["real normal, 3", "synthetic mass, 2"]
-    assert set(PatchSet.read(synthetic).patches.kinds.tolist()) == {"mass", "normal"}
 
 
 @pytest.mark.slow

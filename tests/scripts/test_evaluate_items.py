@@ -7,10 +7,9 @@ import json
 import cv2
 import numpy as np
 import pytest
-import tensorflow as tf
 
 from tests.commands import run_module_here
-from tests.exported_detectors import write_ssd_card
+from tests.exported_detectors import save_detector, write_ssd_card
 from tests.facts import find, read_csv, read_rows
 from tests.known_networks import KnownCAN
 from tfmammo.config import DataConfig
@@ -61,13 +60,6 @@ def test_defects_of_an_image_without_texture(run, known):
         *("table.md", "rows.csv", "per_image.csv"),
         *("sheet-random.png", "sheet-best-CAN.png", "sheet-worst-CAN.png"),
     }
-
-
-def test_what_defects_refuses(run, known):
-    with pytest.raises(DataError, match="models: real"):
-        run("defects", *SMALL, f"models={{real: {known}}}")
-    with pytest.raises(ConfigError, match="tail"):
-        run("defects", *SMALL, f"models={{CAN: {known}}}", "tail=0.5")
 
 
 def test_segmentation_by_pathology(run, known):
@@ -135,59 +127,41 @@ def test_croppings_need_no_model(run):
     assert {path.name for path in output.iterdir()} == {"rows.csv", "croppings.png"}
 
 
-def test_what_frames_refuses(run, known, tmp_path):
-    with pytest.raises(ConfigError, match="models.loose: names no model"):
-        run("frames", *SMALL, "models={loose: {}}")
+def test_what_is_refused(run, known, tmp_path):
     leaky = tmp_path / "leaky"
-    split = DATA.model_copy(
-        update={"split": "paper", "paper_samples": 30, "paper_test": 10, "frame": "loose"}
-    )
+    changes = {"split": "paper", "paper_samples": 30, "paper_test": 10, "frame": "loose"}
+    split = DATA.model_copy(update=changes)
     patches = datasets.load_all_patches(split)
-    _, held_out = splits.split(patches, split)
     card = {
         "split": "paper",
         "train_patients": sorted(set(patches.patient_ids.tolist())),
-        "held_out_ids": held_out.ids.tolist(),
+        "held_out_ids": splits.split(patches, split)[1].ids.tolist(),
         "config": {"data": split.model_dump(mode="json")},
     }
     export.export(KnownCAN("known", SIZE, 0.5), leaky / "export", card)
-    with pytest.raises(DataError, match="models.loose"):
-        run("frames", *SMALL, f"models={{loose: {{A: {leaky}}}}}")
+    for name, models, others, error, key in (
+        ("defects", f"{{real: {known}}}", (), ConfigError, "models: real"),
+        ("defects", f"{{CAN: {known}}}", ("tail=0.5",), ConfigError, "tail"),
+        ("frames", "{loose: {}}", (), ConfigError, "models.loose: names no model"),
+        ("frames", f"{{loose: {{A: {leaky}}}}}", (), DataError, "models.loose"),
+    ):
+        with pytest.raises(error, match=key):
+            run(name, *SMALL, f"models={models}", *others)
 
 
 @pytest.fixture(scope="module")
 def blind(tmp_path_factory):
     """A detector that was trained on nobody, and always finds one box in the corner."""
     folder = tmp_path_factory.mktemp("blind") / "export"
-    boxes = tf.constant([[[0.0, 0.0, 0.1, 0.1]]])
-
-    @tf.function(
-        input_signature=[tf.TensorSpec([None, None, None, 3], tf.float32, name="input_tensor")]
-    )
-    def detect(input_tensor):
-        return {
-            "detection_boxes": boxes,
-            "detection_scores": tf.constant([[0.5]]),
-            "detection_classes": tf.ones([1, 1]),
-            "num_detections": tf.ones([1]),
-        }
-
-    tf.saved_model.save(
-        tf.Module(), str(folder / "saved_model"), signatures=detect.get_concrete_function()
-    )
+    save_detector(folder / "saved_model", [[0.0, 0.0, 0.1, 0.1]], [0.5])
     write_ssd_card(folder, DataConfig(size=64))
     return str(folder.parent)
 
 
 def test_detectors_are_compared_on_one_set(run, blind):
-    output = run(
-        "detectors",
-        "data.phantoms=8",
-        "samples=20",
-        "boxes=20",
-        "fppi=[1, 4]",
-        f"detectors={{SSD: {blind}, Mask R-CNN: {blind}}}",
-    )
+    models = f"detectors={{SSD: {blind}, Mask R-CNN: {blind}}}"
+    small = ("data.phantoms=8", "samples=20", "boxes=20", "fppi=[1, 4]")
+    output = run("detectors", *small, models)
     facts = read_rows(output)
     ssd, mask_rcnn = (find(facts, name, "tpr@4", "froc") for name in ("SSD", "Mask R-CNN"))
     assert ssd.value == mask_rcnn.value == 0
@@ -211,13 +185,8 @@ def test_mammograms_with_synthetic_masses(run, repository, tmp_path):
         "tfmammo.synthesis", "--config", config, "--output", made, "--set", *values, *settings
     )
     assert done.returncode == 0, done.stderr
-    output = run(
-        "mammograms",
-        "data.name=phantom",
-        "data.phantoms=12",
-        "samples=50",
-        f"sets={{poisson: {made}}}",
-    )
+    small = ("data.name=phantom", "data.phantoms=12", "samples=50", f"sets={{poisson: {made}}}")
+    output = run("mammograms", *small)
     facts = read_rows(output)
     contrast, before = (
         find(facts, "poisson", key, "masses") for key in ("contrast", "contrast_before")
@@ -233,13 +202,7 @@ def test_mammograms_with_synthetic_masses(run, repository, tmp_path):
     trained_on = {first["patient"], second["patient_of_lesion"]}
     patients = json.loads((made / "patients.json").read_text())
     (made / "patients.json").write_text(json.dumps(patients | {"trained_on": sorted(trained_on)}))
-    output = run(
-        "mammograms",
-        "data.name=phantom",
-        "data.phantoms=12",
-        "samples=50",
-        f"sets={{poisson: {made}}}",
-    )
+    output = run("mammograms", *small)
     rows = [row for row in read_csv(output / "masses.csv") if row["set"] == "poisson"]
     for row in rows:
         is_known = bool({row["patient"], row["patient_of_lesion"]} & trained_on)

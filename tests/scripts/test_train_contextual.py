@@ -17,26 +17,13 @@ from tfmammo.models.contextual import Contextual, ContextualConfig
 from tfmammo.nn.layers import sample_latent_noise
 from tfmammo.studies import progressive
 
-TINY = [
-    "model.filters=[3,4,8]",
-    "model.discriminator_factor=1",
-    "model.attention=4",
-    "model.border=1",
-    "model.start=8",
-    "data.size=32",
-]
-
-
-@pytest.fixture(scope="module")
-def main(load_script):
-    """The main of train/contextual.py."""
-    return load_script("train/contextual").main
+TINY = ["model.filters=[3,4,8]", "model.discriminator_factor=1", "model.attention=4"]
+TINY += ["model.border=1", "model.start=8", "data.size=32"]
 
 
 def experiment(repository, *overrides):
-    return configuration.load(
-        repository / "configs/contextual.yaml", [*TINY, *overrides], ContextualConfig
-    )
+    file = repository / "configs/contextual.yaml"
+    return configuration.load(file, [*TINY, *overrides], ContextualConfig)
 
 
 def test_a_stage_that_ends_before_its_level_is_faded_in_is_refused(repository):
@@ -52,29 +39,15 @@ def test_a_stage_that_ends_before_its_level_is_faded_in_is_refused(repository):
     progressive.check_fading(short, [32], 1)
 
 
-def test_it_is_refused_before_anything_is_read_or_written(main, repository, tmp_path, monkeypatch):
-    overrides = [
-        *TINY,
-        "model.fade_steps=10",
-        "training.steps=9",
-        f"data.root={tmp_path / 'nowhere'}",
-    ]
-    config = repository / "configs/contextual.yaml"
-    monkeypatch.setattr(
-        sys,
-        "argv",
-        [
-            "contextual.py",
-            "--config",
-            str(config),
-            "--output",
-            str(tmp_path / "out"),
-            "--set",
-            *overrides,
-        ],
-    )
+def test_it_is_refused_before_anything_is_read_or_written(
+    load_script, repository, tmp_path, monkeypatch
+):
+    overrides = [*TINY, "model.fade_steps=10", "training.steps=9", f"data.root={tmp_path}/nowhere"]
+    options = ["--config", str(repository / "configs/contextual.yaml")]
+    options += ["--output", str(tmp_path / "out"), "--set", *overrides]
+    monkeypatch.setattr(sys, "argv", ["contextual.py", *options])
     with pytest.raises(ConfigError, match="training.steps: 9 end before"):
-        main()
+        load_script("train/contextual").main()
     assert not list(tmp_path.iterdir())
 
 
@@ -128,13 +101,10 @@ def make_average(level):
     """A generator whose lesion is a square, `level` high, where the first random number is > 0."""
     square = np.zeros((1, 32, 32, 1), np.float32)
     square[:, 8:24, 8:24] = level
+    specs = [tf.TensorSpec([None, 32, 32, 1], tf.float32, "image")]
+    specs += [tf.TensorSpec([None, 3], tf.float32, "noise")]
 
-    @tf.function(
-        input_signature=[
-            tf.TensorSpec([None, 32, 32, 1], tf.float32, "image"),
-            tf.TensorSpec([None, 3], tf.float32, "noise"),
-        ]
-    )
+    @tf.function(input_signature=specs)
     def average(image, noise):
         active = tf.cast(noise[:, 0] > 0, tf.float32)[:, None, None, None]
         lesion = active * square

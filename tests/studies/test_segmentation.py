@@ -74,17 +74,9 @@ def test_the_committed_rows_are_those_of_the_shipped_config(tmp_path):
 
 def write_scores(folder, cases):
     """Write rows of (arm, model, seed, patient, case, Dice); the other measures are 0.5."""
-    rows = [
-        dict(
-            zip(
-                ("arm", "model", "fold", "seed", "patient", "case"),
-                (arm, model, 0, *key),
-                strict=True,
-            )
-        )
-        | {"accuracy": 0.5, "dice": dice, "jaccard": 0.5, "mcc": 0.5}
-        for arm, model, *key, dice in cases
-    ]
+    names = ("arm", "model", "seed", "patient", "case", "dice")
+    others = {"fold": 0, "accuracy": 0.5, "jaccard": 0.5, "mcc": 0.5}
+    rows = [dict(zip(names, case, strict=True)) | others for case in cases]
     write_csv(folder / SCORES, rows)
 
 

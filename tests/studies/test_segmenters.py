@@ -29,13 +29,12 @@ def make_config(**values):
 
 
 def test_the_plan_trains_each_model_on_each_fold_with_each_seed(tmp_path):
-    wanted = make_config(
-        training={"steps": 7},
-        models={
-            "can": {"title": "CAN", "set": {"model": {"filters": [4, 8]}}},
-            "unet": {"title": "U-Net", "config": str(tmp_path / "mine.yaml")},
-        },
-    )
+    mine = str(tmp_path / "mine.yaml")
+    models = {
+        "can": {"title": "CAN", "set": {"model": {"filters": [4, 8]}}},
+        "unet": {"title": "U-Net", "config": mine},
+    }
+    wanted = make_config(training={"steps": 7}, models=models)
     steps = plan_steps(wanted, tmp_path, shipped.ROOT, "parent")
     assert [step.name for step in steps] == [
         f"{name}/fold{fold}/seed{seed}"
@@ -44,16 +43,10 @@ def test_the_plan_trains_each_model_on_each_fold_with_each_seed(tmp_path):
         for name in ("can", "unet")
     ]
     last = steps[-1]
-    assert {
-        "data.fold=1",
-        "data.folds=2",
-        "data.size=32",
-        "training.seed=1",
-        "training.steps=7",
-    } <= {*last.overrides}
-    assert str(tmp_path / "mine.yaml") in last.command
+    shared = {"data.folds=2", "data.size=32", "training.steps=7"}
+    assert {"data.fold=1", "training.seed=1", *shared} <= {*last.overrides}
+    assert mine in last.command and "model.filters=[4, 8]" not in last.overrides
     assert "model.filters=[4, 8]" in steps[0].overrides
-    assert "model.filters=[4, 8]" not in last.overrides
     # the run that shows them all changes no result
     assert "tracking.parent=parent" in last.ignored_args and "parent" not in str(last.command)
 
@@ -85,10 +78,11 @@ def finished(tmp_path_factory):
     """A comparison whose runs are networks that are known, written up."""
     output = tmp_path_factory.mktemp("comparison")
     wanted = make_config()
-    levels = {"can": 0.5, "unet": 0.7}
+    training = TrainingConfig(batch_size=4, precision="float32").model_dump(mode="json")
     for fold in range(2):
         data = DataConfig(**DATA, folds=2, fold=fold)
         train, _ = splits.split(datasets.load_all_patches(data), data)
+        config = {"training": training, "model": CANConfig().model_dump(mode="json")}
         card = {
             "name": "can",
             "step": 1200,
@@ -97,15 +91,9 @@ def finished(tmp_path_factory):
             "git_commit": "c0ffee",
             "git_dirty": "false",
             "precision": "float32",
-            "config": {
-                "data": data.model_dump(mode="json"),
-                "training": TrainingConfig(batch_size=4, precision="float32").model_dump(
-                    mode="json"
-                ),
-                "model": CANConfig().model_dump(mode="json"),
-            },
+            "config": {"data": data.model_dump(mode="json"), **config},
         }
-        for name, level in levels.items():
+        for name, level in {"can": 0.5, "unet": 0.7}.items():
             network = output / "networks" / name
             if not network.is_dir():  # one network for all runs of its model
                 export.export(KnownCAN("can", 32, level), network, card)

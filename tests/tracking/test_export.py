@@ -12,6 +12,7 @@ import tensorflow as tf
 
 from tests.known_networks import make_functions
 from tfmammo.errors import ExportError
+from tfmammo.mammogram import key_check
 from tfmammo.tracking.export import assign, export, find_function, load, read_card
 from tfmammo.tracking.export.writing import _compare_answers
 
@@ -30,34 +31,27 @@ class Model(keras.Model):
     and a critic of pairs.
     """
 
+    random = False
+
     def __init__(self, filters=1, dropout=0.0, extra=None, scale=1.0, name="tiny"):
         super().__init__(name=name)
         self.scale = scale
+        critic = [keras.Input((SIZE, SIZE, 2)), keras.layers.Conv2D(1, 3)]
         self.networks = {
             "generator": self._network(filters, dropout, extra),
             "inverter": self._network(filters, 0.0, None),
+            "critic": keras.Sequential(critic),
         }
-        self.networks["critic"] = keras.Sequential(
-            [keras.Input((SIZE, SIZE, 2)), keras.layers.Conv2D(1, 3)]
-        )
         # A fresh convolution can be near 0; these values are known instead.
         self.networks["generator"].layers[0].bias.assign(tf.fill([filters], 0.25))
 
     @staticmethod
     def _network(filters, dropout, extra):
-        layers = [
-            keras.Input((SIZE, SIZE, 1)),
-            keras.layers.Conv2D(filters, 1),
-            keras.layers.BatchNormalization(),
-        ]
+        layers = [keras.Input((SIZE, SIZE, 1)), keras.layers.Conv2D(filters, 1)]
+        layers += [keras.layers.BatchNormalization()]
         layers += [keras.layers.Dropout(dropout)] * bool(dropout) + [extra] * bool(extra)
-        return keras.Sequential(
-            [
-                *layers,
-                keras.layers.Conv2D(1, 1),
-                keras.layers.Activation("sigmoid", dtype="float32"),
-            ]
-        )
+        activation = keras.layers.Activation("sigmoid", dtype="float32")
+        return keras.Sequential([*layers, keras.layers.Conv2D(1, 1), activation])
 
     def functions(self):
         @tf.function(input_signature=[tf.TensorSpec([None, SIZE, SIZE, 1], tf.float32, "mask")])
@@ -66,8 +60,6 @@ class Model(keras.Model):
             return {"image": self.scale * self.networks["generator"](mask, training=training)}
 
         return make_functions(self.networks, SIZE) | {"generator": generator}
-
-    random = False
 
 
 class DropoutModel(Model):
@@ -80,9 +72,8 @@ class DropoutModel(Model):
 def exported(tmp_path_factory):
     """A model and its export, for tests that only read."""
     model = Model(filters=2)
-    return model, export(
-        model, tmp_path_factory.mktemp("exported") / "export", {"name": "can", "step": 1}
-    )
+    folder = tmp_path_factory.mktemp("exported") / "export"
+    return model, export(model, folder, {"name": "can", "step": 1})
 
 
 @pytest.fixture
@@ -141,14 +132,11 @@ def test_another_writer_describes_what_it_wrote_and_fails_whole(tmp_path):
 
 def test_inputs_go_by_name_or_by_the_cards_order(exported, batch):
     model, directory = exported
-    mask = batch
-    image = 1 - batch
+    mask, image = batch, 1 - batch
     eager = model.networks["critic"](tf.concat([mask, image], -1)).numpy()
     critic = load(directory, "critic")
-    np.testing.assert_allclose(critic(mask, image)["logits"], eager, rtol=1e-5, atol=1e-6)
-    np.testing.assert_allclose(
-        critic(image=image, mask=mask)["logits"], eager, rtol=1e-5, atol=1e-6
-    )
+    for answer in (critic(mask, image), critic(image=image, mask=mask)):
+        np.testing.assert_allclose(answer["logits"], eager, rtol=1e-5, atol=1e-6)
     assert not np.allclose(critic(image, mask)["logits"], eager, atol=1e-3)
 
 
@@ -157,11 +145,7 @@ def test_inputs_go_by_name_or_by_the_cards_order(exported, batch):
     [
         ((), {}, "takes mask, image, got 0"),
         ((np.zeros((1, 4, 4, 1)),), {"mask": np.zeros((1, 4, 4, 1))}, "takes mask, image, got 1"),
-        (
-            (np.zeros((1, 4, 4, 1)), np.zeros((1, 4, 5, 1))),
-            {},
-            r"image .*\[n, 4, 4, 1\]",
-        ),
+        ((np.zeros((1, 4, 4, 1)), np.zeros((1, 4, 5, 1))), {}, r"image .*\[n, 4, 4, 1\]"),
         ((np.zeros((4, 4, 1)), np.zeros((1, 4, 4, 1))), {}, r"mask must have the shape"),
     ],
 )
@@ -171,28 +155,14 @@ def test_wrong_inputs_are_one_sentence(exported, arguments, named, message):
         critic(*arguments, **named)
 
 
-@pytest.mark.parametrize(
-    "kind",
-    [np.asarray, lambda values: tf.constant(values, tf.float32)],
-    ids=["numpy", "tensorflow"],
-)
-@pytest.mark.parametrize(
-    ("bad", "reach"),
-    [
-        (255.0, "0.5 to 255"),
-        (-0.01, "-0.01 to 0.5"),
-        (np.nan, "nan to nan"),
-        (np.inf, "0.5 to inf"),
-        (1.001, "0.5 to 1.001"),
-    ],
-)
-def test_values_outside_the_range_are_one_sentence(exported, kind, bad, reach):
+@pytest.mark.parametrize("kind", [np.asarray, tf.constant], ids=["numpy", "tensorflow"])
+@pytest.mark.parametrize("bad", [255.0, -0.01, np.nan, np.inf, 1.001])
+def test_values_outside_the_range_are_one_sentence(exported, kind, bad):
     """A picture times 255 would otherwise be answered, and look right."""
     values = np.full((2, SIZE, SIZE, 1), 0.5, np.float32)
     values[1, 2, 3] = bad
-    with pytest.raises(
-        ExportError, match=rf"inverter: image must lie in \[0, 1\], but reaches from {reach}$"
-    ):
+    said = rf"inverter: image must lie in \[0, 1\], but reaches from .*{bad:g}"
+    with pytest.raises(ExportError, match=said):
         load(exported[1], "inverter")(kind(values))
     with pytest.raises(ExportError, match=r"critic: mask must lie in \[0, 1\]"):
         load(exported[1], "critic")(mask=kind(values), image=kind(np.zeros_like(values)))
@@ -203,12 +173,8 @@ def test_values_at_the_ends_of_the_range_and_whole_numbers_are_taken(exported):
     ends = np.zeros((1, SIZE, SIZE, 1), np.float32)
     ends[0, 0] = 1
     expected = inverter(ends)["mask"]
-    for same in (
-        ends.astype(np.uint8),
-        ends.astype(np.float64),
-        tf.constant(ends, tf.uint8),
-        ends > 0,
-    ):
+    whole = ends.astype(np.uint8)
+    for same in (whole, ends.astype(np.float64), tf.constant(whole), ends > 0):
         np.testing.assert_array_equal(inverter(same)["mask"], expected)
     rounded = inverter(ends * np.float32(1 + 5e-6))["mask"]  # what resampling makes of 1
     np.testing.assert_allclose(rounded, expected, atol=1e-5)
@@ -226,44 +192,34 @@ def test_the_card_describes_functions_and_keeps_what_it_was_given(tmp_path):
         "format": 99,
     }
     directory = export(Model(filters=2), tmp_path / "export", given)
-
-    def refuse(constant):
-        raise AssertionError(f"{constant} is no JSON")
-
-    card = json.loads((directory / "card.json").read_text(), parse_constant=refuse)
-    assert card == read_card(directory)
-    assert (
-        card["format"] == 1
-        and card["name"] == "can"
-        and card["step"] == 40
-        and card["git_commit"] is None
-    )
-    assert card["metrics"] == {"validation_dice": 0.5, "loss": None} and card["patients"] == [
-        "a0",
-        "b1",
-    ]
-    assert card["config"] == {"data": {"root": "some/where", "percentiles": [0.5, 99.5]}}
+    text = (directory / "card.json").read_text()
+    assert "NaN" not in text, "that is no JSON"
+    card = read_card(directory)
+    assert card == json.loads(text)
+    expected = {
+        "format": 1,
+        "id_key": key_check(),
+        "name": "can",
+        "step": 40,
+        "git_commit": None,
+        "metrics": {"validation_dice": 0.5, "loss": None},
+        "patients": ["a0", "b1"],
+        "config": {"data": {"root": "some/where", "percentiles": [0.5, 99.5]}},
+        # 1x1 convolution to two channels 4, normalisation 8, 1x1 convolution to one 3; a 3x3
+        # convolution of two channels 19
+        "networks": {"generator": 15, "inverter": 15, "critic": 19},
+    }
+    assert {key: card[key] for key in expected} == expected
     assert list(card["versions"]) == ["tensorflow", "keras", "numpy", "Python"]
-    assert card["versions"]["tensorflow"] == tf.__version__
-    # 1x1 convolution to two channels 4, normalisation 8, 1x1 convolution to one 3; a 3x3
-    # convolution of two channels 19
-    assert card["networks"] == {"generator": 15, "inverter": 15, "critic": 19}
     critic = card["functions"]["critic"]
     square = {"shape": [None, 4, 4, 1], "dtype": "float32", "range": [0.0, 1.0]}
     assert critic["inputs"] == {"mask": square, "image": square}
-    assert critic["outputs"] == {
-        "logits": {"shape": [None, 2, 2, 1], "dtype": "float32", "range": None}
-    }
+    logits = {"shape": [None, 2, 2, 1], "dtype": "float32", "range": None}
+    assert critic["outputs"] == {"logits": logits}
     assert critic["variables"] == ["kernel 3x3x2x1", "bias 1"]
-
-
-def test_the_card_serves_segmentation_unless_told_otherwise(directory):
-    assert read_card(directory)["serves"] == "inverter"
-    assert read_card(export(Model(), directory, {"serves": "critic"}))["serves"] == "critic"
-
-
-def test_the_model_names_the_card_where_nobody_does(tmp_path):
-    assert read_card(export(Model(name="pix"), tmp_path / "export", {}))["name"] == "pix"
+    assert card["serves"] == "inverter", "segmentation, unless told otherwise"
+    other = read_card(export(Model(name="pix"), directory, {"serves": "critic"}))
+    assert (other["serves"], other["name"]) == ("critic", "pix")
 
 
 def make_half(policy):
@@ -315,16 +271,11 @@ def test_outputs_are_compared_on_their_own_scale():
 
 def test_dropout_at_inference_draws_alike_and_the_model_is_left_as_it_was(tmp_path, batch):
     model = DropoutModel(filters=8, dropout=0.5)
-    before = [
-        variable.numpy() for network in model.networks.values() for variable in network.variables
-    ]
-    directory = export(model, tmp_path / "export", {})
-    after = [
-        variable.numpy() for network in model.networks.values() for variable in network.variables
-    ]
-    for old, other in zip(before, after, strict=True):
-        np.testing.assert_array_equal(old, other)
-    generate = load(directory, "generator")
+    variables = [one for network in model.networks.values() for one in network.variables]
+    before = [variable.numpy() for variable in variables]
+    generate = load(export(model, tmp_path / "export", {}), "generator")
+    for old, variable in zip(before, variables, strict=True):
+        np.testing.assert_array_equal(old, variable.numpy())
     # or this test shows nothing
     assert not np.allclose(generate(batch)["image"], generate(batch)["image"])
 
@@ -351,27 +302,23 @@ def test_a_function_may_use_more_than_its_own_network(tmp_path, batch):
 
 def test_a_new_export_replaces_the_old_one_whole(tmp_path, directory):
     (directory / "stray").touch()
+    (tmp_path / ".export.new" / "generator").mkdir(parents=True)  # what a killed process leaves
+    assert read_card(directory)["step"] == 1
     assert export(Model(), directory, {"step": 2}) == directory
-    assert read_card(directory)["step"] == 2
-    assert leftovers(directory) == ["card.json", "critic", "generator", "inverter"] and leftovers(
-        tmp_path
-    ) == ["export"]
+    assert read_card(directory)["step"] == 2 and leftovers(tmp_path) == ["export"]
+    assert leftovers(directory) == ["card.json", "critic", "generator", "inverter"]
 
 
 def test_a_folder_that_holds_something_else_is_not_replaced(tmp_path):
     (tmp_path / "thesis.tex").touch()
-    with pytest.raises(ExportError, match="exists and is no export"):
-        export(Model(), tmp_path, {})
-    with pytest.raises(ExportError, match="exists and is no export"):
-        export(Model(), tmp_path / "thesis.tex", {})
+    for place, said in (
+        (tmp_path, "exists and is no export"),
+        (tmp_path / "thesis.tex", "exists and is no export"),
+        (tmp_path / "thesis.tex" / "export", "can't be written"),
+    ):
+        with pytest.raises(ExportError, match=said):
+            export(Model(), place, {})
     assert leftovers(tmp_path) == ["thesis.tex"]
-
-
-def test_a_crash_while_writing_leaves_the_old_export(tmp_path, directory):
-    (tmp_path / ".export.new" / "generator").mkdir(parents=True)  # what a killed process leaves
-    assert read_card(directory)["step"] == 1
-    export(Model(), directory, {"step": 2})
-    assert read_card(directory)["step"] == 2 and leftovers(tmp_path) == ["export"]
 
 
 def test_a_crash_between_the_two_moves_leaves_the_old_export_readable(
@@ -379,20 +326,11 @@ def test_a_crash_between_the_two_moves_leaves_the_old_export_readable(
 ):
     directory.rename(tmp_path / ".export.old")
     assert read_card(directory)["step"] == 1
-    np.testing.assert_allclose(
-        load(directory, "inverter")(batch)["mask"],
-        exported[0].networks["inverter"](batch),
-        rtol=1e-5,
-    )
+    expected = exported[0].networks["inverter"](batch)
+    np.testing.assert_allclose(load(directory, "inverter")(batch)["mask"], expected, rtol=1e-5)
     assign(Model(filters=2).networks, directory)
     export(Model(), directory, {"step": 2})
     assert read_card(directory)["step"] == 2 and leftovers(tmp_path) == ["export"]
-
-
-def test_a_folder_that_cannot_be_written_is_one_sentence(tmp_path):
-    (tmp_path / "file").touch()
-    with pytest.raises(ExportError, match="can't be written"):
-        export(Model(), tmp_path / "file" / "export", {})
 
 
 @pytest.mark.parametrize(
@@ -431,16 +369,13 @@ def test_a_card_of_wrong_form_names_the_key(directory, change, key):
         read_card(directory)
 
 
-def test_find_says_what_the_export_is_instead(exported):
+def test_what_an_export_has_not_got_is_named(exported):
     directory = exported[1]
     assert find_function(directory, {"mask"}, {"image"}) == "generator"
     with pytest.raises(ExportError, match="image, mask"):
         find_function(directory, {"mask", "image"}, {"image"})
-
-
-def test_an_unknown_function_is_one_sentence(exported):
     with pytest.raises(ExportError, match="function renderer"):
-        load(exported[1], "renderer")
+        load(directory, "renderer")
 
 
 def test_assign_copies_every_variable_into_a_model_of_another_precision(tmp_path):
@@ -459,26 +394,20 @@ def test_assign_copies_every_variable_into_a_model_of_another_precision(tmp_path
 
 
 def test_assign_names_what_does_not_fit_and_changes_nothing(exported):
-    directory = exported[1]
     fits = Model(filters=2).networks
-    wide = {
-        "generator": fits["generator"],
-        "inverter": Model(filters=3).networks["inverter"],
-        "critic": fits["critic"],
-    }
-    before = wide["generator"].layers[0].kernel.numpy()
-    message = (
-        r"holds a model for can whose inverter has variable 0 of name and shape kernel "
-        r"1x1x1x2, this one has kernel 1x1x1x3 \("
-    )
-    with pytest.raises(ExportError, match=message):
-        assign(wide, directory)
-    np.testing.assert_array_equal(wide["generator"].layers[0].kernel.numpy(), before)
-    two = {name: fits[name] for name in ("generator", "critic")}
-    with pytest.raises(ExportError, match="critic, generator$"):
-        assign(two, directory)
-    with pytest.raises(ExportError, match="critic has 2"):
-        assign(fits | {"critic": fits["generator"]}, directory)
+    before = fits["generator"].layers[0].kernel.numpy()
+    wide = "inverter has variable 0 of name and shape kernel 1x1x1x2, this one has kernel 1x1x1x3"
+    for networks, said in (
+        (
+            fits | {"inverter": Model(filters=3).networks["inverter"]},
+            f"a model for can whose {wide}",
+        ),
+        ({name: fits[name] for name in ("generator", "critic")}, "critic, generator$"),
+        (fits | {"critic": fits["generator"]}, "critic has 2"),
+    ):
+        with pytest.raises(ExportError, match=said):
+            assign(networks, exported[1])
+    np.testing.assert_array_equal(fits["generator"].layers[0].kernel.numpy(), before)
 
 
 @pytest.mark.parametrize("damaged", ["saved_model.pb", "variables/variables.index"])
@@ -489,11 +418,7 @@ def test_a_damaged_saved_model_is_one_sentence(directory, damaged):
 
 
 def test_reading_runs_no_pickle(exported, batch, monkeypatch):
-    def refuse(*arguments, **named):
-        raise AssertionError("something was unpickled")
-
     for name in ("load", "loads", "Unpickler"):
-        monkeypatch.setattr(pickle, name, refuse)
-    # calling `refuse` would have raised
+        monkeypatch.setattr(pickle, name, lambda *_, **__: pytest.fail("something was unpickled"))
     assert load(exported[1], "inverter")(batch)["mask"].shape == batch.shape
     assign(Model(filters=2).networks, exported[1])

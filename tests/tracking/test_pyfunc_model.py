@@ -4,11 +4,7 @@ in the slow test.
 
 import ast
 import json
-import os
-import signal
-import subprocess
 import sys
-import time
 import urllib.error
 import urllib.request
 from pathlib import Path
@@ -21,7 +17,7 @@ import tensorflow as tf
 from mlflow.exceptions import MlflowException
 
 from tests.known_networks import make_functions
-from tests.ports import find_free_port
+from tests.ports import find_free_port, run_mlflow
 from tfmammo.config import Experiment, TrackingConfig
 from tfmammo.tracking.export import export
 from tfmammo.tracking.pyfunc import NETWORKS
@@ -126,40 +122,24 @@ def test_a_network_sees_eight_patches_at_a_time(model, predict):
 @pytest.mark.parametrize(
     "model_input, params, message",
     [
-        (
-            np.zeros((1, 4, 4)),
-            None,
-            r"image .*\[n, 4, 4, 1\]",
-        ),
+        (np.zeros((1, 4, 4)), None, r"image .*\[n, 4, 4, 1\]"),
         (np.zeros((1, 4, 8, 1)), None, r"not \[1, 4, 8, 1\]"),
         (np.zeros((0, 4, 4, 1)), None, r"not \[0, 4, 4, 1\]"),
-        (
-            np.full((1, 4, 4, 1), 1.01),
-            None,
-            "image .*1.01",
-        ),
-        (np.full((1, 4, 4, 1), -255.0), None, "reaches from -255 to -255"),
-        (np.full((1, 4, 4, 1), np.nan), None, "reaches from nan to nan"),
-        (np.full((1, 4, 4, 1), "a"), None, "image is no regular array of numbers"),
-        ({"image": [[1.0], [1.0, 2.0]]}, None, "image is no regular array of numbers"),
-        ({"image": [[[[10**400]]]]}, None, "image is no regular array of numbers"),
+        (np.full((1, 4, 4, 1), 1.01), None, "image .*1.01"),
+        (np.full((1, 4, 4, 1), -255.0), None, "image .*-255"),
+        (np.full((1, 4, 4, 1), np.nan), None, "image .*nan"),
+        (np.full((1, 4, 4, 1), "a"), None, "image is no regular array"),
+        ({"image": [[1.0], [1.0, 2.0]]}, None, "image is no regular array"),
+        ({"image": [[[[10**400]]]]}, None, "image is no regular array"),
         (
             {"mask": np.zeros((9, 4, 4, 1)), "image": np.zeros((8, 4, 4, 1))},
             {"network": "critic"},
-            "mask and image must hold equally many patches",
+            "mask and image must hold equally many",
         ),
-        ({"mask": np.zeros((1, 4, 4, 1))}, None, "inverter takes image: one array"),
-        ([[1.0]], None, "inverter takes image: one array"),
-        (
-            np.zeros((1, 4, 4, 1)),
-            {"network": "critic"},
-            "critic takes mask and image",
-        ),
-        (
-            np.zeros((1, 4, 4, 1)),
-            {"network": "renderer"},
-            "network renderer",
-        ),
+        ({"mask": np.zeros((1, 4, 4, 1))}, None, "inverter takes image"),
+        ([[1.0]], None, "inverter takes image"),
+        (np.zeros((1, 4, 4, 1)), {"network": "critic"}, "critic takes mask and image"),
+        (np.zeros((1, 4, 4, 1)), {"network": "renderer"}, "network renderer"),
     ],
 )
 def test_bad_input_is_one_sentence(predict, model_input, params, message):
@@ -170,75 +150,28 @@ def test_bad_input_is_one_sentence(predict, model_input, params, message):
 
 
 def test_a_server_needs_nothing_but_tensorflow_mlflow_and_numpy():
-    tree = ast.parse(Path(NETWORKS).read_text(encoding="utf-8"))
-    modules = [node.module for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)]
-    modules += [
-        alias.name
-        for node in ast.walk(tree)
-        if isinstance(node, ast.Import)
-        for alias in node.names
-    ]
-    assert {module.split(".")[0] for module in modules} - sys.stdlib_module_names == {
-        "tensorflow",
-        "mlflow",
-        "numpy",
-    }
+    modules = set()
+    for node in ast.walk(ast.parse(Path(NETWORKS).read_text(encoding="utf-8"))):
+        if isinstance(node, ast.ImportFrom):
+            modules.add(node.module.partition(".")[0])
+        elif isinstance(node, ast.Import):
+            modules |= {alias.name.partition(".")[0] for alias in node.names}
+    assert modules - sys.stdlib_module_names == {"tensorflow", "mlflow", "numpy"}
 
 
 @pytest.fixture
 def server(exported, tmp_path):
     """The address of `mlflow models serve` with the registered model behind it."""
     uri = f"sqlite:///{tmp_path}/mlflow.db"
-    run = Run(
-        Experiment[dict](
-            name="tiny", tracking=TrackingConfig(uri=uri, system_metrics=False), model={}
-        ),
-        tmp_path / "output",
-    )
+    tracking = TrackingConfig(uri=uri, system_metrics=False)
+    run = Run(Experiment[dict](name="tiny", tracking=tracking, model={}), tmp_path / "output")
     assert run.register(exported, 1, {}, best=True) == "1"
-    port = find_free_port()
-    command = [
-        sys.executable,
-        "-m",
-        "mlflow",
-        "models",
-        "serve",
-        "--env-manager",
-        "local",
-        "-m",
-        "models:/tfmammo-tiny@best",
-    ]
-    # MLflow calls uvicorn by name
-    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
-    environment = os.environ | {"MLFLOW_TRACKING_URI": uri, "PATH": path}
-    log = tmp_path / "server.log"
-    with log.open("w") as output:
-        process = subprocess.Popen(
-            [*command, "-h", "127.0.0.1", "-p", str(port)],
-            cwd=tmp_path,
-            env=environment,
-            stdout=output,
-            stderr=output,
-            start_new_session=True,
-        )
-    try:
-        wait_for(f"http://127.0.0.1:{port}/ping", process, log)
-        yield f"http://127.0.0.1:{port}/invocations"
-    finally:
-        if process.poll() is None:
-            os.killpg(process.pid, signal.SIGTERM)
-        process.wait(60)
-
-
-def wait_for(address, process, log):
-    deadline = time.monotonic() + 300  # twenty seconds on an idle machine
-    while time.monotonic() < deadline and process.poll() is None:
-        try:
-            urllib.request.urlopen(address, timeout=5).close()
-            return
-        except OSError:
-            time.sleep(0.5)
-    raise AssertionError(log.read_text())
+    port = str(find_free_port())
+    options = ["models", "serve", "--env-manager", "local", "-m", "models:/tfmammo-tiny@best"]
+    options += ["-h", "127.0.0.1", "-p", port]
+    address = f"http://127.0.0.1:{port}"
+    with run_mlflow(tmp_path, f"{address}/ping", *options, MLFLOW_TRACKING_URI=uri):
+        yield f"{address}/invocations"
 
 
 def post(address, body):
@@ -255,19 +188,13 @@ def post(address, body):
 
 @pytest.mark.slow
 def test_mlflow_serves_a_registered_model(model, server, batch):
-    status, answer = post(server, {"inputs": batch.tolist()})
-    assert status == 200
-    np.testing.assert_allclose(
-        answer["predictions"]["mask"], model.networks["inverter"](batch), rtol=1e-5, atol=1e-6
-    )
-    status, answer = post(server, {"inputs": batch.tolist(), "params": {"network": "generator"}})
-    assert status == 200
-    np.testing.assert_allclose(
-        answer["predictions"]["image"], model.networks["generator"](batch), rtol=1e-5, atol=1e-6
-    )
+    for name, key in (("inverter", "mask"), ("generator", "image")):
+        status, answer = post(server, {"inputs": batch.tolist(), "params": {"network": name}})
+        expected = model.networks[name](batch)
+        assert status == 200
+        np.testing.assert_allclose(answer["predictions"][key], expected, rtol=1e-5, atol=1e-6)
     status, answer = post(server, {"inputs": (255 * batch).tolist()})
     assert status == 400 and "image must lie in [0, 1]" in answer
     status, answer = post(server, {"inputs": batch.tolist(), "params": {"network": "renderer"}})
     assert status == 400 and "there is no network renderer" in answer
-    status, answer = post(server, {"inputs": batch[:, :2].tolist()})
-    assert status == 400
+    assert post(server, {"inputs": batch[:, :2].tolist()})[0] == 400

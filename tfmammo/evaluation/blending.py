@@ -21,13 +21,13 @@ from tfmammo.data.labelled import make_blend_patches
 from tfmammo.data.patches import Patches
 from tfmammo.errors import ConfigError, DataError
 from tfmammo.evaluation import sheets
-from tfmammo.evaluation.comparison import Comparison, EvaluationConfig, ModelURIs, compare
+from tfmammo.evaluation.comparison import Comparison, ModelURIs, compare
 from tfmammo.evaluation.perceptual import (
     SET_MEASURES,
     PatchSample,
+    PerceptualConfig,
     PerceptualScorer,
     Scores,
-    check_size,
 )
 from tfmammo.evaluation.realism import make_tri_labels
 from tfmammo.evaluation.report import ComparisonReport
@@ -61,7 +61,7 @@ OF_BACKGROUND = ("l1_background", "gradient_background")
 DirectMethod = Literal["paste", "poisson", "mixed", "opencv", "opencv_mixed"]
 
 
-class BlendingEvaluationConfig(EvaluationConfig):
+class BlendingEvaluationConfig(PerceptualConfig):
     """Blending networks, inpainting networks, direct methods and a vanilla GAN.
 
     `models` are runs of train/blending.py, train/infilling.py or train/flow.py. `data` is the data
@@ -73,30 +73,26 @@ class BlendingEvaluationConfig(EvaluationConfig):
     """Direct methods of tfmammo.baselines.poisson."""
     vanilla: ModelURIs | None = None
     """Runs of train/vanilla_gan.py, or null."""
-    alexnet: str = "imagenet"
-    """The backbone of LPIPS: "imagenet", a path, or "none"."""
-    heads: str = "published"
-    """The calibrated heads of LPIPS: "published" (the file in the folder that TFMAMMO_WEIGHTS
-    names; without it as "none"), a path, or "none".
-    """
-    inception: str = "imagenet"
-    """The network of FID and KID: "imagenet" (the Inception of 2015-12-05 in the folder that
-    TFMAMMO_WEIGHTS names; without it Keras's), a path, or "none"; see tfmammo.nn.pretrained.
-    """
     folds: int = Field(default=5, ge=2)
     """Folds of the classifier that distinguishes generated patches from real ones; no more than
     groups of patients.
     """
     steps: PositiveInt = 200
     """Training steps of the classifier that distinguishes generated patches from real ones."""
-    rows: PositiveInt = 6
-    """Rows of each sheet: lesions drawn by `seed`, and each method's best and worst by its seam."""
 
 
 def evaluate(config: BlendingEvaluationConfig, output: Path) -> ComparisonReport:
-    """Pair lesions and tissue, run every method, and write the table, CSVs and the sheet."""
-    check_config(config)
-    scorer = PerceptualScorer.load(config.alexnet, config.heads, config.inception)
+    """Pair lesions and tissue, run every method, and write the table, CSVs and the sheet.
+
+    Raises:
+        ConfigError: Patches are too small, a name is taken, or patients are not unseen.
+    """
+    scorer = config.load_scorer()
+    config.refuse_names(REAL, VANILLA, TISSUE, *METHODS)
+    if config.patients != "unseen":
+        raise ConfigError(
+            "patients: lesions and tissue must be of patients that no model was trained on (unseen)"
+        )
     lesions, tissue = pair_with_tissue(config.data, config.seed, output)
     comparison = run_networks(config, lesions, tissue)
     target = tissue.take(find_rows(lesions, comparison.patches))
@@ -120,23 +116,11 @@ def evaluate(config: BlendingEvaluationConfig, output: Path) -> ComparisonReport
     )
     report.add(comparison, scores, facts, (*scorer.describe(), note))
     scorer.write_sources(output / "networks.json")
-    report.write(output)
     panels = {TISSUE: target.images, **images}
     seams = {name: scores[name]["seam"] for name in images if name not in (REAL, VANILLA)}
     sheets.write_sheets(panels, seams, config.rows, config.seed, output / "sheet.png")
+    report.write(output)
     return report
-
-
-def check_config(config: BlendingEvaluationConfig) -> None:
-    """Refuse patches that are too small, reserved names, and patients that are not unseen."""
-    check_size(config.data.size)
-    for name in config.models:
-        if name in (REAL, VANILLA, TISSUE, *METHODS):
-            raise ConfigError(f"models: {name} is the name of a row of its own")
-    if config.patients != "unseen":
-        raise ConfigError(
-            "patients: lesions and tissue must be of patients that no model was trained on (unseen)"
-        )
 
 
 def pair_with_tissue(data: DataConfig, seed: int, output: Path) -> tuple[Patches, Patches]:
@@ -229,7 +213,8 @@ def run_networks(config: BlendingEvaluationConfig, lesions: Patches, tissue: Pat
         return target
 
     def make_pasted(patches: Patches, card: Mapping[str, Any]) -> Images:
-        return paste_channels(find_tissue(patches, card), patches)
+        target = find_tissue(patches, card)
+        return paste(target.images, patches.images, patches.masks.astype(np.float32)).numpy()
 
     def make_holes(patches: Patches, card: Mapping[str, Any]) -> Images:
         target = replace(find_tissue(patches, card), masks=patches.masks)
@@ -239,11 +224,6 @@ def run_networks(config: BlendingEvaluationConfig, lesions: Patches, tissue: Pat
     sources = {"pasted": make_pasted, "tri_label": make_holes}
     # The lesions are cut already: no pixel is read a second time.
     return compare(config, sources, "image", make=lambda *_: lesions, shape=shape)[0]
-
-
-def paste_channels(tissue: Patches, lesions: Patches) -> Images:
-    """Return the input of a blending network: float32 [n, size, size, 3] in [0, 1]."""
-    return paste(tissue.images, lesions.images, lesions.masks.astype(np.float32)).numpy()
 
 
 def find_rows(patches: Patches, some: Patches) -> NDArray[np.intp]:
@@ -366,7 +346,6 @@ def compare_sets(
             seed=config.seed,
             size=min(128, config.data.size),
             steps=config.steps,
-            level=config.level,
         )
         for name in sets
     }

@@ -10,8 +10,8 @@ evaluated on their own held-out copies, in a comparison of their own.
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Annotated, Any, Literal
 
 import numpy as np
@@ -22,7 +22,7 @@ from tfmammo.config import DataConfig, Frozen
 from tfmammo.data import datasets, splits
 from tfmammo.data.extraction import MakePatches, make_patches
 from tfmammo.data.patches import Patches
-from tfmammo.errors import DataError
+from tfmammo.errors import ConfigError, DataError
 from tfmammo.evaluation.networks import Inputs, Predictor, open_predictor, warn_of_other_crops
 from tfmammo.metrics.rows import Fact
 from tfmammo.metrics.summary import Compare, Measure, Scores, summarize
@@ -41,14 +41,20 @@ ModelURIs = Annotated[
 ]
 
 
+# Model -> its networks
+Models = Mapping[str, Sequence[Predictor]]
+# Model -> which of its networks answers each patch: intp [runs, n]
+Assigned = Mapping[str, NDArray[np.intp]]
+
+
 class Settings(Frozen):
-    """What the configs of all comparisons of patches share."""
+    """What the configs of all evaluations on an archive share."""
 
     data: DataConfig = DataConfig()
-    """The patches. Their split is not used."""
+    """The patches or mammograms. Their split is not used."""
     patients: Literal["unseen", "all"] = "unseen"
-    """"unseen" evaluates a patch only with models that were not trained on its patient; "all" with
-    every model.
+    """"unseen" evaluates a patch or mammogram only with models that were not trained on its
+    patient; "all" with every model, of detectors with the first.
     """
     tracking_uri: str | None = None
     """The MLflow server of models:/ URIs; None means the environment's. Where it is set, tables and
@@ -63,7 +69,7 @@ class Settings(Frozen):
 
 
 class EvaluationConfig(Settings):
-    """What the configs of the evaluate scripts share."""
+    """What the configs of all comparisons of models on patches share."""
 
     models: dict[Name, ModelURIs] = Field(min_length=1)
     """Name -> one model URI, or several: the folds of a cross-validation and, for segmentation,
@@ -83,6 +89,16 @@ class EvaluationConfig(Settings):
         settings = self.samples, self.seed, self.level, self.compare
         return summarize(scores, patient_ids, measures, *settings)
 
+    def refuse_names(self, *taken: str) -> None:
+        """Refuse models of a name that a row of the tables has.
+
+        Raises:
+            ConfigError: There is one.
+        """
+        for name in self.models:
+            if name in taken:
+                raise ConfigError(f"models: {name} is the name of a row of its own")
+
 
 INPUTS: Mapping[str, Inputs] = {
     "image": lambda patches, card: patches.images,
@@ -97,7 +113,7 @@ class Comparison:
     Attributes:
         protocol: "unseen", "all" or "paper".
         data: How the patches were made.
-        patches: The patches.
+        patches: Those that all models are eligible for.
         outputs: Model -> float32 [n, s, s, 1], or probabilities [n, classes].
         folds: Model -> intp [n], which of its networks made each output.
         networks: Model -> its networks.
@@ -110,7 +126,7 @@ class Comparison:
     patches: Patches
     outputs: dict[str, NDArray[np.float32]]
     folds: dict[str, NDArray[np.intp]]
-    networks: Mapping[str, Sequence[Predictor]] = field(default_factory=dict)
+    networks: Models = field(default_factory=dict)
     pool: Patches | None = None
     repeats: Mapping[str, Sequence[NDArray[np.float32]]] = field(default_factory=dict)
 
@@ -198,49 +214,67 @@ def compare(
     leaky = {name: group for name, group in models.items() if any(one.is_leaky for one in group)}
     fair = {name: group for name, group in models.items() if name not in leaky}
 
-    def evaluate(
-        protocol: Protocol, data: DataConfig, pool: Patches, models: Mapping[str, list[Predictor]]
-    ) -> Comparison:
-        assigned = {
-            name: _assign_networks(name, networks, pool, protocol, allow_repeats)
-            for name, networks in models.items()
-        }
-        patches, assigned = _take_common(pool, assigned, limit, config.seed)
-        form = patches.images.shape[1:] if shape is None else shape
-        outputs = {}
-        for name, networks in models.items():
-            outputs[name] = np.empty((len(assigned[name]), len(patches), *form), np.float32)
-            for number, network in enumerate(networks):
-                runs, rows = np.nonzero(assigned[name] == number)
-                if rows.size:
-                    answers = network.answer(patches.take(rows), inputs, target, form)
-                    outputs[name][runs, rows] = answers
-        return Comparison(
-            protocol,
-            data,
-            patches,
-            {name: runs[0] for name, runs in outputs.items()},
-            {name: numbers[0] for name, numbers in assigned.items()},
-            models,
-            pool,
-            {name: tuple(runs[1:]) for name, runs in outputs.items()},
-        )
+    def answer(network: Predictor, patches: Patches) -> NDArray[np.float32]:
+        return network.answer(patches, inputs, target, shape or patches.images.shape[1:])
 
     comparisons = []
     if fair:
         warn_of_other_crops((network for group in fair.values() for network in group), config.data)
-        patches = datasets.load_all_patches(config.data, make)
-        comparisons.append(evaluate(config.patients, config.data, patches, fair))
+        pool = datasets.load_all_patches(config.data, make)
+        patches, assigned = _assign(fair, pool, config.patients, limit, config.seed, allow_repeats)
+        comparisons.append(
+            _run(config.patients, config.data, patches, fair, assigned, pool, answer)
+        )
     if leaky:
         data, copies, held_out = _remake_paper_split(leaky, config.data, make)
-        comparisons.append(replace(evaluate("paper", data, held_out, leaky), pool=copies))
+        patches, assigned = _assign(leaky, held_out, "paper", limit, config.seed, allow_repeats)
+        comparisons.append(_run("paper", data, patches, leaky, assigned, copies, answer))
     return comparisons
 
 
-def _take_common(
-    pool: Patches, assigned: dict[str, NDArray[np.intp]], limit: int | None, seed: int
-) -> tuple[Patches, dict[str, NDArray[np.intp]]]:
-    """Take the patches that all models are eligible for."""
+def _run(
+    protocol: Protocol,
+    data: DataConfig,
+    patches: Patches,
+    models: Models,
+    assigned: Assigned,
+    pool: Patches,
+    answer: Callable[[Predictor, Patches], NDArray[np.float32]],
+) -> Comparison:
+    """Let each network answer the patches that are assigned to it."""
+    outputs: dict[str, NDArray[np.float32]] = {}
+    for name, networks in models.items():
+        for number, network in enumerate(networks):
+            runs, rows = np.nonzero(assigned[name] == number)
+            if rows.size:
+                answers = answer(network, patches.take(rows))
+                shape = (*assigned[name].shape, *answers.shape[1:])
+                outputs.setdefault(name, np.empty(shape, np.float32))[runs, rows] = answers
+    return Comparison(
+        protocol,
+        data,
+        patches,
+        {name: runs[0] for name, runs in outputs.items()},
+        {name: numbers[0] for name, numbers in assigned.items()},
+        models,
+        pool,
+        {name: tuple(runs[1:]) for name, runs in outputs.items()},
+    )
+
+
+def _assign(
+    models: Models,
+    pool: Patches,
+    protocol: Protocol,
+    limit: int | None,
+    seed: int,
+    allow_repeats: bool,
+) -> tuple[Patches, Assigned]:
+    """Take the patches that all models are eligible for, and assign networks to each of them."""
+    assigned = {
+        name: _assign_networks(name, networks, pool, protocol, allow_repeats)
+        for name, networks in models.items()
+    }
     common = np.flatnonzero(np.all([numbers[0] >= 0 for numbers in assigned.values()], axis=0))
     for name, numbers in assigned.items():
         log.info(
@@ -299,7 +333,7 @@ def _assign_networks(
 
 
 def _remake_paper_split(
-    models: Mapping[str, Sequence[Predictor]], data: DataConfig, make: MakePatches
+    models: Models, data: DataConfig, make: MakePatches
 ) -> tuple[DataConfig, Patches, Patches]:
     """Make both subsets of the paper's split again, as the models' cards say."""
     first, *others = (network for group in models.values() for network in group)

@@ -7,7 +7,6 @@ from pathlib import Path
 
 import numpy as np
 from matplotlib.figure import Figure
-from matplotlib.patches import Rectangle
 from numpy.typing import NDArray
 from pydantic import NonNegativeInt, PositiveInt
 
@@ -17,6 +16,7 @@ from tfmammo.config import DataConfig, Frozen
 from tfmammo.data import sampling
 from tfmammo.data.anatomy import breast_mask
 from tfmammo.errors import ConfigError, DataError
+from tfmammo.evaluation.mammograms import BOX_COLOUR, add_box
 from tfmammo.evaluation.report import Report, save_figure
 from tfmammo.mammogram import Box, Mammogram, Skipped
 from tfmammo.metrics.plotting import plot_style
@@ -37,7 +37,6 @@ from tfmammo.synthesis.patch_insertion import (
 from tfmammo.synthesis.placement import TargetMammogram
 
 WINDOW_COLOUR = "#56b4e9"
-LESION_COLOUR = "#e69f00"
 CORNERS = ("row_min", "col_min", "row_max", "col_max")
 
 
@@ -82,21 +81,15 @@ def evaluate(config: ContiguousConfig, output: Path) -> Report:
     synthetic.write_png(output / "mammogram.png", edited)
     figure = draw_before_and_after(target.image, edited.image(), patches)
     save_figure(figure, output / "figure-contiguous.png")
-    counts = {
-        "patches": len(patches),
-        "lesions": sum(patch.mask_box is not None for patch in patches),
-    }
+    lesions = sum(patch.mask_box is not None for patch in patches)
+    counts = {"patches": len(patches), "lesions": lesions}
     count = Measure("count", "", 1, 0)
     header = ["mammogram", "patches", "patches that got a lesion"]
     body = [[mammogram.image_id, *map(str, counts.values())]]
-    report = Report(
-        config=None,
-        facts=[
-            count.make_fact("contiguous", "generator", *one, images=1) for one in counts.items()
-        ],
-        tables=[Table("Lesions on adjacent patches", header, body)],
-        files={"boxes.csv": [make_row(patch, mammogram) for patch in patches]},
-    )
+    report = Report(config=None, tables=[Table("Lesions on adjacent patches", header, body)])
+    for key, value in counts.items():
+        report.facts.append(count.make_fact("contiguous", "generator", key, value, images=1))
+    report.files["boxes.csv"] = [make_row(patch, mammogram) for patch in patches]
     report.write(output)
     return report
 
@@ -169,15 +162,7 @@ def draw_before_and_after(
         axes.imshow(image[top:bottom, left:right, 0], cmap="gray", vmin=low, vmax=high)
         axes.set_axis_off()
         for patch in patches:
-            axes.add_patch(_make_rectangle(patch.place, top, left, WINDOW_COLOUR))
+            add_box(axes, patch.place, WINDOW_COLOUR, top, left)
             if image is after and patch.mask_box:
-                axes.add_patch(_make_rectangle(patch.mask_box, top, left, LESION_COLOUR))
+                add_box(axes, patch.mask_box, BOX_COLOUR, top, left)
     return figure
-
-
-def _make_rectangle(box: Box, top: int, left: int, colour: str) -> Rectangle:
-    row_min, col_min, row_max, col_max = box
-    corner = (col_min - left - 0.5, row_min - top - 0.5)
-    width = col_max - col_min
-    height = row_max - row_min
-    return Rectangle(corner, width, height, fill=False, edgecolor=colour, linewidth=0.8)

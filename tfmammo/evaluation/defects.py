@@ -17,8 +17,8 @@ from pydantic import Field, PositiveInt
 from tfmammo.data.patches import Patches
 from tfmammo.errors import DataError
 from tfmammo.evaluation import sheets
-from tfmammo.evaluation.comparison import Comparison, EvaluationConfig, compare
-from tfmammo.evaluation.report import ComparisonReport, Runs, average_runs
+from tfmammo.evaluation.comparison import Comparison, EvaluationConfig
+from tfmammo.evaluation.report import ComparisonReport, Runs, average_runs, run_comparisons
 from tfmammo.evaluation.texture import LATTICES, TWO_GREYS, make_two_greys, measure_lattices
 from tfmammo.evaluation.texture import MEASURES as TEXTURE_MEASURES
 from tfmammo.metrics import texture
@@ -55,12 +55,13 @@ def evaluate(config: DefectsConfig, output: Path) -> ComparisonReport:
     """Measure the defects of every model's images, and write tables, CSVs and sheets.
 
     Raises:
-        DataError: A model has the name of a row of its own, or real tissue has no texture.
+        ConfigError: A model has the name of a row of its own.
+        DataError: Real tissue has no texture.
     """
-    for name in {REAL, TWO_GREYS} & set(config.models):
-        raise DataError(f"models: {name} is the name of a row that is always there")
+    config.refuse_names(REAL, TWO_GREYS)
     report = ComparisonReport(config=config, measures=MEASURES, models_across=True)
-    for comparison in compare(config, "mask", "image", allow_repeats=True):
+
+    def add(comparison: Comparison) -> None:
         patches = comparison.patches
         outputs = {name: comparison.list_runs(name) for name in comparison.outputs}
         outputs |= {name: [images] for name, images in make_baselines(patches).items()}
@@ -80,12 +81,12 @@ def evaluate(config: DefectsConfig, output: Path) -> ComparisonReport:
         report.add(comparison, average_runs(runs), notes=(note,))
         report.add_runs(comparison, runs, "defects", RUNS_NOTE)
         write_sheets(comparison, runs, limits, config, output)
-    report.write(output)
-    return report
+
+    return run_comparisons(report, output, add, "mask", "image", allow_repeats=True)
 
 
 def make_baselines(patches: Patches) -> dict[str, Images]:
-    """Make the images of the trivial baseline, and add the real ones, what a model can reach."""
+    """Make the images of the trivial baseline, and the real ones, the best that a model can do."""
     return {TWO_GREYS: make_two_greys(patches), REAL: patches.images}
 
 
@@ -122,11 +123,7 @@ def measure_defects(
 
 
 def write_sheets(
-    comparison: Comparison,
-    runs: Runs,
-    limits: TextureRange,
-    config: DefectsConfig,
-    output: Path,
+    comparison: Comparison, runs: Runs, limits: TextureRange, config: DefectsConfig, output: Path
 ) -> None:
     """Write masks, real images, and each model's images without and with its defects coloured."""
     patches = comparison.patches

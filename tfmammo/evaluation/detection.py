@@ -11,14 +11,13 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
-from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt
+from pydantic import Field, PositiveFloat, PositiveInt
 
 from tfmammo.archives import read_mammograms
-from tfmammo.config import DataConfig, Frozen
 from tfmammo.data import datasets, sampling
 from tfmammo.detection.detections import Detections, Detector
 from tfmammo.errors import DataError
-from tfmammo.evaluation.comparison import ModelURIs
+from tfmammo.evaluation.comparison import ModelURIs, Settings
 from tfmammo.evaluation.froc import (
     RECALL,
     Detected,
@@ -45,17 +44,15 @@ COCO = {
 }
 
 
-class MammogramsOfDetectors(Frozen):
-    """The mammograms that detectors are evaluated on, and what counts."""
+class MammogramsOfDetectors(Settings):
+    """The mammograms that detectors are evaluated on, and what counts.
 
-    data: DataConfig = DataConfig()
-    """The mammograms and the kinds of lesions. The split is not used, and each detector
-    preprocesses as in training. Detections of other kinds are left out.
+    `data` has the kinds of lesions; detections of other kinds are ignored. Each detector
+    preprocesses as in training. A mammogram for which no detector is eligible is skipped.
     """
-    patients: Literal["unseen", "all"] = "unseen"
-    """"unseen" gives a mammogram to the one detector that was not trained on its patient, and
-    leaves it out where there is none; "all" gives all mammograms to the first detector.
-    """
+
+    samples: PositiveInt = 1000
+    """Draws of the bootstrap over patients."""
     normal: bool = True
     """Whether normal mammograms count too. On them every box is a false positive."""
     criterion: Criterion = "iou"
@@ -66,16 +63,6 @@ class MammogramsOfDetectors(Frozen):
     """What IoU or IoR must exceed."""
     fppi: tuple[PositiveFloat, ...] = Field(default=FPPI, min_length=1)
     """The numbers of false positives per image at which recall is given."""
-    tracking_uri: str | None = None
-    """The MLflow server of models:/ URIs; null means the environment's. Where it is set, tables and
-    figures are logged there too.
-    """
-    samples: PositiveInt = 1000
-    """Draws of the bootstrap over patients."""
-    level: float = Field(default=0.95, gt=0, lt=1)
-    """Confidence level of intervals."""
-    seed: NonNegativeInt = 0
-    """Seed of the bootstrap and of a trivial baseline."""
 
     @property
     def recall(self) -> str:

@@ -7,7 +7,7 @@ patients. Where there are several runs, a second row pools the scores of all of 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -27,7 +27,7 @@ from tfmammo.metrics.detection import (
     over_folds,
     parts_with_lesions,
 )
-from tfmammo.metrics.jafroc import choose_common_merit, jafroc, jafroc_test
+from tfmammo.metrics.jafroc import JafrocTest, Merit, choose_common_merit, jafroc, jafroc_test
 from tfmammo.metrics.plotting import draw_froc
 from tfmammo.metrics.rows import Fact
 from tfmammo.metrics.significance import FEWEST_PATIENTS, describe, describe_few, holm
@@ -147,24 +147,12 @@ def add_recall(report: Report, detected: Detected, notes: tuple[str, ...] = ()) 
     widest = int(np.argmax(detected.fppi))
     for detector, (_, runs) in detected.matches.items():
         for is_pooled in (False, True)[: min(2, len(set(runs)))]:
-            values = detected.measure(detector, detected.rates, "tpr", is_pooled)
-            recall = [*zip(*values, strict=True)]
-            values = detected.measure(detector, detected.fppi, "areas", is_pooled)
-            area = [*zip(*values, strict=True)]
+            tpr = detected.measure(detector, detected.rates, "tpr", is_pooled)
+            areas = detected.measure(detector, detected.fppi, "areas", is_pooled)
+            recall, area = ([*zip(*values, strict=True)] for values in (tpr, areas))
             subset = POOLED if is_pooled else ""
-            for key, rates, columns in (
-                ("tpr", detected.rates, recall),
-                ("mean_tpr", detected.fppi, area),
-            ):
-                for rate, (mean, deviation, *bounds) in zip(rates, columns, strict=True):
-                    name = name_rate(key, rate)
-                    fact = detected.make_fact(RECALL, "froc", detector, name, mean, *bounds)
-                    report.facts.append(replace(fact, subset=subset, test=BOOTSTRAP))
-                    if np.isfinite(deviation):
-                        name = name_rate(f"{key}_sd", rate)
-                        report.facts.append(
-                            detected.make_fact(RECALL, "froc", detector, name, deviation)
-                        )
+            for key, columns in (("tpr", recall), ("mean_tpr", area)):
+                report.facts += make_recall_facts(detected, detector, key, columns, subset)
             cells = [format_estimate(RECALL, *column) for column in (*recall, area[widest])]
             body.append([f"{detected.name(detector)}{', pooled' * is_pooled}", *cells])
     header = [
@@ -177,6 +165,18 @@ def add_recall(report: Report, detected: Detected, notes: tuple[str, ...] = ()) 
     spread = " ± SD over folds" if len(folds) > 1 else ""
     title = f"{detected.title}: {detected.recall}{spread}, at false positives per image"
     report.tables.append(Table(title, header, body, notes + detected.describe()))
+
+
+def make_recall_facts(
+    detected: Detected, detector: str, key: str, columns: Iterable[tuple[float, ...]], subset: str
+) -> Iterator[Fact]:
+    """Make the facts of (mean, deviation, low, high) at each rate."""
+    for rate, (mean, deviation, *bounds) in zip(detected.rates, columns, strict=False):
+        keys = RECALL, "froc", detector
+        fact = detected.make_fact(*keys, name_rate(key, rate), mean, *bounds)
+        yield replace(fact, subset=subset, test=BOOTSTRAP)
+        if np.isfinite(deviation):
+            yield detected.make_fact(*keys, name_rate(f"{key}_sd", rate), deviation)
 
 
 def add_false_positives(report: Report, detected: Detected) -> None:
@@ -203,67 +203,33 @@ def add_false_positives(report: Report, detected: Detected) -> None:
 
 
 def add_differences(report: Report, detected: Detected, reference: str, role: str = "") -> None:
-    """Add how far the other detectors are from a reference.
+    """Add how far the other detectors are from a reference, whose role in a study the title says.
 
     Recall has intervals for which the same patients are drawn for both. JAFROC's figure of merit
     has p, too, corrected by Holm.
-
-    Args:
-        report: Where to.
-        detected: The matches.
-        reference: The name of a detector.
-        role: What it is in a study, for the title.
     """
-    others, reference_runs = detected.matches[reference]
     merit = choose_common_merit(detected.patients, *detected.matches.values())
-    reference_recall = detected.measure(reference, detected.rates)[0]
+    recalls: dict[str, list[Fact]] = {}
+    tests: dict[str, JafrocTest] = {}
+    for name in detected.matches:
+        if name != reference:
+            recalls[name] = list(compare_recall(detected, name, reference))
+            tests[name] = compare_merit(detected, name, reference, merit)
+    corrected = holm([test.p for test in tests.values()])
     facts: list[Fact] = []
-    level: dict[str, float] = {}
-    for name, (images, runs) in detected.matches.items():
-        if name == reference:
-            continue
-        difference = detected.measure(name, detected.rates)[0] - reference_recall
-        bounds = froc_interval(
-            images,
-            detected.patients,
-            detected.rates,
-            *detected.bootstrap,
-            against=others,
-            runs=runs,
-            others_runs=reference_runs,
-        )
-        for rate, *numbers in zip(detected.rates, difference, *bounds, strict=True):
-            key = name_rate("tpr", rate)
-            fact = detected.make_fact(RECALL, "differences", name, key, *numbers)
-            facts.append(replace(fact, against=reference, test=BOOTSTRAP))
-        test = jafroc_test(
-            images,
-            others,
-            detected.patients,
-            merit,
-            detected.bootstrap[2],
-            runs,
-            reference_runs,
-        )
-        numbers = [test.difference, test.low, test.high]
-        fact = detected.make_fact(MERIT, "differences", name, merit, *numbers)
-        facts.append(replace(fact, against=reference, test=JACKKNIFE, p=test.p))
-        level |= {name: test.merit, reference: test.other}
-    tested = [fact for fact in facts if fact.measure == merit]
-    corrected = dict(zip((f.model for f in tested), holm([f.p for f in tested]), strict=True))
-    facts = [
-        replace(fact, p_corrected=float(corrected[fact.model])) if fact in tested else fact
-        for fact in facts
-    ]
+    levels: dict[str, float] = {}
     body = []
-    for name in corrected:
-        *recall, last = (fact for fact in facts if fact.model == name)
-        cells = [RECALL.format_fact(fact) for fact in recall]
-        cells.append(MERIT.format_fact(replace(last, p_corrected=np.nan)))
-        cells += [format_p(last.p), format_p(last.p_corrected)]
+    for (name, test), p_corrected in zip(tests.items(), corrected, strict=True):
+        numbers = (test.difference, test.low, test.high)
+        fact = detected.make_fact(MERIT, "differences", name, merit, *numbers)
+        difference = replace(fact, against=reference, test=JACKKNIFE, p=test.p)
+        facts += [*recalls[name], replace(difference, p_corrected=float(p_corrected))]
+        cells = [RECALL.format_fact(fact) for fact in recalls[name]]
+        cells += [MERIT.format_fact(difference), format_p(test.p), format_p(float(p_corrected))]
         body.append([detected.name(name), *cells])
+        levels |= {name: test.merit, reference: test.other}
     facts += [
-        detected.make_fact(MERIT, "froc", name, merit, value) for name, value in level.items()
+        detected.make_fact(MERIT, "froc", name, merit, value) for name, value in levels.items()
     ]
     # a detector's merit is a level of each of its references
     known = {(fact.model, fact.against, fact.measure) for fact in report.facts}
@@ -280,8 +246,35 @@ def add_differences(report: Report, detected: Detected, reference: str, role: st
         f"Differences in {detected.recall} from {detected.name(reference)}{role}, at false "
         "positives per image"
     )
-    comparisons = sum(bool(np.isfinite(fact.p)) for fact in tested)
+    comparisons = sum(bool(np.isfinite(test.p)) for test in tests.values())
     report.tables.append(Table(title, header, body, detected.describe(comparisons)))
+
+
+def compare_recall(detected: Detected, name: str, reference: str) -> Iterator[Fact]:
+    """Compare a detector's recall with a reference's, in draws of the same patients."""
+    images, runs = detected.matches[name]
+    others, reference_runs = detected.matches[reference]
+    ours, theirs = (detected.measure(one, detected.rates)[0] for one in (name, reference))
+    bounds = froc_interval(
+        images,
+        detected.patients,
+        detected.rates,
+        *detected.bootstrap,
+        against=others,
+        runs=runs,
+        others_runs=reference_runs,
+    )
+    for rate, *numbers in zip(detected.rates, ours - theirs, *bounds, strict=True):
+        fact = detected.make_fact(RECALL, "differences", name, name_rate("tpr", rate), *numbers)
+        yield replace(fact, against=reference, test=BOOTSTRAP)
+
+
+def compare_merit(detected: Detected, name: str, reference: str, merit: Merit) -> JafrocTest:
+    """Test the difference in JAFROC's figure of merit between a detector and a reference."""
+    images, runs = detected.matches[name]
+    others, reference_runs = detected.matches[reference]
+    level = detected.bootstrap[2]
+    return jafroc_test(images, others, detected.patients, merit, level, runs, reference_runs)
 
 
 def add_runs(report: Report, detected: Detected) -> None:

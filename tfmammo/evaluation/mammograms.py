@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from numpy.typing import NDArray
@@ -46,6 +47,7 @@ CONTRAST = Measure("contrast", "", 1, 3)
 SEAM = Measure("seam", "", 1, 2)
 MEASURES = {"contrast": CONTRAST, "contrast_before": CONTRAST, "seam": SEAM, "seam_before": SEAM}
 TEST = "bootstrap by patient of the mammogram and of the lesion"
+NOTHING = (np.nan, np.nan)  # contrast and seam of what is not there
 
 
 class MammogramsConfig(Frozen):
@@ -158,32 +160,23 @@ def measure_item(item: Item, ring: int) -> list[dict[str, Any]]:
     lines = []
     for number, (lesion, mask) in enumerate(zip(lesions, item.masks, strict=True)):
         before, after = (measure_mass(image, mask, ring) for image in pixels)
-        patient_of_lesion = lesion.graft.patient_id if lesion.graft else patient
-        lines.append(
-            {
-                "name": item.recipe.name if len(lesions) == 1 else f"{item.recipe.name}#{number}",
-                "patient": patient,
-                "patient_of_lesion": patient_of_lesion,
-                "trained_on": not item.trained_on.isdisjoint({patient, patient_of_lesion}),
-                "contrast": after[0],
-                "contrast_before": before[0],
-                "seam": after[1],
-                "seam_before": before[1],
-            }
-        )
+        patients = patient, lesion.graft.patient_id if lesion.graft else patient
+        name = item.recipe.name if len(lesions) == 1 else f"{item.recipe.name}#{number}"
+        trained_on = not item.trained_on.isdisjoint(patients)
+        lines.append(make_line(name, patients, trained_on, after, before))
     return lines
 
 
 def measure_mass(
     pixels: NDArray[np.float32], mask: NDArray[np.uint8], ring: int
 ) -> tuple[float, float]:
-    """Measure contrast and seam of what a mask covers; NaN for an empty mask.
+    """Measure contrast and seam of what a mask covers, by a ring of tissue of a width in px.
 
-    The ring of tissue around it has a width in px.
+    NaN for an empty mask.
     """
     place = np.argwhere(mask[..., 0])
     if not len(place):
-        return np.nan, np.nan
+        return NOTHING
     top, left = np.maximum(place.min(axis=0) - ring - 1, 0)
     bottom, right = place.max(axis=0) + ring + 2
     window = np.s_[np.newaxis, top:bottom, left:right]
@@ -205,21 +198,31 @@ def measure_real_masses(config: MammogramsConfig, indexes: ArchiveIndexes) -> li
     for place in np.sort(order).tolist():
         mammogram, number, lesion = candidates[place]
         mask = lesion.mask(mammogram.rows, mammogram.cols)[..., np.newaxis]
-        contrast, seam = measure_mass(mammogram.pixels(), mask, config.ring)
-        lines.append(
-            {
-                "set": REAL,
-                "name": f"{mammogram.image_id}#{number}",
-                "patient": mammogram.patient_id,
-                "patient_of_lesion": mammogram.patient_id,
-                "trained_on": False,
-                "contrast": contrast,
-                "contrast_before": np.nan,
-                "seam": seam,
-                "seam_before": np.nan,
-            }
-        )
+        measured = measure_mass(mammogram.pixels(), mask, config.ring)
+        name = f"{mammogram.image_id}#{number}"
+        patients = mammogram.patient_id, mammogram.patient_id
+        lines.append({"set": REAL, **make_line(name, patients, False, measured, NOTHING)})
     return lines
+
+
+def make_line(
+    name: str,
+    patients: tuple[str, str],
+    trained_on: bool,
+    after: tuple[float, float],
+    before: tuple[float, float],
+) -> dict[str, Any]:
+    """Make a line of masses.csv, of the patients of a mammogram and of the lesion in it."""
+    return {
+        "name": name,
+        "patient": patients[0],
+        "patient_of_lesion": patients[1],
+        "trained_on": trained_on,
+        "contrast": after[0],
+        "contrast_before": before[0],
+        "seam": after[1],
+        "seam_before": before[1],
+    }
 
 
 def add_masses(
@@ -258,15 +261,8 @@ def add_masses(
             report.facts.append(fact)
             cells.append(measure.format_fact(fact))
         body.append(cells)
-    header = [
-        "",
-        "masses",
-        "of training patients",
-        "contrast",
-        "before the insertion",
-        "seam",
-        "before the insertion",
-    ]
+    before = "before the insertion"
+    header = ["", "masses", "of training patients", "contrast", before, "seam", before]
     notes = [
         "Contrast: mean intensity of the mass less that of the tissue around it; 0 is invisible. "
         "Seam: jumps across its border over those of the tissue around it; real masses have one.",
@@ -309,20 +305,16 @@ def draw_items(
             axes.set(xticks=[], yticks=[])
             axes.spines[:].set_visible(False)
         for lesion in item.recipe.lesions:
-            grid[2, column].add_patch(_make_rectangle(lesion.box))
+            add_box(grid[2, column], lesion.box, BOX_COLOUR)
         grid[0, column].set_title(f"{choice}\n{CONTRAST.show(contrasts[place], '+')}", fontsize=8)
     for axes, label in zip(grid[:, 0], ("mask", "before", "after"), strict=True):
         axes.set_ylabel(label)
     return figure
 
 
-def _make_rectangle(box: Box) -> Rectangle:
-    top, left, bottom, right = box
-    return Rectangle(
-        (left - 0.5, top - 0.5),
-        right - left,
-        bottom - top,
-        fill=False,
-        edgecolor=BOX_COLOUR,
-        linewidth=0.8,
-    )
+def add_box(axes: Axes, box: Box, colour: str, top: int = 0, left: int = 0) -> None:
+    """Draw a box in px over a picture whose first pixel is (top, left)."""
+    row_min, col_min, row_max, col_max = box
+    corner = (col_min - left - 0.5, row_min - top - 0.5)
+    sides = col_max - col_min, row_max - row_min
+    axes.add_patch(Rectangle(corner, *sides, fill=False, edgecolor=colour, linewidth=0.8))

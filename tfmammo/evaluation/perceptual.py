@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from pydantic import PositiveInt
 
 from tfmammo.errors import ConfigError
 from tfmammo.evaluation.comparison import EvaluationConfig
@@ -36,6 +37,39 @@ INCEPTION_MEASURES = ("fid", "kid", "nearest_features", "copy")
 Scores = dict[str, NDArray[np.float64]]
 # rows of the patches -> one number of them
 Statistic = Callable[[NDArray[np.intp]], float]
+
+
+class PerceptualConfig(EvaluationConfig):
+    """Models whose patches are compared with real ones, and the networks that look at them."""
+
+    alexnet: str = "imagenet"
+    """The backbone of LPIPS: "imagenet", a path, or "none"."""
+    heads: str = "published"
+    """The calibrated heads of LPIPS: "published" (the file in the folder that TFMAMMO_WEIGHTS
+    names; without it as "none"), a path, or "none".
+    """
+    inception: str = "imagenet"
+    """The network of FID, KID and nearest features: "imagenet" (the Inception of 2015-12-05 in the
+    folder that TFMAMMO_WEIGHTS names; without it Keras's), a path, or "none"; see
+    tfmammo.nn.pretrained.
+    """
+    rows: PositiveInt = 6
+    """Rows of each sheet: patches drawn by `seed`, and each model's best and worst, by LPIPS or by
+    the seam of blended lesions.
+    """
+
+    def load_scorer(self) -> PerceptualScorer:
+        """Load the networks.
+
+        Raises:
+            ConfigError: The patches are too small for them.
+            WeightsError: A file is missing or damaged.
+        """
+        if self.data.size < MIN_SIZE:
+            raise ConfigError(
+                f"data.size: LPIPS's network sees nothing in patches below {MIN_SIZE} px"
+            )
+        return PerceptualScorer.load(self.alexnet, self.heads, self.inception)
 
 
 @dataclass(frozen=True, eq=False)
@@ -63,7 +97,7 @@ class PerceptualScorer:
 
     @classmethod
     def load(cls, alexnet: str, heads: str, inception: str) -> PerceptualScorer:
-        """Load the networks; each is named as in `RealismConfig`."""
+        """Load the networks; each is named as in `PerceptualConfig`."""
         return cls(perceptual.LPIPS(alexnet, heads), perceptual.Inception(inception))
 
     @property
@@ -132,10 +166,10 @@ class PerceptualScorer:
         sets: Mapping[str, PatchSample],
     ) -> dict[str, dict[str, Statistic]]:
         """Compare sets of n patches with the n real ones: SET_MEASURES -> set -> its statistic."""
-        pairs: dict[str, Statistic] = {}
-        for name, patches in sets.items():
-            distances = self.lpips.matrix(real, patches.images)
-            pairs[name] = partial(_average_off_diagonal, distances)
+        pairs: dict[str, Statistic] = {
+            name: partial(_average_off_diagonal, self.lpips.matrix(real, patches.images))
+            for name, patches in sets.items()
+        }
         return {"lpips_pairs": pairs, **make_feature_statistics(features, sets)}
 
     def compare(
@@ -157,23 +191,21 @@ class PerceptualScorer:
         """
         facts = []
         patients = len(set(patient_ids.tolist()))
-        settings: dict[str, Any] = {"patients": patients, "images": len(patient_ids)}
-        settings["test"] = JACKKNIFE
+        counts = {"patients": patients, "images": len(patient_ids), "test": JACKKNIFE}
         for name, sets in statistics.items():
-            measure = self.mark_measures(measures)[self.mark_name(name)]
             key = self.mark_name(name)
+            measure = measures[name]
             estimate = perceptual.jackknife_area if name == "auc" else perceptual.jackknife
             for model, statistic in sets.items():
                 numbers = estimate(statistic, patient_ids, config.level)[:3]
-                facts.append(measure.make_fact("means", model, key, *numbers, **settings))
+                facts.append(measure.make_fact("means", model, key, *numbers, **counts))
             models = [model for model in sets if model != real]
             for model, other in list_comparisons(models, config.compare):
                 difference = partial(_subtract, sets[model], sets[other])
                 value, low, high, p = perceptual.jackknife(difference, patient_ids, config.level)
-                tested = {"against": other, "p": p, **settings}
-                facts.append(
-                    measure.make_fact("differences", model, key, value, low, high, **tested)
-                )
+                numbers = value, low, high
+                tested = {"against": other, "p": p, **counts}
+                facts.append(measure.make_fact("differences", model, key, *numbers, **tested))
         return facts
 
 
@@ -194,12 +226,6 @@ def make_feature_statistics(
         statistics["fid"][name] = partial(_measure_rows, perceptual.fid, features, patches.features)
         statistics["kid"][name] = partial(_measure_rows, mmd, features, patches.features)
     return statistics
-
-
-def check_size(size: int) -> None:
-    """Refuse patches that are too small for the networks."""
-    if size < MIN_SIZE:
-        raise ConfigError(f"data.size: LPIPS's network sees nothing in patches below {MIN_SIZE} px")
 
 
 def _measure_rows(

@@ -15,19 +15,18 @@ from numpy.typing import NDArray
 from pydantic import Field, PositiveFloat, PositiveInt
 
 from tfmammo.data.patches import Patches
-from tfmammo.errors import ConfigError
 from tfmammo.evaluation import sheets, texture
-from tfmammo.evaluation.comparison import INPUTS, Comparison, EvaluationConfig, compare
+from tfmammo.evaluation.comparison import INPUTS, Comparison
 from tfmammo.evaluation.perceptual import (
     SET_MEASURES,
     PatchSample,
+    PerceptualConfig,
     PerceptualScorer,
     Scores,
     Statistic,
-    check_size,
 )
 from tfmammo.evaluation.printed import get_values
-from tfmammo.evaluation.report import ComparisonReport, Published
+from tfmammo.evaluation.report import ComparisonReport, Published, run_comparisons
 from tfmammo.metrics import perceptual, synthesis
 from tfmammo.metrics.rows import Fact
 from tfmammo.metrics.significance import bound_share
@@ -58,22 +57,11 @@ MEASURES = {
 TO_REAL = ("l1_mass", "ssim_mass", "lpips")
 
 
-class RealismConfig(EvaluationConfig):
+class RealismConfig(PerceptualConfig):
     """What is compared and with which networks."""
 
     sample: int = Field(default=100, ge=2)
     """How many patches are evaluated, drawn by `seed`."""
-    alexnet: str = "imagenet"
-    """The backbone of LPIPS: "imagenet", a path, or "none"."""
-    heads: str = "published"
-    """The calibrated heads of LPIPS: "published" (the file in the folder that TFMAMMO_WEIGHTS
-    names; without it as "none"), a path, or "none".
-    """
-    inception: str = "imagenet"
-    """The network of FID, KID and the nearest patch in features: "imagenet" (the Inception of
-    2015-12-05 in the folder that TFMAMMO_WEIGHTS names; without it Keras's), a path, or "none"; see
-    tfmammo.nn.pretrained.
-    """
     pairs: PositiveInt = 500
     """How many pairs MS-SSIM averages over."""
     subsets: PositiveInt = 100
@@ -89,8 +77,6 @@ class RealismConfig(EvaluationConfig):
     lesions. Otherwise models that draw the tissue again are scored by it, and models that return it
     unchanged are not.
     """
-    rows: PositiveInt = 6
-    """Rows of each sheet: patches drawn by `seed`, and each model's best and worst by LPIPS."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -128,10 +114,8 @@ def evaluate(config: RealismConfig, output: Path) -> ComparisonReport:
     Raises:
         ConfigError: Patches are too small, or a model is called like the real patches.
     """
-    check_size(config.data.size)
-    for name in {REAL, ONE_GREY} & set(config.models):
-        raise ConfigError(f"models: {name} is the name of a row of its own")
-    scorer = PerceptualScorer.load(config.alexnet, config.heads, config.inception)
+    scorer = config.load_scorer()
+    config.refuse_names(REAL, ONE_GREY)
     # Papers' LPIPS is comparable with the LPIPS of the original weights only.
     published = {
         name: Published({"lpips": value}, "ddsm")
@@ -146,12 +130,10 @@ def evaluate(config: RealismConfig, output: Path) -> ComparisonReport:
         models_across=True,
         note=scorer.note,
     )
-    sources = {"tri_label": make_tri_labels, "mask": INPUTS["mask"]}
-    for comparison in compare(config, sources, "image", limit=config.sample):
-        add_comparison(comparison, config, scorer, report, output)
     scorer.write_sources(output / "networks.json")
-    report.write(output)
-    return report
+    sources = {"tri_label": make_tri_labels, "mask": INPUTS["mask"]}
+    add = partial(add_comparison, config=config, scorer=scorer, report=report, output=output)
+    return run_comparisons(report, output, add, sources, "image", limit=config.sample)
 
 
 def make_tri_labels(patches: Patches, card: Mapping[str, Any], draw: int = 0) -> Images:
@@ -181,35 +163,20 @@ def add_comparison(
     """Measure everything of one comparison, add it to the report and write its sheets."""
     patches = comparison.patches
     if config.inside:
-        comparison = replace(
-            comparison,
-            outputs={
-                name: np.where(patches.masks > 0, images, patches.images)
-                for name, images in comparison.outputs.items()
-            },
-        )
+        inside = {
+            name: np.where(patches.masks > 0, images, patches.images)
+            for name, images in comparison.outputs.items()
+        }
+        comparison = replace(comparison, outputs=inside)
     # The trivial baseline is no network, so it was trained on no patch.
-    with_baseline = replace(
-        comparison, outputs=comparison.outputs | {ONE_GREY: fill_masks(patches)}
-    )
-    outputs = with_baseline.outputs
+    outputs = comparison.outputs | {ONE_GREY: fill_masks(patches)}
     assert comparison.pool is not None
     pool = Pool(comparison.pool, scorer.inception.features(comparison.pool.images))
     features = {
         name: scorer.inception.features(images)
         for name, images in {REAL: patches.images, **outputs}.items()
     }
-    ratios: dict[str, Scores] = {}
-    for name, images in comparison.outputs.items():
-        allowed = find_training_patches(comparison, name)
-        real = find_nearest(patches.images, patches, features[REAL], pool, allowed)
-        nearest = find_nearest(images, patches, features[name], pool, allowed)
-        ratios[name] = nearest.ratios(real, config.copy_below)
-        # The row of real patches refers to the first model's training patches.
-        ratios.setdefault(REAL, real.ratios(real, config.copy_below))
-        path = output / f"nearest-{name}{comparison.ending}"
-        write_nearest_sheet(images, nearest, ratios[name], comparison.pool, config.rows, path)
-    ratios[REAL] = ratios.pop(REAL)  # the last row
+    ratios = measure_nearest(comparison, pool, features, config, output)
     distances = {name: measure_to_real(images, patches, scorer) for name, images in outputs.items()}
     textures = {name: texture.measure(images, patches) for name, images in outputs.items()}
     # Real patches have no distance to themselves, the trivial baseline none to a training set.
@@ -228,7 +195,7 @@ def add_comparison(
             bound_share_of(fact, config.level) if fact.measure == copies else fact for fact in facts
         ]
 
-    statistics = make_statistics(with_baseline, config, scorer, features, pool)
+    statistics = make_statistics(outputs, patches, config, scorer, features, pool)
     facts = [
         *summarize(distances),
         *scorer.compare(statistics, patches.patient_ids, MEASURES, config, REAL),
@@ -237,11 +204,33 @@ def add_comparison(
     ]
     report.add(comparison, scores, facts, (ONE_GREY_NOTE, texture.NOTE, *scorer.describe()))
     add_kid(report, comparison, features, config, scorer)
-    panels: dict[str, NDArray[Any]]
-    panels = {"mask": patches.masks, "real": patches.images, **comparison.outputs}
     lpips = {name: distances[name]["lpips"] for name in comparison.outputs}
-    path = output / f"sheet{comparison.ending}"
-    sheets.write_sheets(panels, lpips, config.rows, config.seed, path)
+    sheets.write_comparison(comparison, lpips, config.rows, config.seed, output)
+
+
+def measure_nearest(
+    comparison: Comparison,
+    pool: Pool,
+    features: Mapping[str, Features],
+    config: RealismConfig,
+    output: Path,
+) -> dict[str, Scores]:
+    """Compare each model's patches with those that it was trained on, and write the nearest.
+
+    The last row is that of real patches; it refers to the first model's training patches.
+    """
+    patches = comparison.patches
+    ratios: dict[str, Scores] = {}
+    of_real = None
+    for name, images in comparison.outputs.items():
+        allowed = find_training_patches(comparison, name)
+        real = find_nearest(patches.images, patches, features[REAL], pool, allowed)
+        nearest = find_nearest(images, patches, features[name], pool, allowed)
+        ratios[name] = nearest.ratios(real, config.copy_below)
+        of_real = of_real or real.ratios(real, config.copy_below)
+        path = output / f"nearest-{name}{comparison.ending}"
+        write_nearest_sheet(images, nearest, ratios[name], pool.patches, config.rows, path)
+    return ratios | {REAL: of_real or {}}
 
 
 def bound_share_of(fact: Fact, level: float) -> Fact:
@@ -297,7 +286,8 @@ def find_nearest(
 
 
 def make_statistics(
-    comparison: Comparison,
+    outputs: Mapping[str, Images],
+    patches: Patches,
     config: RealismConfig,
     scorer: PerceptualScorer,
     features: Mapping[str, Features],
@@ -308,11 +298,10 @@ def make_statistics(
     Real patches are compared with as many patches of other patients, where there are so many: FID
     grows as sets shrink.
     """
-    patches = comparison.patches
     count = len(patches)
     sets = {
         name: PatchSample(images, features[name], is_paired=True)
-        for name, images in comparison.outputs.items()
+        for name, images in outputs.items()
     }
     of_others = np.flatnonzero(~np.isin(pool.patches.patient_ids, patches.patient_ids))
     if len(of_others) >= count:
@@ -322,7 +311,7 @@ def make_statistics(
         sets[REAL] = PatchSample(pool.patches.images[rows], pool.features[rows], is_paired=False)
     pairs = perceptual.draw_pairs(count, config.pairs, config.seed)
     variety: dict[str, Statistic] = {}
-    for name, images in {**comparison.outputs, REAL: patches.images}.items():
+    for name, images in {**outputs, REAL: patches.images}.items():
         values = perceptual.ms_ssim(images[pairs[:, 0]], images[pairs[:, 1]])
         variety[name] = partial(_average_pairs, pairs, values)
     return {**scorer.make_statistics(patches.images, features[REAL], sets), "ms_ssim": variety}

@@ -14,7 +14,7 @@ from pydantic import Field, PositiveInt, model_validator
 
 from tfmammo.data.patches import Patches
 from tfmammo.errors import DataError
-from tfmammo.evaluation.comparison import Comparison, EvaluationConfig, Settings, compare
+from tfmammo.evaluation.comparison import Comparison, EvaluationConfig, Settings
 from tfmammo.evaluation.printed import get_values
 from tfmammo.evaluation.report import (
     Attribute,
@@ -23,6 +23,7 @@ from tfmammo.evaluation.report import (
     Runs,
     average_runs,
     join_subset,
+    run_comparisons,
     save_figure,
 )
 from tfmammo.metrics import classification, segmentation
@@ -100,7 +101,8 @@ class SegmentationConfig(SegmentationSettings, EvaluationConfig):
 def evaluate(config: SegmentationConfig, output: Path) -> ComparisonReport:
     """Run every model on the patients it never saw, and write tables, CSVs and figures."""
     report = ComparisonReport(config=config, measures=MEASURES, published=PUBLISHED)
-    for comparison in compare(config, "image", "mask", allow_repeats=True):
+
+    def add(comparison: Comparison) -> None:
         outputs, runs, notes = score_patches(comparison, config)
         scores = average_runs(runs)
         report.add(comparison, scores, notes=notes)
@@ -114,8 +116,8 @@ def evaluate(config: SegmentationConfig, output: Path) -> ComparisonReport:
         save_figure(draw_box_plots(scores), output / f"boxes{comparison.ending}")
         figure = add_roc_curves(report, comparison)
         save_figure(figure, output / f"roc{comparison.ending}")
-    report.write(output)
-    return report
+
+    return run_comparisons(report, output, add, "image", "mask", allow_repeats=True)
 
 
 def score_patches(
@@ -128,27 +130,23 @@ def score_patches(
         for the table.
     """
     baselines, notes = make_baselines(config.baselines, comparison)
-    runs_of = {name: comparison.list_runs(name) for name in comparison.outputs}
-    outputs: dict[str, Images] = {}
-    scores: dict[str, list[dict[str, NDArray[np.float64]]]] = {}
-    for name, of_runs in (runs_of | {name: [masks] for name, masks in baselines.items()}).items():
-        variants = {name: of_runs}
-        if config.postprocess and name in runs_of:
-            variants[f"{name}{POSTPROCESSED}"] = [smooth(run, config) for run in of_runs]
-        for key, images in variants.items():
-            outputs[key] = images[0]
-            scores[key] = [
-                segmentation.per_image(comparison.patches.masks, run, config.threshold)
-                for run in images
+    runs: dict[str, list[Images]] = {}
+    for name in comparison.outputs:
+        runs[name] = comparison.list_runs(name)
+        if sizes := config.postprocess:
+            runs[f"{name}{POSTPROCESSED}"] = [
+                np.stack([postprocess(mask, sizes) for mask in masks]).astype(np.float32)
+                for masks in ((run >= config.threshold).astype(np.uint8) for run in runs[name])
             ]
-    return outputs, scores, notes
-
-
-def smooth(probabilities: Images, config: SegmentationConfig) -> Images:
-    """Return the masks of probabilities after morphology, 0 or 1."""
-    masks = (probabilities >= config.threshold).astype(np.uint8)
-    assert config.postprocess
-    return np.stack([postprocess(mask, config.postprocess) for mask in masks]).astype(np.float32)
+    runs |= {name: [masks] for name, masks in baselines.items()}
+    scores = {
+        name: [
+            segmentation.per_image(comparison.patches.masks, run, config.threshold)
+            for run in of_runs
+        ]
+        for name, of_runs in runs.items()
+    }
+    return {name: of_runs[0] for name, of_runs in runs.items()}, scores, notes
 
 
 def make_baselines(
@@ -329,20 +327,18 @@ def add_roc_curves(report: ComparisonReport, comparison: Comparison) -> Figure:
 def compute_mean_roc(
     truth: NDArray[np.integer], probabilities: NDArray[np.floating], fold: NDArray[np.integer]
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Average the ROC curves of folds; folds with one class only are left out.
+    """Average the ROC curves of folds at RATES, and list the folds' areas.
 
-    Returns:
-        The mean curve at RATES, and the area of each fold.
+    Folds with one class only have neither.
     """
     curves = []
     areas = []
     for number in np.unique(fold):
         rows = fold == number
-        if len(np.unique(truth[rows])) < 2:
-            continue
-        false, true, _ = classification.roc_curve(truth[rows], probabilities[rows])
-        curves.append(np.where(RATES > 0, np.interp(RATES, false, true), 0.0))
-        areas.append(classification.roc_auc(truth[rows], probabilities[rows]))
+        if len(np.unique(truth[rows])) > 1:
+            false, true, _ = classification.roc_curve(truth[rows], probabilities[rows])
+            curves.append(np.where(RATES > 0, np.interp(RATES, false, true), 0.0))
+            areas.append(classification.roc_auc(truth[rows], probabilities[rows]))
     if not curves:
         return np.full(len(RATES), np.nan), np.array([])
     return np.mean(curves, axis=0), np.array(areas)

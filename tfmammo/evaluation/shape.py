@@ -10,13 +10,13 @@ from numpy.typing import NDArray
 from sklearn.metrics import confusion_matrix
 
 from tfmammo.data.extraction import make_shape_patches
-from tfmammo.errors import ConfigError
-from tfmammo.evaluation.comparison import Comparison, EvaluationConfig, compare
+from tfmammo.evaluation.comparison import Comparison, EvaluationConfig
 from tfmammo.evaluation.printed import get_values
 from tfmammo.evaluation.report import (
     ComparisonReport,
     Published,
     join_subset,
+    run_comparisons,
     save_figure,
 )
 from tfmammo.metrics import classification
@@ -45,10 +45,10 @@ def evaluate(config: EvaluationConfig, output: Path) -> ComparisonReport:
     Raises:
         ConfigError: A model is called like the baseline.
     """
-    if MOST_FREQUENT in config.models:
-        raise ConfigError(f"models: {MOST_FREQUENT} is the name of a trivial baseline")
+    config.refuse_names(MOST_FREQUENT)
     report = ComparisonReport(config=config, measures=MEASURES, published=PUBLISHED)
-    for comparison in compare(config, "mask", "shapes", make_shape_patches, (len(SHAPES),)):
+
+    def add(comparison: Comparison) -> None:
         labels = comparison.patches.labels
         outputs = comparison.outputs | {MOST_FREQUENT: predict_most_frequent(comparison)}
         scores = {
@@ -66,8 +66,9 @@ def evaluate(config: EvaluationConfig, output: Path) -> ComparisonReport:
                 add_areas(report, comparison, name, areas)
                 figure = draw_roc_curves(name, curves, areas)
                 save_figure(figure, output / f"figure-roc-{name}.png")
-    report.write(output)
-    return report
+
+    options = {"make": make_shape_patches, "shape": (len(SHAPES),)}
+    return run_comparisons(report, output, add, "mask", "shapes", **options)
 
 
 def predict_most_frequent(comparison: Comparison) -> NDArray[np.float32]:
@@ -99,21 +100,14 @@ def score_masks(
 def compute_fold_curves(
     labels: NDArray[np.integer], probabilities: Floats, fold: NDArray[np.integer]
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Compute the mean ROC curve of each fold, and the area of each shape against the others.
+    """Compute the mean ROC curve of each fold at RATES, and the area of each shape [folds, shapes].
 
-    Folds with masks of a single shape are left out, because they have no curve.
-
-    Returns:
-        Curves at RATES, [folds, rates], and areas, [folds, shapes].
+    Folds with masks of a single shape have no curve and are skipped.
     """
-    curves = []
-    areas = []
-    for number in np.unique(fold):
-        rows = fold == number
-        if len(set(labels[rows])) < 2:
-            continue
-        curves.append(classification.mean_roc(labels[rows], probabilities[rows], RATES))
-        areas.append(classification.one_versus_rest(labels[rows], probabilities[rows]))
+    parts = [fold == number for number in np.unique(fold)]
+    parts = [rows for rows in parts if len(set(labels[rows])) > 1]
+    curves = [classification.mean_roc(labels[rows], probabilities[rows], RATES) for rows in parts]
+    areas = [classification.one_versus_rest(labels[rows], probabilities[rows]) for rows in parts]
     return np.reshape(curves, (-1, len(RATES))), np.reshape(areas, (-1, len(SHAPES)))
 
 

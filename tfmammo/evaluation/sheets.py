@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from tfmammo.evaluation.comparison import Comparison
 from tfmammo.training import image_grid
 
 
@@ -48,3 +49,19 @@ def write_sheets(
     for ending, rows in choose_rows(scores, count, seed, is_higher_better).items():
         chosen = {name: images[rows] for name, images in panels.items()}
         image_grid.save_grid(chosen, path.with_stem(path.stem + ending))
+
+
+def write_comparison(
+    comparison: Comparison,
+    scores: Mapping[str, NDArray[np.float64]],
+    count: int,
+    seed: int,
+    output: Path,
+    is_higher_better: bool = False,
+) -> None:
+    """Write sheets of the masks, the real images and those of each model."""
+    patches = comparison.patches
+    panels: dict[str, NDArray[Any]]
+    panels = {"mask": patches.masks, "real": patches.images, **comparison.outputs}
+    path = output / f"sheet{comparison.ending}"
+    write_sheets(panels, scores, count, seed, path, is_higher_better)

@@ -5,16 +5,14 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from pydantic import PositiveInt
 
 from tfmammo.data.patches import Patches
-from tfmammo.errors import ConfigError
 from tfmammo.evaluation import sheets, texture
-from tfmammo.evaluation.comparison import EvaluationConfig, compare
+from tfmammo.evaluation.comparison import Comparison, EvaluationConfig
 from tfmammo.evaluation.perceptual import (
     MIN_SIZE,
     SET_MEASURES,
@@ -25,7 +23,7 @@ from tfmammo.evaluation.perceptual import (
     load_published,
     make_feature_statistics,
 )
-from tfmammo.evaluation.report import ComparisonReport, average_runs
+from tfmammo.evaluation.report import ComparisonReport, average_runs, run_comparisons
 from tfmammo.metrics import synthesis
 from tfmammo.metrics.rows import Fact
 from tfmammo.metrics.summary import Measure
@@ -80,13 +78,12 @@ def evaluate(config: SynthesisConfig, output: Path) -> ComparisonReport:
     Raises:
         ConfigError: A model is called like the real patches or a trivial baseline.
     """
-    for name in config.models:
-        if name in (texture.REAL, texture.TWO_GREYS, texture.BLURRED):
-            raise ConfigError(f"models: {name} is the name of a column of its own")
+    config.refuse_names(texture.REAL, texture.TWO_GREYS, texture.BLURRED)
     scorer = load_published() if config.data.size >= MIN_SIZE else None
     columns = MEASURES | (PERCEPTUAL_MEASURES if scorer else {}) | texture.MEASURES
     report = ComparisonReport(config=config, measures=columns, models_across=True)
-    for comparison in compare(config, "mask", "image", allow_repeats=True):
+
+    def add(comparison: Comparison) -> None:
         patches = comparison.patches
         outputs = {name: comparison.list_runs(name) for name in comparison.outputs}
         outputs |= {name: [images] for name, images in texture.make_baselines(patches).items()}
@@ -100,22 +97,19 @@ def evaluate(config: SynthesisConfig, output: Path) -> ComparisonReport:
         }
         scores = average_runs(runs)
         facts = config.summarize(scores, patches.patient_ids, columns)
-        notes: tuple[str, ...] = (BASELINES_NOTE, texture.NOTE, NO_NETWORKS)
+        networks: tuple[str, ...] = (NO_NETWORKS,)
         if scorer:
             facts += compare_sets(outputs, patches, config, scorer)
             scorer.write_sources(output / "networks.json")
-            notes = (BASELINES_NOTE, texture.NOTE, *scorer.describe())
+            networks = scorer.describe()
         facts += texture.summarize(textures, patches, config)
         both = {name: scores[name] | textures[name] for name in scores}
-        report.add(comparison, both, facts, notes)
+        report.add(comparison, both, facts, (BASELINES_NOTE, texture.NOTE, *networks))
         report.add_runs(comparison, runs, EDGE, RUNS_NOTE)
-        panels: dict[str, NDArray[Any]]
-        panels = {"mask": patches.masks, "real": patches.images, **comparison.outputs}
         edges = {name: runs[name][0][EDGE] for name in comparison.outputs}
-        path = output / f"sheet{comparison.ending}"
-        sheets.write_sheets(panels, edges, config.rows, config.seed, path, True)
-    report.write(output)
-    return report
+        sheets.write_comparison(comparison, edges, config.rows, config.seed, output, True)
+
+    return run_comparisons(report, output, add, "mask", "image", allow_repeats=True)
 
 
 def score(

@@ -6,9 +6,8 @@ An area of 0.5 under the ROC curve therefore means that this small network, with
 can't tell them apart, and no more. Areas compare only between sets of about the same size.
 
 Source: Lopez-Paz and Oquab, Revisiting classifier two-sample tests (2017), section 3. Deviations:
-the area under the ROC curve besides the accuracy; cross-validation in place of one held-out half,
-because patches are few; folds by patient, and intervals over patients in place of a p value,
-because patches of one patient are not independent.
+the area under the ROC curve in place of the accuracy; cross-validation in place of one held-out
+half, because patches are few; folds by patient, because patches of one patient are not independent.
 """
 
 from __future__ import annotations
@@ -24,8 +23,6 @@ from numpy.typing import NDArray
 from sklearn.model_selection import StratifiedGroupKFold
 
 from tfmammo.data.preprocess import resize_image, resize_mask
-from tfmammo.metrics.clustered_auc import has_few_patients
-from tfmammo.metrics.significance import percentile_interval
 from tfmammo.nn.optimization import Adam
 
 Images = NDArray[np.floating]
@@ -45,25 +42,23 @@ class TwoSample:
     """The result of a classifier two-sample test.
 
     Attributes:
-        auc: The probability that a made patch scores higher than a real one, both unseen and scored
-            by the same network; 0.5: they do not differ to it.
-        low: Lower bound of the interval of `auc`.
-        high: Upper bound of the interval of `auc`.
-        accuracy: The share of patches on the right side of 0, averaged over both sets.
         real: Logits of being made, of the real patches, float64 [n].
         made: The same of the made patches, float64 [m].
         real_folds: The fold, and so the network, that scored each real patch, int [n].
         made_folds: The same of the made patches, int [m].
     """
 
-    auc: float
-    low: float
-    high: float
-    accuracy: float
     real: NDArray[np.float64]
     made: NDArray[np.float64]
     real_folds: NDArray[np.intp]
     made_folds: NDArray[np.intp]
+
+    @property
+    def auc(self) -> float:
+        """The probability that a made patch scores higher than a real one, both unseen and scored
+        by the same network; 0.5: they do not differ to it.
+        """
+        return _compute_area(self.real, self.made, self.real_folds, self.made_folds)
 
     def measure_area(self, rows: NDArray[np.intp]) -> float:
         """Compute the area over some rows of the real and the made patches, for given networks.
@@ -71,9 +66,21 @@ class TwoSample:
         Two sets made from the same real patches are compared by it, as their folds are the same.
         NaN where no network scored patches of both kinds.
         """
-        scores = np.concatenate([self.real[rows], self.made[rows]])
-        folds = np.concatenate([self.real_folds[rows], self.made_folds[rows]])
-        return _Area(scores, np.repeat([0, 1], len(rows)), folds).value()
+        return _compute_area(
+            self.real[rows], self.made[rows], self.real_folds[rows], self.made_folds[rows]
+        )
+
+
+def _compute_area(
+    real: NDArray[np.float64],
+    made: NDArray[np.float64],
+    real_folds: NDArray[np.intp],
+    made_folds: NDArray[np.intp],
+) -> float:
+    """Compute the area over pairs that one network scored: networks have no common scale."""
+    pairs = real_folds[:, None] == made_folds
+    won = (1 + np.sign(made - real[:, None])) / 2  # ties count one half
+    return float(won[pairs].mean()) if pairs.any() else np.nan
 
 
 def two_sample(
@@ -88,8 +95,6 @@ def two_sample(
     seed: int = 0,
     size: int = 128,
     steps: int = 200,
-    samples: int = 2000,
-    level: float = 0.95,
 ) -> TwoSample:
     """Train a small network to tell made patches from real ones, and score unseen patients.
 
@@ -107,23 +112,16 @@ def two_sample(
         real_masks: {0, 1} [n, s, s, 1].
         made_masks: {0, 1} [m, s, s, 1].
         folds: Number of networks trained.
-        seed: Seed of weights, batches and bootstrap.
+        seed: Seed of weights and batches.
         size: px that patches are resampled to.
         steps: Training steps, of 16 patches each, half of them real.
-        samples: Draws of patients for the interval.
-        level: Confidence level, in (0, 1).
-
-    Returns:
-        The areas and scores. The interval is NaN with fewer than six patients in either
-        set. It draws patients, for given networks.
 
     Raises:
         ValueError: Unequal lengths or shapes, other values, too few patients, a fold without real
             or made patches, or a size below 16 px.
 
     Source:
-        Lopez-Paz and Oquab (2017), section 3; Davison & Hinkley (1997), 3.8, for the bootstrap of
-        patients.
+        Lopez-Paz and Oquab (2017), section 3.
     """
     _check(real, real_groups, real_masks, "real")
     _check(made, made_groups, made_masks, "made")
@@ -134,36 +132,9 @@ def two_sample(
     inputs = np.concatenate(
         [_make_inputs(real, real_masks, size), _make_inputs(made, made_masks, size)]
     )
-    scores, fold_of = _score_unseen(inputs, labels, groups, folds, steps, seed)
-    area = _Area(scores, labels, fold_of)
-    low, high = area.interval(groups, samples, seed, level)
-    is_made = labels == 1
-    is_right = (scores > 0) == is_made
-    accuracy = (is_right[~is_made].mean() + is_right[is_made].mean()) / 2
-    return TwoSample(
-        area.value(),
-        low,
-        high,
-        float(accuracy),
-        real=scores[~is_made],
-        made=scores[is_made],
-        real_folds=fold_of[~is_made],
-        made_folds=fold_of[is_made],
-    )
-
-
-def _score_unseen(
-    inputs: NDArray[np.float32],
-    labels: NDArray[np.intp],
-    groups: Groups,
-    folds: int,
-    steps: int,
-    seed: int,
-) -> tuple[NDArray[np.float64], NDArray[np.intp]]:
-    """Score each patch by the network of the fold that leaves its patient out; the folds, too."""
     scores = np.empty(len(labels))
     fold_of = np.empty(len(labels), np.intp)
-    classifier = _Classifier(inputs.shape[1], seed)
+    classifier = _Classifier(size, seed)
     for fold, (train, test) in enumerate(_split(labels, groups, folds)):
         shift = inputs[train].mean(axis=(0, 1, 2))
         scale = np.maximum(inputs[train].std(axis=(0, 1, 2)), 1e-6)
@@ -171,43 +142,8 @@ def _score_unseen(
         classifier.fit((inputs[train] - shift) / scale, labels[train], steps, random)
         scores[test] = classifier.score((inputs[test] - shift) / scale)
         fold_of[test] = fold
-    return scores, fold_of
-
-
-class _Area:
-    """The area under the ROC curve over pairs that the same network scored.
-
-    Networks have no common scale.
-    """
-
-    def __init__(
-        self, scores: NDArray[np.float64], labels: NDArray[np.intp], fold_of: NDArray[np.intp]
-    ) -> None:
-        self.labels = labels
-        self.real = np.flatnonzero(labels == 0)
-        self.made = np.flatnonzero(labels == 1)
-        self.pairs = (fold_of[self.real][:, None] == fold_of[self.made]).astype(np.float64)
-        # ties count one half
-        self.won = self.pairs * (1 + np.sign(scores[self.made] - scores[self.real][:, None])) / 2
-
-    def value(self) -> float:
-        return float(self.won.sum() / self.pairs.sum()) if self.pairs.any() else np.nan
-
-    def interval(
-        self, groups: Groups, samples: int, seed: int, level: float
-    ) -> tuple[float, float]:
-        """Bootstrap the area: draw patients with replacement, with all their patches."""
-        patients, number = np.unique(groups, return_inverse=True)
-        if has_few_patients(self.labels, groups):
-            return np.nan, np.nan
-        counts = np.random.default_rng([seed, 1]).multinomial(
-            len(patients), np.full(len(patients), 1 / len(patients)), size=samples
-        )
-        real = counts[:, number[self.real]]
-        made = counts[:, number[self.made]]
-        won = np.einsum("bn,bn->b", real, made @ self.won.T)
-        pairs = np.einsum("bn,bn->b", real, made @ self.pairs.T)
-        return percentile_interval(won[pairs > 0] / pairs[pairs > 0], level)
+    is_made = labels == 1
+    return TwoSample(scores[~is_made], scores[is_made], fold_of[~is_made], fold_of[is_made])
 
 
 def _split(
@@ -231,19 +167,16 @@ def _build_network(size: int, seed: int) -> keras.Model:
     def start(number: int) -> keras.initializers.Initializer:
         return keras.initializers.HeNormal(seed + number)
 
+    # names of its own: Keras counts those that it makes up
     x = patch = keras.Input((size, size, 3), dtype="float32", name="patch")
     for number, filters in enumerate(FILTERS):
-        name = f"convolution_{number}"
-        x = layers.Conv2D(
-            filters, 3, 2, "same", kernel_initializer=start(number), dtype="float32", name=name
-        )(x)
+        options = {"kernel_initializer": start(number), "dtype": "float32"}
+        x = layers.Conv2D(filters, 3, 2, "same", name=f"convolution_{number}", **options)(x)
         x = layers.BatchNormalization(momentum=0.9, dtype="float32", name=f"normalised_{number}")(x)
         x = layers.ReLU(dtype="float32", name=f"rectified_{number}")(x)
     x = layers.GlobalAveragePooling2D(dtype="float32", name="mean")(x)
-    logit = layers.Dense(1, kernel_initializer=start(len(FILTERS)), dtype="float32", name="logit")(
-        x
-    )
-    return keras.Model(patch, logit, name="two_sample")
+    options = {"kernel_initializer": start(len(FILTERS)), "dtype": "float32"}
+    return keras.Model(patch, layers.Dense(1, name="logit", **options)(x), name="two_sample")
 
 
 class _Classifier:
@@ -337,6 +270,6 @@ def _check(images: Images, groups: Groups, masks: Masks, name: str) -> None:
     if np.shape(groups) != (len(images),):
         raise ValueError(f"{len(images)} {name} images need as many groups, not {np.shape(groups)}")
     if not np.all((images >= 0) & (images <= 1)):
-        raise ValueError(f"{name} images must lie between 0 and 1")
+        raise ValueError(f"{name} images must lie in [0, 1]")
     if not np.all((masks == 0) | (masks == 1)):
-        raise ValueError(f"{name} masks must hold nothing but 0 and 1")
+        raise ValueError(f"{name} masks must contain only 0 and 1")

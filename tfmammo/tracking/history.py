@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -15,10 +17,6 @@ from tfmammo.tracking.store import probe, require_store, store_uri, translate_er
 def list_runs(uri: str | None = None, most: int = 100) -> list[dict[str, str]]:
     """List the runs of a store, the newest first.
 
-    Args:
-        uri: The store; see `store_uri`.
-        most: How many at most.
-
     Returns:
         "run", "id", "experiment", "status", "started" (UTC) and "result" of each: the last value of
         the measure that chooses its best weights.
@@ -26,11 +24,8 @@ def list_runs(uri: str | None = None, most: int = 100) -> list[dict[str, str]]:
     Raises:
         TrackingError: There is no such store, or it can't be reached.
     """
-    uri = store_uri(uri)
-    with translate_errors(uri):
-        require_store(uri)
-        probe(uri)
-        client = mlflow.MlflowClient(uri)
+    require_store(store_uri(uri))
+    with _open_store(uri) as client:
         experiments = {each.experiment_id: each.name for each in client.search_experiments()}
         order = ["attributes.start_time DESC"]
         found = client.search_runs(list(experiments), max_results=most, order_by=order)
@@ -53,24 +48,17 @@ def list_runs(uri: str | None = None, most: int = 100) -> list[dict[str, str]]:
 
 
 def read_history(folder: Path, metric: str, uri: str | None = None) -> dict[int, float]:
-    """Read the history of one metric of a training run: step -> value, in order of steps.
+    """Read the history of one metric of a training run's folder: step -> value, in order of steps.
 
     A step that was repeated after a stop has its later value.
-
-    Args:
-        folder: The run's output folder.
-        metric: The metric's name.
-        uri: The store; see `store_uri`.
 
     Raises:
         TrackingError: The folder is not a run's, the store can't be reached, or no such metric was
             logged.
     """
-    uri = store_uri(uri)
     run = _read_run_id(folder)
-    with translate_errors(uri):
-        probe(uri)
-        entries = mlflow.MlflowClient(uri).get_metric_history(run, metric)
+    with _open_store(uri) as client:
+        entries = client.get_metric_history(run, metric)
     if not entries:
         raise TrackingError(f"{folder}: its run logged no {metric}")
     entries.sort(key=lambda entry: (entry.step, entry.timestamp))
@@ -80,21 +68,23 @@ def read_history(folder: Path, metric: str, uri: str | None = None) -> dict[int,
 def read_monitor(folder: Path, uri: str | None = None) -> tuple[str, dict[int, float]]:
     """Read the held-out measure that chooses a run's best weights, and its history.
 
-    Args:
-        folder: The run's output folder.
-        uri: The store; see `store_uri`.
-
     Raises:
         TrackingError: As `read_history`, or the run names no such measure.
     """
-    uri = store_uri(uri)
     run = _read_run_id(folder)
-    with translate_errors(uri):
-        probe(uri)
-        monitor = mlflow.MlflowClient(uri).get_run(run).data.tags.get(MONITOR)
+    with _open_store(uri) as client:
+        monitor = client.get_run(run).data.tags.get(MONITOR)
     if monitor is None:
         raise TrackingError(f"{folder}: its run has no tag {MONITOR}")
     return monitor, read_history(folder, f"validation_{monitor}", uri)
+
+
+@contextlib.contextmanager
+def _open_store(uri: str | None) -> Iterator[mlflow.MlflowClient]:
+    uri = store_uri(uri)
+    with translate_errors(uri):
+        probe(uri)
+        yield mlflow.MlflowClient(uri)
 
 
 def _read_run_id(folder: Path) -> str:

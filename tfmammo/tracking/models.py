@@ -61,17 +61,10 @@ def register_service(
         probe(uri)
         with hold_store(uri):
             client = mlflow.MlflowClient(uri)
-            run = client.create_run(
-                open_experiment(client, uri, config.experiment), run_name=name
-            ).info.run_id
-        version = add_version(
-            client,
-            run,
-            name,
-            "model",
-            partial(save, directory=folder, run_id=run),
-            read_git_state(),
-        )
+            experiment = open_experiment(client, uri, config.experiment)
+            run = client.create_run(experiment, run_name=name).info.run_id
+        write = partial(save, directory=folder, run_id=run)
+        version = add_version(client, run, name, "model", write, read_git_state())
         client.set_registered_model_alias(name, alias, version)
         client.set_terminated(run)
     return version
@@ -86,19 +79,10 @@ def add_version(
     tags: dict[str, str],
     description: str | None = None,
 ) -> str:
-    """Add a version of a registered model, with its files among a run's artifacts.
+    """Add a version of a registered model, which is created if it is missing, and return it.
 
-    Args:
-        client: Of the store.
-        run: The run's id.
-        name: The registered model's; it is created if it is missing.
-        place: The folder among the run's artifacts.
-        save: Writes the model at a path.
-        tags: The version's.
-        description: Markdown that MLflow's page shows with the version.
-
-    Returns:
-        The version.
+    `save` writes the model, whose files go to `place`, a folder among the run's artifacts. The
+    description is Markdown, which MLflow's page shows.
     """
     with tempfile.TemporaryDirectory() as folder:
         save(Path(folder) / "model")
@@ -119,12 +103,10 @@ def get_source(client: mlflow.MlflowClient, run: str, place: str) -> str:
 
 
 def find_version(client: mlflow.MlflowClient, run: str, place: str) -> str | None:
-    """Find the version whose files lie in a folder among a run's artifacts."""
+    """Find the version whose files are in a folder among a run's artifacts."""
     source = get_source(client, run, place)
-    for version in client.search_model_versions(f"run_id = '{run}'"):
-        if version.source == source:
-            return str(version.version)
-    return None
+    versions = client.search_model_versions(f"run_id = '{run}'")
+    return next((str(each.version) for each in versions if each.source == source), None)
 
 
 def resolve(handle: str | Path, uri: str | None = None) -> Path:
@@ -187,14 +169,14 @@ def is_copy(folder: Path) -> bool:
 
 
 def locate_artifacts(client: mlflow.MlflowClient, handle: str) -> str:
-    """Return where the artifacts of a model URI lie.
+    """Return where the artifacts of a model URI are.
 
     MLflow's own function would ask its global store, not this one.
     """
     scheme, _, path = handle.partition(":/")
     name, _, rest = path.partition("/")
     if scheme == "runs":
-        return f"{client.get_run(name).info.artifact_uri}/{rest}"
+        return get_source(client, name, rest)
     if "@" in path:
         name, _, alias = path.partition("@")
         rest = client.get_model_version_by_alias(name, alias).version
@@ -212,11 +194,8 @@ def find_local_export(path: Path) -> Path:
             return folder
     if (path / "saved_model.pb").is_file() and (path.parent / CARD).is_file():
         return path.parent
-    if not path.exists() and str(path) in zoo.list_names():
+    if path.exists():
+        raise TrackingError(f"{path}: holds no export")
+    if str(path) in zoo.list_names():
         return zoo.fetch(str(path))
-    problem = (
-        "holds no export"
-        if path.exists()
-        else "is neither a folder nor a model URI (models:/ or runs:/)"
-    )
-    raise TrackingError(f"{path}: {problem}")
+    raise TrackingError(f"{path}: is neither a folder nor a model URI (models:/ or runs:/)")

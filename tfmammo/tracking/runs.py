@@ -130,13 +130,7 @@ class Run:
         self._attempt(self._send_metrics)
 
     def log_image(self, name: str, image: NDArray[np.uint8], step: int) -> None:
-        """Log an image grid as PNG.
-
-        Args:
-            name: The series that the image belongs to.
-            image: uint8 [rows, cols] or [rows, cols, 1 | 3].
-            step: Of the training.
-        """
+        """Log an image grid, uint8 [rows, cols] or [rows, cols, 1 | 3], as PNG of a series."""
         if image.dtype != np.uint8:
             raise ValueError(f"the image {name} must be uint8, not {image.dtype}")
         self._attempt(
@@ -157,15 +151,15 @@ class Run:
     ) -> str | None:
         """Make an export a new version of the registered model tfmammo-NAME.
 
-        `mlflow models serve` can serve it.
+        `mlflow models serve` can serve it. Step and metrics become tags of the version.
 
         Args:
             directory: An export, copied into the store.
-            step: Becomes a tag of the version.
-            metrics: Become tags of the version.
+            step: Of the training.
+            metrics: Name -> value.
             best: Whether it is the best of this run. Then it gets the alias "best" if no version or
-                an earlier one of this run has it. Another run's best stays until `python -m
-                tfmammo.apps.registry promote` has compared them.
+                an earlier one of this run has it. Another run's best stays until `tfmammo registry
+                promote` has compared them.
 
         Returns:
             The version, or None if the store failed.
@@ -220,17 +214,9 @@ class Run:
         return result
 
     def _send_parameters(self, values: Mapping[str, str]) -> None:
-        logged = self._client.get_run(self.id).data.params
-        new = [Param(key, value) for key, value in values.items() if key not in logged]
-        for start in range(0, len(new), BATCH):
-            self._client.log_batch(self.id, params=new[start : start + BATCH], synchronous=True)
-        self._send_tags(
-            {
-                f"resumed.{key}": value
-                for key, value in values.items()
-                if logged.get(key, value) != value
-            }
-        )
+        logged = _log_parameters(self._client, self.id, values)
+        changed = {key: value for key, value in values.items() if logged.get(key, value) != value}
+        self._send_tags({f"resumed.{key}": value for key, value in changed.items()})
 
     def _send_tags(self, values: Mapping[str, Any]) -> None:
         tags = [RunTag(key, redact(str(value))[:LONGEST_VALUE]) for key, value in values.items()]
@@ -294,16 +280,10 @@ class Run:
 
 
 def open_parent_run(output: Path, config: TrackingConfig) -> str:
-    """Open the run that the training runs of a study are shown under.
+    """Open the run that the training runs of a study are shown under, and return its id.
 
-    It is a new one, or the one that the study's folder names.
-
-    Args:
-        output: The study's folder, where the id is kept.
-        config: Its uri and experiment are used.
-
-    Returns:
-        Its id, for TrackingConfig.parent and `log_folder`.
+    It is a new one, or the one that the study's folder names. The id is for TrackingConfig.parent
+    and `log_folder`.
 
     Raises:
         TrackingError: The store can't be reached, or the experiment was deleted.
@@ -334,64 +314,58 @@ def log_folder(
         uri: The store.
         experiment: The experiment's name.
         parameters: Nested, as in a config.
-        metrics: Name -> value; values that are not finite are left out.
+        metrics: Name -> value; values that are not finite are skipped.
         run: The id of an open run, see `open_parent_run`; None starts a new one.
 
     Raises:
         TrackingError: The store can't be reached, or the experiment was deleted.
     """
-    values = {
-        re.sub(r"[^\w .:/-]", "_", name): value
+    now = int(time.time() * 1000)
+    values = [
+        Metric(re.sub(r"[^\w .:/-]", "_", name), float(value), now, 0)
         for name, value in metrics.items()
         if np.isfinite(value)
-    }
-    now = int(time.time() * 1000)
+    ]
     with translate_errors(uri):
         probe(uri)
         with hold_store(uri):
             client = mlflow.MlflowClient(uri)
-            run = (
-                run
-                or client.create_run(
-                    open_experiment(client, uri, experiment), run_name=folder.name
-                ).info.run_id
-            )
-        logged = client.get_run(run).data.params
-        flat = [
-            Param(key, value)
-            for key, value in _flatten(parameters).items()
-            if not key.endswith("tracking_uri") and key not in logged
-        ]
-        for start in range(0, len(flat), BATCH):
-            client.log_batch(run, params=flat[start : start + BATCH], synchronous=True)
-        client.log_batch(
-            run,
-            metrics=[Metric(key, float(value), now, 0) for key, value in values.items()],
-            synchronous=True,
+            if run is None:
+                place = open_experiment(client, uri, experiment)
+                run = client.create_run(place, run_name=folder.name).info.run_id
+        flat = _flatten(parameters)
+        _log_parameters(
+            client, run, {key: flat[key] for key in flat if not key.endswith("tracking_uri")}
         )
+        client.log_batch(run, metrics=values, synchronous=True)
         client.log_artifacts(run, str(folder))
         client.set_terminated(run)
 
 
-def _resume_run(client: mlflow.MlflowClient, uri: str, output: Path) -> str | None:
-    """Reopen the run that a folder names.
+def _log_parameters(
+    client: mlflow.MlflowClient, run: str, values: Mapping[str, str]
+) -> dict[str, str]:
+    """Log the parameters that a run has not got yet; return those that it had."""
+    logged: dict[str, str] = client.get_run(run).data.params
+    new = [Param(key, value) for key, value in values.items() if key not in logged]
+    for start in range(0, len(new), BATCH):
+        client.log_batch(run, params=new[start : start + BATCH], synchronous=True)
+    return logged
 
-    Returns:
-        Its id; None if the folder names none, or the store has it no more.
-    """
+
+def _resume_run(client: mlflow.MlflowClient, uri: str, output: Path) -> str | None:
+    """Reopen the run that a folder names; None if it names none, or the store has it no more."""
     path = output / RUN_ID
     if not path.is_file():
         return None
     run_id = path.read_text(encoding="utf-8").strip()
+    run = None
     try:
         run = client.get_run(run_id)
     except MlflowException as error:
-        if error.error_code not in (
-            ErrorCode.Name(RESOURCE_DOES_NOT_EXIST),
-            ErrorCode.Name(INVALID_PARAMETER_VALUE),
-        ):
+        gone = (RESOURCE_DOES_NOT_EXIST, INVALID_PARAMETER_VALUE)
+        if error.error_code not in map(ErrorCode.Name, gone):
             raise
-        run = None
     if run is None or run.info.lifecycle_stage != LifecycleStage.ACTIVE:
         log.warning("%s: holds no run %s any more, a new one is started", redact(uri), run_id)
         return None
@@ -425,18 +399,7 @@ def make_run_name(system: str, output: Path) -> str:
 def _start_run(
     client: mlflow.MlflowClient, experiment: str, output: Path, name: str, parent: str | None = None
 ) -> str:
-    """Start a run, whose id the folder keeps.
-
-    Args:
-        client: Of the store.
-        experiment: The experiment's id.
-        output: The folder.
-        name: The run's.
-        parent: The run that it is shown under.
-
-    Returns:
-        Its id.
-    """
+    """Start a run in an experiment, shown under its parent; the folder keeps its id."""
     tags = {MLFLOW_PARENT_RUN_ID: parent} if parent else None
     run_id = client.create_run(experiment, run_name=name, tags=tags).info.run_id
     output.mkdir(parents=True, exist_ok=True)

@@ -182,11 +182,9 @@ def read_git_state(file: Path = Path(__file__)) -> dict[str, str]:
     """
 
     def git(*arguments: str) -> str:
-        """Run git in the file's folder, and return what it prints."""
         command = ["git", "-C", str(file.parent), *arguments]
-        return subprocess.run(
-            command, check=True, capture_output=True, text=True, timeout=20
-        ).stdout.strip()
+        done = subprocess.run(command, check=True, capture_output=True, text=True, timeout=20)
+        return done.stdout.strip()
 
     try:
         # else an installed copy would take the commit of whatever checkout it lies in
@@ -198,21 +196,17 @@ def read_git_state(file: Path = Path(__file__)) -> dict[str, str]:
 
 
 def open_experiment(client: mlflow.MlflowClient, uri: str, name: str) -> str:
-    """Return the id of an experiment, which is created if it is missing.
-
-    Args:
-        client: Of the store.
-        uri: The store's address.
-        name: The experiment's.
+    """Return the id of a store's experiment, which is created if it is missing.
 
     Raises:
         TrackingError: The experiment was deleted.
     """
+    kind = "custom_model_development"
     experiment = client.get_experiment_by_name(name)
     if experiment is None:
         try:
-            tags = {EXPERIMENT_KIND: "custom_model_development"}
-            return client.create_experiment(name, get_artifact_location(uri, name), tags)
+            place = get_artifact_location(uri, name)
+            return client.create_experiment(name, place, {EXPERIMENT_KIND: kind})
         except MlflowException:  # another training run may have created it just now
             experiment = client.get_experiment_by_name(name)
             if experiment is None:
@@ -223,7 +217,5 @@ def open_experiment(client: mlflow.MlflowClient, uri: str, name: str) -> str:
             "tracking.experiment"
         )
     if EXPERIMENT_KIND not in experiment.tags:
-        client.set_experiment_tag(
-            experiment.experiment_id, EXPERIMENT_KIND, "custom_model_development"
-        )
+        client.set_experiment_tag(experiment.experiment_id, EXPERIMENT_KIND, kind)
     return experiment.experiment_id

@@ -15,7 +15,7 @@ import gradio as gr
 
 from tfmammo.apps.studio import uploads
 from tfmammo.apps.studio.uploads import COMPUTE, Facts, Updates
-from tfmammo.evaluation import case as files
+from tfmammo.inference import case as files
 from tfmammo.inference.pipeline import Pipeline
 from tfmammo.inference.report import build_report, draw_overlay, write_segmentation
 from tfmammo.mammogram import Mammogram

@@ -11,57 +11,28 @@ executes no pickle: SavedModels are protocol buffers and a tensor file.
     directory/NAME.onnx     the same function for ONNX Runtime, where `write_onnx` put it
 """
 
-from tfmammo.tracking.export.card import (
-    CARD,
-    FORMAT,
-    RANGES,
-    SIGNATURE,
-    TOLERANCE,
-    Tensors,
-    describe_variables,
-    find_function,
-    format_card,
-    get_training_patients,
-    locate,
-    read_card,
-)
-from tfmammo.tracking.export.onnx import write_onnx
-from tfmammo.tracking.export.reading import (
-    LoadedFunction,
-    assign,
-    find_patients,
-    hash_files,
-    load,
-    load_identified,
-    load_onnx,
-    predict,
-)
-from tfmammo.tracking.export.writing import Exportable, export, remove_leftovers, write_saved_models
-
-__all__ = [
-    "CARD",
-    "FORMAT",
-    "RANGES",
-    "SIGNATURE",
-    "TOLERANCE",
-    "Exportable",
-    "LoadedFunction",
-    "Tensors",
-    "assign",
-    "describe_variables",
-    "export",
-    "find_function",
-    "find_patients",
-    "format_card",
-    "get_training_patients",
-    "hash_files",
-    "load",
-    "load_identified",
-    "load_onnx",
-    "locate",
-    "predict",
-    "read_card",
-    "remove_leftovers",
-    "write_onnx",
-    "write_saved_models",
-]
+from tfmammo.tracking.export.card import CARD as CARD
+from tfmammo.tracking.export.card import FORMAT as FORMAT
+from tfmammo.tracking.export.card import RANGES as RANGES
+from tfmammo.tracking.export.card import SIGNATURE as SIGNATURE
+from tfmammo.tracking.export.card import TOLERANCE as TOLERANCE
+from tfmammo.tracking.export.card import Tensors as Tensors
+from tfmammo.tracking.export.card import describe_variables as describe_variables
+from tfmammo.tracking.export.card import find_function as find_function
+from tfmammo.tracking.export.card import format_card as format_card
+from tfmammo.tracking.export.card import get_training_patients as get_training_patients
+from tfmammo.tracking.export.card import locate as locate
+from tfmammo.tracking.export.card import read_card as read_card
+from tfmammo.tracking.export.onnx import write_onnx as write_onnx
+from tfmammo.tracking.export.reading import LoadedFunction as LoadedFunction
+from tfmammo.tracking.export.reading import assign as assign
+from tfmammo.tracking.export.reading import find_patients as find_patients
+from tfmammo.tracking.export.reading import hash_files as hash_files
+from tfmammo.tracking.export.reading import load as load
+from tfmammo.tracking.export.reading import load_identified as load_identified
+from tfmammo.tracking.export.reading import load_onnx as load_onnx
+from tfmammo.tracking.export.reading import predict as predict
+from tfmammo.tracking.export.writing import Exportable as Exportable
+from tfmammo.tracking.export.writing import export as export
+from tfmammo.tracking.export.writing import remove_leftovers as remove_leftovers
+from tfmammo.tracking.export.writing import write_saved_models as write_saved_models

@@ -42,9 +42,7 @@ class Entry(Frozen):
     """What it is known to do badly."""
     results: list[Result] = []
     file: str
-    """The name of the packed file beside this entry, or in the cache if it has a URL."""
-    url: str | None = None
-    """Where a network that does not come with the package is downloaded from."""
+    """The name of the packed file beside this entry."""
     sha256: str = ""
     size: int = 0
     """Of the packed file, in bytes."""
@@ -56,10 +54,7 @@ def list_names() -> list[str]:
 
 
 def read_entry(name: str) -> Entry:
-    """Read what is known of a network.
-
-    Args:
-        name: "can", or "models:/zoo/can".
+    """Read what is known of a network: "can", or "models:/zoo/can".
 
     Raises:
         ConfigError: The zoo has no such network, or its entry is damaged.

@@ -5,18 +5,11 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import tempfile
-import urllib.error
-import urllib.request
 from pathlib import Path
-from urllib.parse import urlsplit
 
-from tfmammo import filesystem
 from tfmammo.errors import ExportError
 from tfmammo.filesystem import CACHE, find_cache
 from tfmammo.tracking.zoo.entries import FOLDER, PREFIX, Entry, read_entry
-
-TIMEOUT = 30  # s without a byte of a download
-PIECE = 2**20  # bytes
 
 
 def fetch(name: str) -> Path:
@@ -31,17 +24,15 @@ def fetch(name: str) -> Path:
 
     Raises:
         ConfigError: The zoo has no such network.
-        ExportError: The packed file is damaged or can't be downloaded, or the cache can't be
-            written.
+        ExportError: The packed file is missing or damaged, or the cache can't be written.
     """
     entry = read_entry(name)
     short = name.removeprefix(PREFIX)
     folder = find_cache() / "zoo" / f"{short}-{entry.sha256[:16]}"
     if folder.is_dir():
         return folder
-    from tfmammo.tracking.zoo.packing import (
-        unpack,  # imports TensorFlow, which an unpacked one needs not
-    )
+    # imports TensorFlow, which an unpacked one does not need
+    from tfmammo.tracking.zoo.packing import unpack
 
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
@@ -58,54 +49,19 @@ def fetch(name: str) -> Path:
 
 
 def find_file(name: str, entry: Entry) -> Path:
-    """Return the packed file of a network, downloaded if it does not come with the package.
+    """Return the packed file of a network.
 
     Raises:
-        ExportError: It is missing, is not the one of the entry, or can't be downloaded.
+        ExportError: It is missing, or is not the one of the entry.
     """
-    if entry.url is None:
-        path = FOLDER / entry.file
-        if not path.is_file():
-            raise ExportError(f"{path}: is missing; install the package again")
-        _check(path, entry)
-        return path
-    path = find_cache() / "zoo" / entry.file
+    path = FOLDER / entry.file
     if not path.is_file():
-        _download(name, entry, path)
-    _check(path, entry)
-    return path
-
-
-def _check(path: Path, entry: Entry) -> None:
+        raise ExportError(f"{path}: is missing; install the package again")
     with path.open("rb") as file:
         found = hashlib.file_digest(file, "sha256").hexdigest()
     if found != entry.sha256:
         raise ExportError(
-            f"{path}: has the SHA-256 {found[:16]}..., not {entry.sha256[:16]}...; "
-            "the file is damaged or was replaced"
+            f"{path}: has the SHA-256 {found[:16]}..., not {entry.sha256[:16]}...; the file of "
+            f"{name} is damaged or was replaced"
         )
-
-
-def _download(name: str, entry: Entry, path: Path) -> None:
-    """Download a packed file whole or not at all, and no more of it than the entry says."""
-    url = entry.url or ""
-    parts = urlsplit(url)
-    if parts.scheme != "https" and parts.hostname not in ("localhost", "127.0.0.1"):
-        raise ExportError(f"{PREFIX}{name}: {url} is no https address")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    try:
-        with (
-            urllib.request.urlopen(url, timeout=TIMEOUT) as answer,
-            filesystem.atomic_file(path) as part,
-            part.open("wb") as file,
-        ):
-            left = entry.size
-            while piece := answer.read(PIECE):
-                left -= len(piece)
-                if left < 0:
-                    raise ExportError("the download is larger than the zoo's entry says")
-                file.write(piece)
-            if left:
-                raise ExportError("the download is shorter than the zoo's entry says")
-    except (urllib.error.URLError, TimeoutError, ConnectionError) as error:
-        raise ExportError(f"{PREFIX}{name}: {url} can't be downloaded ({error})") from None
+    return path

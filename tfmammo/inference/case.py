@@ -70,28 +70,24 @@ def _write(
 ) -> None:
     """Write all files of a mammogram; those of an earlier run stay until all are written."""
     output.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=".", dir=output) as made:
-        _write_into(pipeline, result, path, digest, Path(made))
-        for name in (OVERLAY, MASK, REPORT, SEGMENTATION):
-            (output / name).unlink(missing_ok=True)
-            if (Path(made) / name).exists():
-                (Path(made) / name).replace(output / name)
-
-
-def _write_into(
-    pipeline: Pipeline, result: PipelineResult, path: Path, digest: str, output: Path
-) -> None:
-    write_overlay(draw_overlay(result), output)
-    (output / MASK).write_bytes(encode_mask(result))
-    reason = write_segmentation(pipeline, result, path, output / SEGMENTATION)
-    content = {
-        "input": {"sha256": digest},
-        **build_report(result, pipeline),
-        "files": {
+    with tempfile.TemporaryDirectory(prefix=".", dir=output) as folder:
+        made = Path(folder)
+        write_overlay(draw_overlay(result), made)
+        (made / MASK).write_bytes(encode_mask(result))
+        reason = write_segmentation(pipeline, result, path, made / SEGMENTATION)
+        files = {
             "overlay": OVERLAY,
             "mask": MASK,
             "segmentation": None if reason else SEGMENTATION,
-        },
-        "remarks": [*pipeline.list_remarks(), *([reason] if reason else [])],
-    }
-    write_report(content, output)
+        }
+        content = {
+            "input": {"sha256": digest},
+            **build_report(result, pipeline),
+            "files": files,
+            "remarks": [*pipeline.list_remarks(), *([reason] if reason else [])],
+        }
+        write_report(content, made)
+        for name in (OVERLAY, MASK, REPORT, SEGMENTATION):
+            (output / name).unlink(missing_ok=True)
+            if (made / name).exists():
+                (made / name).replace(output / name)
