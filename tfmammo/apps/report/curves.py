@@ -16,16 +16,9 @@ _REPETITION = re.compile(r"(/fold\d+)?(/seed\d+|/fold\d+-seed\d+)?$")
 
 @dataclass(frozen=True)
 class Curve:
-    """The held-out measure that chose a run's best weights, over its steps.
+    """The held-out measure that chose a run's best weights, over its steps."""
 
-    Attributes:
-        run: The run's folder in the report: "can/seed0".
-        measure: "dice".
-        steps: The steps after which it was measured.
-        values: Its values.
-    """
-
-    run: str
+    run: str  # its folder in the report: "can/seed0"
     measure: str
     steps: tuple[int, ...]
     values: tuple[float, ...]

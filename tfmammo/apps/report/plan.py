@@ -26,19 +26,12 @@ COMPLETE = Path("DIR")  # in place of every folder from elsewhere, where all of 
 
 @dataclass(frozen=True)
 class Planned:
-    """A step of the plan, and what it is of.
+    """A step of the plan."""
 
-    Attributes:
-        command: The name of its command.
-        step: The step.
-        parsed: Its config.
-        export: The export that takes its place, so that it is not run; None: it is run.
-    """
-
-    command: str
+    command: str  # the name of its command
     step: Step
-    parsed: Any
-    export: Path | None = None
+    parsed: Any  # its config
+    export: Path | None = None  # takes its place, so that it is not run
 
     @property
     def is_training(self) -> bool:
@@ -48,17 +41,11 @@ class Planned:
 
 @dataclass
 class Plan:
-    """The commands of a scale.
-
-    Attributes:
-        scale: The scale.
-        planned: All steps, each after those that it depends on.
-        skipped: Command -> why it is not run.
-    """
+    """The commands of a scale."""
 
     scale: Scale
-    planned: list[Planned] = field(default_factory=list)
-    skipped: dict[str, str] = field(default_factory=dict)
+    planned: list[Planned] = field(default_factory=list)  # each after those that it depends on
+    skipped: dict[str, str] = field(default_factory=dict)  # command -> why it is not run
 
     @property
     def steps(self) -> list[Step]:
@@ -96,8 +83,7 @@ def make_plan(
         wanted: Names of commands.
 
     Raises:
-        ConfigError: A command is not in the config, has a wrong key, or commands need each other in
-            a circle. It names the command, the file and the key.
+        ConfigError: A command is not in the config, has a wrong key, or needs itself.
     """
     planner = _Planner(config, scale, output, root)
     wanted = list(wanted)
@@ -127,17 +113,15 @@ def get_tracking_uri(output: Path) -> str:
     return f"sqlite:///{output / 'mlflow.db'}"
 
 
-@dataclass
 class _Planner:
     """Adds commands to a plan."""
 
-    config: ReportConfig
-    scale: Scale
-    output: Path
-    root: Path
-
-    def __post_init__(self) -> None:
-        self.plan = Plan(self.scale)
+    def __init__(self, config: ReportConfig, scale: Scale, output: Path, root: Path) -> None:
+        self.config = config
+        self.scale = scale
+        self.output = output
+        self.root = root
+        self.plan = Plan(scale)
 
     def add(self, name: str) -> None:
         """Add a command, after those that it needs; nothing of it where one of them can't run."""
