@@ -23,7 +23,7 @@ from tests.archives.writers import (
     rsna,
     vindr,
 )
-from tfmammo.apps.exchange.config import ExchangeConfig
+from tfmammo.apps.exchange.cases import ExchangeConfig
 from tfmammo.apps.exchange.writing import write_dataset
 from tfmammo.archives import ARCHIVES
 from tfmammo.archives.writers import segmentation

@@ -11,8 +11,7 @@ import tensorflow as tf
 
 from tests.commands import run_module_here
 from tfmammo.apps.audit import work
-from tfmammo.apps.audit.attacks import Attack
-from tfmammo.apps.audit.config import AuditConfig
+from tfmammo.apps.audit.attacks import Attack, AuditConfig
 from tfmammo.apps.audit.verdict import check_place, decide
 from tfmammo.apps.audit.work import audit
 from tfmammo.apps.registry.promotion import PromotionConfig, find_audit_fault

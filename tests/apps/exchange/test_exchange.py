@@ -18,9 +18,9 @@ from tests.archives.writers import folder as writer
 from tests.small_mammograms import COLS, ROWS, SQUARE, make_mammogram
 from tfmammo.apps.exchange import writing
 from tfmammo.apps.exchange.__main__ import main
-from tfmammo.apps.exchange.cases import Plan, make_cases
-from tfmammo.apps.exchange.config import ExchangeConfig
-from tfmammo.apps.exchange.writing import NAMES, write_dataset
+from tfmammo.apps.exchange.cases import ExchangeConfig, Plan, make_cases
+from tfmammo.apps.exchange.formats import FORMATS
+from tfmammo.apps.exchange.writing import write_dataset
 from tfmammo.archives import folder, read_mammograms
 from tfmammo.config import DataConfig
 from tfmammo.data import splits
@@ -108,7 +108,7 @@ def pair(originals, records, name: str):
 
 
 @pytest.mark.parametrize("split", ["patient", "official"])
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", FORMATS)
 def test_round_trip(archive, tmp_path, name, split):
     """Pixels, regions, facts, patients and the split come back as they were."""
     originals, _ = read(archive)
@@ -245,7 +245,7 @@ def test_yolos_boxes_by_hand(archive, tmp_path):
     assert boxes == sorted(originals)
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", FORMATS)
 def test_lesions_of_a_pixel_or_a_line(tmp_path, name):
     """Masks have specks, and boxes of none: each comes back with its pixels."""
     outlines = ([[9, 9]] * 3, [[20, 9], [20, 14], [20, 14]], [[30, 9], [33, 12], [33, 12]])
@@ -269,7 +269,7 @@ def test_patches_are_those_of_training(tmp_path):
     options = config(**data, exchange={"items": "patches"})
     patches = make_patches(read_mammograms(options.data, Skipped()), options.data, Skipped())
     _, held_out = splits.split(patches, options.data)
-    for name in NAMES:
+    for name in FORMATS:
         summary = write_dataset(name, options, tmp_path / f"Dataset502_{name}")
         records, reasons = read(tmp_path / f"Dataset502_{name}")
         assert not reasons and sum(summary.images.values()) == len(records) == len(patches) > 3
@@ -386,7 +386,7 @@ def test_no_name_of_the_archive_reaches_the_data_set(archive, tmp_path, monkeypa
     monkeypatch.setenv("TFMAMMO_ID_KEY", "secret")
     table = (archive / "metadata.csv").read_text().replace(",p0,", ",Quibble Zephyrine,")
     (archive / "metadata.csv").write_text(table)
-    for name in NAMES:
+    for name in FORMATS:
         write_dataset(name, config(archive), tmp_path / name)
         for path in (tmp_path / name).rglob("*"):
             assert "quibble" not in str(path).lower()
@@ -410,7 +410,7 @@ def test_command(archive, tmp_path, capsys, repository):
 
 
 @pytest.mark.data
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", FORMATS)
 def test_real_mammograms(real_data, tmp_path, name):
     """Four mammograms of CDD-CESM; drawing their outlines leaves holes of a pixel, which are
     filled when they are read.

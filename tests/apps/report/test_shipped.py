@@ -1,4 +1,4 @@
-"""The overrides of configs/report.yaml: they lose no key, fit networks, and ask the papers' questions."""
+"""The overrides of configs/report.yaml: they lose no key, fit networks, ask what the papers ask."""
 
 import re
 import sys

@@ -13,8 +13,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tfmammo.apps.audit import verdict as verdicts
-from tfmammo.apps.audit.attacks import Attack, Sides, count_attacks, draw_sides, run_attacks
-from tfmammo.apps.audit.config import AuditConfig
+from tfmammo.apps.audit.attacks import (
+    Attack,
+    AuditConfig,
+    Sides,
+    count_attacks,
+    draw_sides,
+    run_attacks,
+)
 from tfmammo.apps.audit.verdict import Verdict
 from tfmammo.data import datasets
 from tfmammo.evaluation.networks import open_first

@@ -112,7 +112,7 @@ def _make_parser() -> cli.Parser:
     command = commands.add_parser(
         "list", help="show models, versions, aliases, metrics and promotions"
     )
-    command.set_defaults(work=_list)
+    command.set_defaults(work=lambda options: cli.console.print(list_models(options.tracking_uri)))
     command.add_tracking_uri()
 
     command = commands.add_parser(
@@ -131,10 +131,6 @@ def _make_parser() -> cli.Parser:
     command.add_argument("--model", required=True, metavar=FLAGS["model"])
     command.add_tracking_uri()
     return parser
-
-
-def _list(options: argparse.Namespace) -> None:
-    cli.console.print(list_models(options.tracking_uri))
 
 
 def _promote(options: argparse.Namespace) -> None:
