@@ -188,21 +188,10 @@ def test_a_study_is_opened_with_the_keys_that_its_cases_were_drawn_with(
     monkeypatch.setattr(studio, "show", shown.append)
     config = repository / "configs/reader_study.yaml"
     database = tmp_path / "answers.sqlite"
-    reader_study.main(
-        [
-            "--config",
-            str(config),
-            "open",
-            "--set",
-            "pairs=4",
-            "real.phantoms=7",
-            f"database={database}",
-        ]
-    )
+    overrides = ["pairs=4", "real.phantoms=7", f"database={database}"]
+    reader_study.main(["--config", str(config), "open", "--set", *overrides])
     (opened,) = shown
-    assert opened.study == parse(
-        ReaderStudyConfig, config, ["pairs=4", "real.phantoms=7", f"database={database}"]
-    )
+    assert opened.study == parse(ReaderStudyConfig, config, overrides)
     assert not opened.systems and opened.case is None and not database.exists()
 
 

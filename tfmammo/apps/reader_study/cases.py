@@ -28,17 +28,8 @@ SCALE: Final = range(1, 7)
 # How patches are cut. The section `real` decides it for all systems, so that patches differ in
 # their lesions only.
 CUT: Final = (
-    "preprocess",
-    "patches",
-    "sampling",
-    "kinds",
-    "size",
-    "frame",
-    "context",
-    "padding",
-    "pad",
-    "percentiles",
-    "window",
+    *("preprocess", "patches", "sampling", "kinds", "size", "frame", "context", "padding", "pad"),
+    *("percentiles", "window"),
 )
 Task = Literal["choice", "rating"]
 Truth = Literal["left", "right", "real", "synthetic"]
@@ -269,16 +260,9 @@ def _select_patches(
 ) -> dict[str, list[str]]:
     """Select random patches of each source so that no patient is shown twice.
 
-    An integer linear programme, solved exactly: with patients shared by several sources, a greedy
-    selection can miss a possible study.
-
-    Args:
-        sources: The patches to select from.
-        counts: Number of patches of each source.
-        random: Chooses among the solutions.
-
-    Returns:
-        Patch ids by source, in random order.
+    `counts` says how many of each source; their ids come back in random order. An integer linear
+    programme, solved exactly: with patients shared by several sources, a greedy selection can miss
+    a possible study.
     """
     items = [(name, row) for name, source in sources.items() for row in range(len(source.patches))]
     everybody = sorted(
