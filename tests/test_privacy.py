@@ -4,7 +4,6 @@ everything tfmammo puts out.
 
 import logging
 import pickle
-import re
 import traceback
 import warnings
 from collections.abc import Iterator
@@ -18,9 +17,14 @@ from pydicom.uid import ExplicitVRLittleEndian, ImplicitVRLittleEndian
 
 from tests.archives.writers import inbreast as writer
 from tests.small_mammograms import COLS, ROWS, make_mammogram, ramp
+from tfmammo import config as configuration
 from tfmammo.archives import dicom, inbreast
+from tfmammo.config import DataConfig, TrackingConfig
+from tfmammo.data import datasets
 from tfmammo.errors import ArchiveError
 from tfmammo.mammogram import Lesion, Mammogram, Skipped
+from tfmammo.models.can import CAN
+from tfmammo.training import loop, script
 
 NAME = "QUIBBLE^ZEPHYRINE"
 PLANTED = {
@@ -151,22 +155,28 @@ def complaint(path: Path) -> str:
     return said
 
 
-NUMBERS = re.findall(
-    r"\w+",
+NAMES = (
     """
     Rows Columns BitsAllocated BitsStored HighBit PixelRepresentation SamplesPerPixel
     NumberOfFrames RescaleSlope RescaleIntercept WindowCenter WindowWidth PixelPaddingValue
     PixelPaddingRangeLimit PixelSpacing ImagerPixelSpacing
     EstimatedRadiographicMagnificationFactor NominalScannedPixelSpacing
     """,
-)
-WORDS = re.findall(
-    r"\w+",
     """
     Modality PhotometricInterpretation VOILUTFunction ViewPosition ImageLaterality
     PresentationIntentType
     """,
+    "PatientBirthDate StudyTime PatientAge PatientSize StudyInstanceUID InstanceNumber",
 )
+NUMBERS, WORDS, UNUSED = map(str.split, NAMES)
+NEEDED = {  # so that each of the values is looked at
+    "WindowCenter": ("DS", "5"),
+    "WindowWidth": ("DS", "5"),
+    "PixelPaddingValue": ("SS", 5),
+    "RescaleSlope": ("DS", "1"),
+    "RescaleIntercept": ("DS", "0"),
+    "ImagerPixelSpacing": ("DS", ["1", "1"]),
+}
 
 
 def misplace(path: Path, syntax, **values: tuple[str, str]) -> None:
@@ -182,17 +192,7 @@ def misplace(path: Path, syntax, **values: tuple[str, str]) -> None:
 @pytest.mark.parametrize("key", [*NUMBERS, *WORDS])
 def test_a_name_where_another_value_belongs_is_not_quoted(archive, heard, key, syntax):
     path = files(archive)[0]
-    needed = {
-        "WindowCenter": ("DS", "5"),
-        "WindowWidth": ("DS", "5"),
-        "PixelPaddingValue": ("SS", 5),
-        "RescaleSlope": ("DS", "1"),
-    }
-    misplace(
-        path,
-        syntax,
-        **needed | {"RescaleIntercept": ("DS", "0"), "ImagerPixelSpacing": ("DS", ["1", "1"])},
-    )
+    misplace(path, syntax, **NEEDED)
     assert complaint(path) == ""
     misplace(path, syntax, **{key: ("LO", NAME)})
     said = complaint(path)
@@ -202,12 +202,6 @@ def test_a_name_where_another_value_belongs_is_not_quoted(archive, heard, key, s
         assert f"{path}: its {key} is no number" in said
 
 
-UNUSED = re.findall(
-    r"\w+",
-    """
-    PatientBirthDate StudyTime PatientAge PatientSize StudyInstanceUID InstanceNumber
-    """,
-)
 USED = ["WindowCenter", "RescaleSlope", "PixelSpacing", "NumberOfFrames"]
 
 
@@ -236,9 +230,8 @@ def test_damaged_files_quote_nothing(archive, heard):
         content = bytearray(whole)
         for at in generator.integers(132, end + 12, generator.integers(1, 4)):
             content[at] = generator.integers(256)
-        path.write_bytes(
-            content[: generator.integers(132, len(whole))] if generator.random() < 0.3 else content
-        )
+        is_cut = generator.random() < 0.3
+        path.write_bytes(content[: generator.integers(132, len(whole))] if is_cut else content)
         said = complaint(path)
         assert not find_planted(said)
         outcomes.add(bool(said))
@@ -258,24 +251,14 @@ def test_skips_and_their_log_lines_hold_nothing_of_it(archive, heard):
 
 @pytest.mark.long
 def test_a_training_leaves_nothing_of_it(archive, tmp_path, tiny_can, heard, monkeypatch, capfd):
-    from tfmammo import config as configuration
-    from tfmammo.config import DataConfig, TrackingConfig
-    from tfmammo.data import datasets
-    from tfmammo.models.can import CAN
-    from tfmammo.training import loop, script
-
     misplace(files(archive)[0], ExplicitVRLittleEndian, Rows=("LO", NAME))
     output = tmp_path / "out"
     output.mkdir()
     monkeypatch.chdir(output)
-    experiment = tiny_can(steps=2, steps_per_loop=1).model_copy(
-        update={
-            "data": DataConfig(name="inbreast", root=archive, size=32),
-            "tracking": TrackingConfig(
-                uri=f"sqlite:///{output / 'mlflow.db'}", system_metrics=False
-            ),
-        }
-    )
+    tracking = TrackingConfig(uri=f"sqlite:///{output / 'mlflow.db'}", system_metrics=False)
+    data = DataConfig(name="inbreast", root=archive, size=32)
+    experiment = tiny_can(steps=2, steps_per_loop=1)
+    experiment = experiment.model_copy(update={"data": data, "tracking": tracking})
     patches, held_out = datasets.open_subsets(experiment.data)
     assert len(patches) + len(held_out) == 7
     loop.Training(
@@ -290,11 +273,8 @@ def test_a_training_leaves_nothing_of_it(archive, tmp_path, tiny_can, heard, mon
     script.print_summary(experiment, {"dice": 0.5}, held_out, output / "run")
     written = [path for path in output.rglob("*") if path.is_file()]
     kinds = {path.suffix for path in written}
-    assert (
-        {".db", ".png", ".json", ".pb"} <= kinds
-        and (output / "mlruns").is_dir()
-        and (output / "run/export").is_dir()
-    )
+    assert {".db", ".png", ".json", ".pb"} <= kinds
+    assert (output / "mlruns").is_dir() and (output / "run/export").is_dir()
     for path in written:
         assert not find_planted(path.read_bytes()), path
         assert not find_planted(str(path.relative_to(output)))

@@ -5,7 +5,7 @@ import time
 import pytest
 
 from tfmammo.apps import estimate
-from tfmammo.apps.estimate import Rate, compute_estimate
+from tfmammo.apps.estimate import Rate
 from tfmammo.config import DataConfig, dump
 from tfmammo.data import build
 from tfmammo.errors import DataError
@@ -13,22 +13,18 @@ from tfmammo.synthesis.config import SynthesisConfig
 
 
 def test_a_million_mammograms_by_hand():
-    found = compute_estimate(
-        Rate(seconds=2, bytes=500, index=0.0036, part=16, sample=8),
-        mammograms=1_000_000,
-        workers=64,
-    )
-    assert found.parts == 62_500 and found.bytes == 5e8
+    rate = Rate(seconds=2, bytes=500, index=0.0036, part=16, sample=8)
+    assert rate.count_parts(1_000_000) == 62_500
     # One hour of reading tables; 62,500 shards make 977 rounds of 64, each of 16 x 2 s.
-    assert found.hours == pytest.approx(1 + 977 * 32 / 3600)
-    assert found.single == pytest.approx(1 + 2_000_000 / 3600)
+    assert rate.estimate_hours(1_000_000, 64) == pytest.approx(1 + 977 * 32 / 3600)
+    assert rate.estimate_hours(1_000_000, 1) == pytest.approx(1 + 2_000_000 / 3600)
 
 
 def test_a_part_is_made_by_one_worker():
     rate = Rate(seconds=3600, bytes=1, index=0, part=4, sample=1)
     # three parts, the last of which is not full
-    assert compute_estimate(rate, 9, 100).hours == 4 and compute_estimate(rate, 9, 2).hours == 8
-    assert compute_estimate(rate, 9, 1).single == 9 and compute_estimate(rate, 1, 1).parts == 1
+    assert [rate.estimate_hours(9, workers) for workers in (100, 2, 1)] == [4, 8, 9]
+    assert rate.count_parts(1) == 1
 
 
 @pytest.fixture

@@ -6,6 +6,7 @@ import subprocess
 import threading
 import time
 from collections import Counter
+from dataclasses import replace
 
 import numpy as np
 import pydicom
@@ -20,9 +21,10 @@ from tests.small_mammograms import PATIENT
 from tests.small_pipelines import save_models
 from tfmammo import config as configuration
 from tfmammo.apps.pacs.config import CaseConfig, PacsConfig, parse_address
-from tfmammo.apps.pacs.results import Identity
+from tfmammo.apps.pacs.nodes import Instance
+from tfmammo.apps.pacs.results import Identity, build_results
 from tfmammo.apps.pacs.round_trip import RoundTrip
-from tfmammo.archives import folder
+from tfmammo.archives import dicom, folder
 from tfmammo.archives.writers.dicom import write_dicom
 from tfmammo.errors import ConfigError
 from tfmammo.inference.pipeline import Pipeline
@@ -55,26 +57,33 @@ def draw(seed: int) -> np.ndarray:
     return np.rint(4095 * image).astype(np.uint16)
 
 
+def write_image(path, side="R", view="CC", seed=0, study="1.2.3", **elements):
+    """Write a mammogram of a patient with a name."""
+    facts = {
+        **PATIENT,
+        "StudyTime": "101112",
+        "StudyInstanceUID": study,
+        "ImageLaterality": side,
+        "ViewPosition": view,
+        "PixelSpacing": [0.1, 0.2],
+        "PatientOrientation": ["A", "R"] if side == "L" else ["P", "L"],
+    }
+    write_dicom(path, draw(seed), 12, **facts | elements)
+    return path
+
+
 @pytest.fixture
 def add(pacs, tmp_path):
-    """A function that puts a study of a patient with a name into the PACS -> its UID and files."""
+    """A function that puts a study into the PACS -> its UID and files."""
 
-    def write(views=VIEWS[:1], seed=0, **elements):
-        study = elements.pop("study", generate_uid())
-        paths = []
-        for number, (side, view) in enumerate(views):
-            facts = {
-                **PATIENT,
-                "StudyTime": "101112",
-                "StudyInstanceUID": study,
-                "ImageLaterality": side,
-                "ViewPosition": view,
-                "PixelSpacing": [0.1, 0.2],
-                "PatientOrientation": ["A", "R"] if side == "L" else ["P", "L"],
-            }
-            paths.append(tmp_path / "in" / f"{generate_uid()}.dcm")
-            write_dicom(paths[-1], draw(seed + number), 12, **facts | elements)
-            pacs.upload(paths[-1])
+    def write(views=VIEWS[:1], seed=0, study=None, **elements):
+        study = study or generate_uid()
+        paths = [
+            write_image(tmp_path / f"in/{generate_uid()}.dcm", *view, number, study, **elements)
+            for number, view in enumerate(views, seed)
+        ]
+        for path in paths:
+            pacs.upload(path)
         return study, paths
 
     return write
@@ -164,6 +173,8 @@ def test_a_study_comes_back_with_masks_and_measurements(
             assert dataset.StudyInstanceUID == study and dataset.PatientName == NAME
             if dataset.get("Manufacturer") == "tfmammo":
                 assert dataset.ContentQualification == "RESEARCH"
+    for kind in (SEGMENTATION, REPORT):
+        assert len({one.SeriesInstanceUID for one in results[kind]}) == 1, "one series a study"
     for report in results[REPORT]:
         check_report(report, segments)
     captures = [one for one in results[CAPTURE] if one.get("Manufacturer") == "tfmammo"]
@@ -212,6 +223,23 @@ def check_report(report, segments):
         assert len(shapes) == 4 and sum(shapes) == pytest.approx(1, abs=1e-5)
     text = " ".join(str(one.value) for one in report.iterall() if one.keyword == "TextValue")
     assert "sha256 of files" in text and "not for diagnosis" in text
+
+
+def test_a_finding_without_an_outline_takes_no_segment(pipeline, tmp_path):
+    path = write_image(tmp_path / "a.dcm")
+    found = pipeline.predict(folder.read_one(path))
+    bare = replace(found.findings[0], lesion=None)
+    found = replace(found, findings=(bare, *found.findings[1:]))
+    header = dicom.read_dataset(path)
+    source = Instance("1.2.3", str(header.SeriesInstanceUID), str(header.SOPInstanceUID))
+    made = build_results(found, header, source, Identity.make(pipeline), picture=False)
+    segmentation, report = made
+    (segment,) = segmentation.SegmentSequence
+    report.save_as(tmp_path / "report.dcm")
+    groups = srread(tmp_path / "report.dcm").content.get_planar_roi_measurement_groups()
+    (group,) = (each for each in groups if each.referenced_segmentation_frame is not None)
+    item = group.referenced_segmentation_frame[0].ReferencedSOPSequence[0]
+    assert item.ReferencedSegmentNumber == 1 and group.tracking_uid == segment.TrackingUID
 
 
 @pytest.mark.nightly  # two full-size mammograms take two thirds of a GB

@@ -192,6 +192,38 @@ def test_a_detector_works_where_its_false_positives_are_few_enough():
     assert scoring.choose_limit(lists, make_config(score=0.5)) == (0.5, 0.5)
 
 
+class Scattered:
+    """Finds one thing in a normal mammogram's corner, and three in another one's."""
+
+    def __init__(self):
+        self.seen = []
+
+    def detect(self, mammograms):
+        self.seen += [each.image_id for each in mammograms]
+        counts = [3 if each.lesions else 1 for each in mammograms]
+        corner = np.float32([[0, 0, 9, 9]])
+        return [
+            Detections(corner.repeat(count, 0), np.full(count, 0.5, np.float32), ("mass",) * count)
+            for count in counts
+        ]
+
+
+def test_false_positives_are_those_of_mammograms_before_insertion(normal):
+    """A removal's mammogram may have further lesions, which are unmarked."""
+    other = next(each for each in phantom.read(count=PHANTOMS) if each.lesions)
+    inserted = Condition(0.1, 8.0, 0.0, "fatty", "central")
+    made = [
+        pairs.Pair("drawn", normal, normal, (100, 100, 120, 120), inserted, 0.1, 8.0),
+        pairs.Pair("removal", other, other, other.lesions[0].box, None, -0.1, 8.0),
+        pairs.Pair("drawn", normal, normal, (200, 100, 220, 120), inserted, 0.1, 8.0),
+    ]
+    detector = Scattered()
+    trial = scoring.run({"d": detector}, made, make_config(score=0.25))["d"]
+    assert (trial.fppi, trial.limit, len(trial.outcomes)) == (1.0, 0.25, 3)
+    # each pair's second image, and what was before once
+    assert len(detector.seen) == 3 + 2
+
+
 def test_the_score_of_a_box_is_that_of_its_surest_hit():
     boxes = np.float32([[0, 0, 90, 90], [10, 10, 20, 20], [12, 12, 18, 18]])
     found = Detections(boxes, np.float32([0.9, 0.5, 0.25]), ("mass",) * 3)
