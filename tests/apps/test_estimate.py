@@ -91,7 +91,16 @@ def test_wrong_arguments_and_files_are_one_line(capsys, tmp_path):
 
 
 @pytest.mark.slow
-def test_both_estimates_from_real_samples(built, tiny_infilling, tmp_path, capsys):
+def test_both_estimates_from_real_samples(built, tiny_infilling, tmp_path, capsys, monkeypatch):
+    weighed = []
+
+    def measure(path, overrides, sample, folder):
+        rate = estimate.measure_synthesis(path, overrides, sample, folder)
+        size = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+        weighed.append((sample + 1) * rate.bytes / size)
+        return rate
+
+    monkeypatch.setitem(estimate.RATES, "synthesis", measure)
     numbers = ["--mammograms", "100", "--workers", "2", "--sample", "2"]
     estimate.main(["build", "--config", str(built), *numbers])
     chosen = SynthesisConfig(
@@ -106,5 +115,6 @@ def test_both_estimates_from_real_samples(built, tiny_infilling, tmp_path, capsy
     estimate.main(["synthesis", "--config", str(tmp_path / "synthesis.yaml"), *numbers])
     said = capsys.readouterr().out
     assert "build of 100 mammograms" in said and "synthesis of 100 mammograms" in said
+    assert weighed == [pytest.approx(1)], "one more mammogram warms up"
     # nothing is kept
     assert sorted(path.name for path in tmp_path.iterdir()) == ["build.yaml", "synthesis.yaml"]

@@ -181,7 +181,8 @@ def test_sizes_in_mm_need_a_spacing(normal):
     assert pairs._get_spacing(record, make_config(unit="px")) == 1
     with pytest.raises(DataError, match="unit=px"):
         pairs._get_spacing(record, make_config())
-    assert pairs._get_spacing(normal, make_config()) == pytest.approx(0.2)
+    oblong = replace(normal, spacing=(0.1, 0.4))  # whose px have the area of 0.2 x 0.2 mm
+    assert pairs._get_spacing(oblong, make_config()) == pytest.approx(0.2)
 
 
 def test_a_detector_works_where_its_false_positives_are_few_enough():

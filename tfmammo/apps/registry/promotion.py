@@ -204,12 +204,12 @@ def evaluate(candidate: Network, best: Network, config: PromotionConfig) -> Eval
         )
     patches = patches.take(new)
     sign = SYNTHESIS_METRICS.get(config.metric, 1)
-    scores = [sign * _scores(network, patches, config) for network in (candidate, best)]
+    ours, its = (sign * _scores(network, patches, config) for network in (candidate, best))
     options = (config.samples, config.seed, config.level)
     return Evaluation(
-        candidate=sign * float(scores[0].mean()),
-        best=sign * float(scores[1].mean()),
-        gain=paired_test(*scores, patches.patient_ids, *options),
+        candidate=sign * float(ours.mean()),
+        best=sign * float(its.mean()),
+        gain=paired_test(ours, its, patches.patient_ids, *options),
         patients=len(set(patches.patient_ids.tolist())),
         images=len(patches),
         archive=data.archive_name,
