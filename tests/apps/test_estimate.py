@@ -71,14 +71,6 @@ def test_the_command_prints_what_follows_from_the_rate(built, capsys, monkeypatc
         assert expected in said, said
 
 
-@pytest.mark.parametrize(
-    ("count", "text"),
-    [(0.0, "0 B"), (999.0, "999 B"), (1e3, "1 kB"), (2.5e9, "2.5 GB"), (3e16, "30 PB")],
-)
-def test_bytes_are_read_in_powers_of_a_thousand(count, text):
-    assert estimate._format_size(count) == text
-
-
 def test_wrong_arguments_and_files_are_one_line(capsys, tmp_path):
     for arguments, said in (
         (["build", "--config", str(tmp_path / "none.yaml")], "none.yaml"),

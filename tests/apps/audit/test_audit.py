@@ -10,7 +10,6 @@ import pytest
 import tensorflow as tf
 
 from tests.commands import run_module_here
-from tfmammo.apps.audit import work
 from tfmammo.apps.audit.attacks import Attack, AuditConfig
 from tfmammo.apps.audit.verdict import check_place, decide
 from tfmammo.apps.audit.work import audit
@@ -137,9 +136,3 @@ def test_a_promotion_may_require_an_audit(required, tag, card, is_refused):
     tags = {"audit.verdict": tag} if tag else {}
     fault = find_audit_fault(config, tags, {"audit": {"verdict": card}} if card else {})
     assert (fault is not None) == is_refused
-
-
-def test_a_missing_interval_is_omitted():
-    assert work._format_rate(Estimate(0.083, np.nan, np.nan)) == "8.3"
-    assert work._format_rate(Estimate(0.083, 0.01, 0.2)) == "8.3 [1.0, 20.0]"
-    assert work._SUCCESS(np.nan) == "-"

@@ -151,7 +151,9 @@ def exports(complete, repository, tmp_path):
 
 
 def test_exports_take_the_place_of_runs(complete, repository, tmp_path, exports):
-    paths, _ = exports
+    paths, card = exports
+    longer = card | {"id": "export2", "step": 130_000}
+    (paths[2] / "card.json").write_text(json.dumps(longer))
     trained = {"can_long": TrainedConfig(exports=paths, how="on a GPU")}
     own = complete.model_copy(update={"trained": trained})
     report = runner.plan_report(own, Options("small", ("can_fig2",)), tmp_path, repository)
@@ -166,7 +168,9 @@ def test_exports_take_the_place_of_runs(complete, repository, tmp_path, exports)
     assert len(of_can) == 3 and len(lines) == 7 and str(tmp_path) not in "".join(lines)
     behind = report.plan.list_behind(["can_synthesis"])
     described = work.describe_work(own, report.plan, report.papers, behind)
-    assert described.runs == 3 and described.work.startswith("126,000 of 210,000 steps; ")
+    assert described.runs == 3 and described.work.startswith(
+        "126,000 to 130,000 of 210,000 steps; "
+    )
 
 
 @pytest.mark.parametrize(

@@ -64,7 +64,10 @@ def draw(curves: Sequence[Curve]) -> str:
 
 
 def _draw_panel(measure: str, curves: Sequence[Curve], models: list[str], top: int) -> list[str]:
-    low, high = _span(curves)
+    values = [value for curve in curves for value in curve.values]
+    low, high = min(values), max(values)
+    if low == high:
+        low, high = low - 1, high + 1
     last = max(curve.steps[-1] for curve in curves)
     bottom = top + HEIGHT
     parts = [
@@ -87,12 +90,6 @@ def _draw_panel(measure: str, curves: Sequence[Curve], models: list[str], top: i
         y, colour = top + 14 + LINE * number, COLOURS[number % len(COLOURS)]
         parts.append(_write(LEFT + WIDTH + 8, y, model, colour=colour))
     return parts
-
-
-def _span(curves: Sequence[Curve]) -> tuple[float, float]:
-    values = [value for curve in curves for value in curve.values]
-    low, high = min(values), max(values)
-    return (low, high) if high > low else (low - 1, high + 1)
 
 
 def _write(x: float, y: float, text: str, anchor: str = "start", colour: str = "#444") -> str:

@@ -209,7 +209,13 @@ def _write_item(report: _Report, item: Item, failures: Mapping[str, str]) -> Non
             fact_files.write(Facts(about), folder)
         return
     curves = [curve for one in behind for curve in _read_curves(one, output)]
-    code = {_read_code(output, one.step) for one in behind if one.export is None}
+    code = set()
+    for one in behind:
+        if one.export is None:
+            file = output / DONE / f"{one.step.name}.json"
+            note = json.loads(file.read_text(encoding="utf-8"))
+            commit = f", commit {note['commit']}" if note.get("commit") else ""
+            code.add(f"tfmammo {note['code']}{commit}")
     known = tuple(curve for curve in curves if curve.steps)
     about = about.model_copy(update={"trained": len(curves), "code": tuple(sorted(code))})
     rows = [row for one in _list_run(plan, item) for row in _read_rows(output / one.step.name)]
@@ -222,12 +228,6 @@ def _read_rows(folder: Path) -> list[Fact]:
         if (folder / name).is_file():
             return read_facts(folder / name)
     return []
-
-
-def _read_code(output: Path, step: Step) -> str:
-    note = json.loads((output / DONE / f"{step.name}.json").read_text(encoding="utf-8"))
-    commit = f", commit {note['commit']}" if note.get("commit") else ""
-    return f"tfmammo {note['code']}{commit}"
 
 
 def _read_curves(one: Planned, output: Path) -> list[Curve]:
