@@ -318,6 +318,11 @@ def test_a_second_run_stores_and_fetches_nothing(process, pacs, add):
     (outcome,) = process(study)
     assert (outcome.stored, outcome.present) == (1, 2)
     assert count_classes(pacs)[REPORT] == 3
+    # a result that was not asked for before is added to those that are there
+    (outcome,) = process(study, capture=True)
+    assert (outcome.stored, outcome.present) == (3, 0)
+    found = count_classes(pacs)
+    assert found[CAPTURE] == found[REPORT] == found[SEGMENTATION] == 3
 
 
 def test_what_was_stored_before_a_stop_is_not_stored_again(process, pacs, add):

@@ -168,9 +168,10 @@ def test_exports_take_the_place_of_runs(complete, repository, tmp_path, exports)
     assert len(of_can) == 3 and len(lines) == 7 and str(tmp_path) not in "".join(lines)
     behind = report.plan.list_behind(["can_synthesis"])
     described = work.describe_work(own, report.plan, report.papers, behind)
-    assert described.runs == 3 and described.work.startswith(
-        "126,000 to 130,000 of 210,000 steps; "
+    text = (
+        "can_long: 126,000 to 130,000 of 210,000 steps; can_pix2pix_long: 126,000 of 210,000 steps"
     )
+    assert described.runs == 3 and described.work.startswith(f"{text}; ")
 
 
 @pytest.mark.parametrize(

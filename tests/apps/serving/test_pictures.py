@@ -238,7 +238,7 @@ def bomb():
         ({"pixels": [[1e39]]}, "pixels"),
         ({"pixels": [[0.5, 0.5]], "laterality": "left"}, "laterality"),
         ({"pixels": [[0.5, 0.5]], "patient": "Doe"}, "patient"),
-        ({"pixels": [[0.5, 0.5]], "spacing": [0, -1]}, "spacing"),
+        ({"pixels": [[0.5, 0.5]], "spacing": [0.1, -1]}, "spacing"),
         ({"image": None}, "give image or pixels"),
     ],
 )
