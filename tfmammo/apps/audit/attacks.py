@@ -17,7 +17,6 @@ masks alone, with flat grey in place of the tissue.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -149,12 +148,9 @@ def run_attacks(network: Network, sides: Sides, config: AuditConfig, level: floa
     if logits is not None:
         attacks.append(_score_members("discriminator", logits, sides, config, level))
     scorer = load_published() if config.networks else None
-    # Real patches are the units. Generated ones are not independent: if they are all alike, all
-    # have the same nearest patch.
-    others = sides.patients[:, None] != sides.patients
     attacks += [
-        _score_members(f"nearest, {space}", search(others), sides, config, level, sign=-1)
-        for space, search in _list_spaces(sides, scorer).items()
+        _score_members(f"nearest, {space}", distances, sides, config, level, sign=-1)
+        for space, distances in _measure_nearest(sides, scorer).items()
     ]
     attacks.append(_extract(sides, config, level))
     if (attack := _identify(sides, scorer, level)) is not None:
@@ -192,29 +188,22 @@ def _score_members(
     return Attack(name, estimate_auc(*arguments, level), rate, details)
 
 
-def _list_spaces(
-    sides: Sides, scorer: PerceptualScorer | None
-) -> dict[str, Callable[[NDArray[np.bool_]], Array]]:
-    """List functions from allowed pairs to each real patch's least distance, by space."""
+def _measure_nearest(sides: Sides, scorer: PerceptualScorer | None) -> dict[str, Array]:
+    """Measure each real patch's distance to the nearest one made for another patient, by space.
+
+    Real patches are the units. Generated ones are not independent: if they are all alike, all have
+    the same nearest patch.
+    """
     real, made = sides.patches.images, sides.made
-
-    def in_pixels(allowed: NDArray[np.bool_]) -> Array:
-        return perceptual.find_nearest_turned(real, made, allowed, sides.weights)[0]
-
-    spaces: dict[str, Callable[[NDArray[np.bool_]], Array]] = {"pixels": in_pixels}
-    if scorer is None or sides.weights.min() == 0:  # shown tissue would decide both
-        return spaces
-    networks = scorer
-
-    def in_features(allowed: NDArray[np.bool_]) -> Array:
-        features = networks.inception.features
-        return perceptual.find_nearest(features(real), features(made), allowed)[0]
-
-    def in_lpips(allowed: NDArray[np.bool_]) -> Array:
-        distances = networks.lpips.matrix(real, made)
-        return np.where(allowed, distances, np.inf).min(axis=1)
-
-    return {**spaces, "LPIPS": in_lpips, "Inception": in_features}
+    others = sides.patients[:, None] != sides.patients
+    distances = {"pixels": perceptual.find_nearest_turned(real, made, others, sides.weights)[0]}
+    if scorer and sides.weights.min() == 1:  # shown tissue would decide the others
+        lpips = scorer.lpips.matrix(real, made)
+        features = scorer.inception.features
+        nearest, _ = perceptual.find_nearest(features(real), features(made), others)
+        distances["LPIPS"] = np.where(others, lpips, np.inf).min(axis=1)
+        distances["Inception"] = nearest
+    return distances
 
 
 def _extract(sides: Sides, config: AuditConfig, level: float) -> Attack:

@@ -11,7 +11,6 @@ from typing import Final, Literal
 
 import cv2
 import numpy as np
-from numpy.typing import NDArray
 from pydantic import Field, NonNegativeInt, PositiveInt, ValidationError, model_validator
 from scipy import optimize, sparse
 
@@ -268,27 +267,26 @@ def _select_patches(
     everybody = sorted(
         {patient for source in sources.values() for shown in source.patients for patient in shown}
     )
-    patients = {patient: number for number, patient in enumerate(everybody)}
-    names = list(sources)
-    shows = [
-        (patients[patient], item)
+    limits = {("patient", patient): 1 for patient in everybody}
+    limits |= {("source", name): counts[name] for name in sources}
+    numbers = {key: number for number, key in enumerate(limits)}
+    entries = [
+        (numbers["patient", patient], item)
         for item, (name, row) in enumerate(items)
         for patient in sources[name].patients[row]
     ]
-    belongs = [(names.index(name), item) for item, (name, _) in enumerate(items)]
-    limits = [
-        optimize.LinearConstraint(_incidence_matrix(shows, len(patients), len(items)), ub=1),
-        optimize.LinearConstraint(
-            _incidence_matrix(belongs, len(names), len(items)), ub=[counts[name] for name in names]
-        ),
-    ]
+    entries += [(numbers["source", name], item) for item, (name, _) in enumerate(items)]
+    places = np.array(entries, np.intp).reshape(-1, 2).T
+    matrix = sparse.csr_array(
+        (np.ones(len(entries)), tuple(places)), shape=(len(limits), len(items))
+    )
     # The random parts add up to less than one patch, so the number of patches is maximal.
     gain = 1 + random.random(len(items)) / (2 * sum(counts.values()))
     solution = optimize.milp(
         -gain,
         integrality=1,
         bounds=optimize.Bounds(0, 1),
-        constraints=limits,
+        constraints=optimize.LinearConstraint(matrix, ub=list(limits.values())),
         options={"mip_rel_gap": 0},
     )
     selected: dict[str, list[str]] = {name: [] for name in sources}
@@ -306,13 +304,6 @@ def _select_patches(
             "fewer pairs or ratings"
         )
     return selected
-
-
-def _incidence_matrix(pairs: Sequence[tuple[int, int]], rows: int, cols: int) -> sparse.csr_array:
-    """Make a matrix that is 1 at each (row, col), else 0."""
-    places: NDArray[np.intp] = np.array(pairs, np.intp).reshape(-1, 2)
-    ones = np.ones(len(places))
-    return sparse.csr_array((ones, (places[:, 0], places[:, 1])), shape=(rows, cols))
 
 
 def encode_images(

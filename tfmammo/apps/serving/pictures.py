@@ -208,8 +208,9 @@ def gather(config: ServiceConfig, folder: Path) -> None:
         export_folder = folder / copies["handle"]
         name = config.network.find_function(export_folder)
         export.write_onnx(export_folder, name, export_folder / f"{name}.onnx")
-    exclude = {"tracking_uri": True, config.kind: {"tracking_uri"}}
-    content = config.model_dump(mode="json", exclude=exclude)
+    content = config.model_dump(
+        mode="json", exclude={"tracking_uri": True, config.kind: {"tracking_uri"}}
+    )
     content[config.kind] |= copies
     (folder / FILE).write_text(json.dumps(content, indent=2), encoding="utf-8")
 
