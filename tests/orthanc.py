@@ -27,28 +27,17 @@ _PROGRAMS = ("/usr/sbin/Orthanc", "/usr/bin/Orthanc")
 _PLUGIN = Path("/usr/share/orthanc/plugins/libOrthancDicomWeb.so")
 
 
-def find_program() -> str:
-    """Find Orthanc, or skip the test."""
-    program = shutil.which("Orthanc") or next(filter(os.path.exists, _PROGRAMS), None)
-    if program is None or not _PLUGIN.exists():
-        pytest.skip("no PACS: apt-get install orthanc orthanc-dicomweb dcmtk")
-    return program
-
-
 class Orthanc:
-    """One server with a folder of its own, which it keeps when it is stopped and started again.
-
-    Attributes:
-        web: Its address for DICOMweb.
-        dimse: Its address for DIMSE.
-        listen: Where it sends what a C-MOVE asks for.
-    """
+    """One server with a folder of its own, which it keeps when it is stopped and started again."""
 
     def __init__(self, root: Path) -> None:
-        self._program = find_program()
+        self._program = shutil.which("Orthanc") or next(filter(os.path.exists, _PROGRAMS), None)
+        if self._program is None or not _PLUGIN.exists():
+            pytest.skip("no PACS: apt-get install orthanc orthanc-dicomweb dcmtk")
         self._root = root
         self._process: subprocess.Popen[bytes] | None = None
         self._port, dicom_port, listen_port = find_free_ports(3)
+        # addresses, and where it sends what a C-MOVE asks for
         self.web = f"dicomweb+http://127.0.0.1:{self._port}/dicom-web"
         self.dimse = f"dimse://{AE_TITLE}@127.0.0.1:{dicom_port}"
         self.listen = f"127.0.0.1:{listen_port}"
@@ -101,20 +90,10 @@ class Orthanc:
 
     def kill(self) -> None:
         """Kill it (SIGKILL), as a power failure would."""
-        assert self._process
-        self._process.kill()
-        self._process.wait()
-        self._process = None
-
-    def stop(self) -> None:
-        """Stop it."""
         if self._process:
-            self._process.terminate()
-            try:
-                self._process.wait(30)
-            except subprocess.TimeoutExpired:
-                self._process.kill()
-                self._process.wait()
+            self._process.kill()
+            self._process.wait()
+            self._process = None
 
     def ask(self, path: str, **options: Any) -> Any:
         """Ask its own interface, which is not that of DICOMweb: JSON, or bytes of a file."""
@@ -130,15 +109,13 @@ class Orthanc:
         """Store a file, not over DICOMweb."""
         self.ask("/instances", method="POST", data=path.read_bytes())
 
-    def download(self, folder: Path, study: str | None = None) -> list[Path]:
-        """Write every instance, or those of a study, into a folder, as they are stored."""
+    def download(self, folder: Path) -> list[Path]:
+        """Write every instance into a folder, as it is stored."""
         folder.mkdir(parents=True, exist_ok=True)
         paths = []
         for instance in self.ask("/instances"):
-            content = self.ask(f"/instances/{instance}/file")
-            if study is None or study.encode() in content:
-                paths.append(folder / f"{instance}.dcm")
-                paths[-1].write_bytes(content)
+            paths.append(folder / f"{instance}.dcm")
+            paths[-1].write_bytes(self.ask(f"/instances/{instance}/file"))
         return paths
 
     def clear(self) -> None:
@@ -149,10 +126,10 @@ class Orthanc:
 
 @contextmanager
 def run_orthanc(root: Path) -> Iterator[Orthanc]:
-    """Run a server that is stopped at the end, whatever happens."""
+    """Run a server until the end, whatever happens."""
     server = Orthanc(root)
     try:
         server.start()
         yield server
     finally:
-        server.stop()
+        server.kill()

@@ -139,7 +139,7 @@ def test_dropout_is_off_where_losses_are_compared(repository, monkeypatch):
 
 @pytest.mark.slow
 def test_dicom(run):
-    (dicom,) = run("input", *"--only dicom --files 1 --pixels 64 48".split())
+    (dicom,) = run("input", "--only", "dicom", "--files", "1", "--pixels", "64", "48")
     assert [dicom[key] for key in ("benchmark", "files", "rows", "cols")] == [
         *("input.dicom", 1, 64, 48)
     ]

@@ -17,9 +17,14 @@ from pydicom.uid import ExplicitVRLittleEndian, ImplicitVRLittleEndian
 
 from tests.archives.writers import inbreast as writer
 from tests.small_mammograms import COLS, ROWS, make_mammogram, ramp
+from tfmammo import config as configuration
 from tfmammo.archives import dicom, inbreast
+from tfmammo.config import DataConfig, TrackingConfig
+from tfmammo.data import datasets
 from tfmammo.errors import ArchiveError
 from tfmammo.mammogram import Lesion, Mammogram, Skipped
+from tfmammo.models.can import CAN
+from tfmammo.training import loop, script
 
 NAME = "QUIBBLE^ZEPHYRINE"
 PLANTED = {
@@ -121,22 +126,19 @@ def test_what_is_planted_is_in_the_files_and_can_be_found(archive):
     assert find_planted(NAME.title().encode("utf-16-le")) == {"QUIBBLE", "ZEPHYRINE"}
 
 
-def test_records_and_their_skips_hold_nothing_of_it(archive, heard):
+def test_records_hold_nothing_of_it(archive, heard):
     skipped = Skipped()
     records = inbreast.read(archive, skipped)
     assert all(record.pixels().any() for record in records)
     assert len(records) == 8 and len({record.patient_id for record in records}) == 8
     assert not find_planted(repr(records) + repr(skipped))
     assert not find_planted(pickle.dumps((records, [record.lesions for record in records])))
-    first, second, third, *_ = files(archive)
-    header = dicom.read_header(first)
+
+
+def test_the_headers_other_facts_hold_nothing_of_it(archive):
+    header = dicom.read_header(files(archive)[0])
     # which no record has
     assert find_planted(repr(header)) == {"PUMPHREY"} == find_planted(header.series_description)
-    misplace(first, ExplicitVRLittleEndian, Modality=("CS", "PIDXW77310"))
-    misplace(second, ExplicitVRLittleEndian, Rows=("LO", NAME))
-    third.write_bytes(third.read_bytes()[:900])
-    assert len(inbreast.read(archive, skipped)) == 5 and len(skipped) == 3
-    assert not find_planted(repr(skipped))
 
 
 def complaint(path: Path) -> str:
@@ -153,17 +155,28 @@ def complaint(path: Path) -> str:
     return said
 
 
-NUMBERS = [
-    *("Rows", "Columns", "BitsAllocated", "BitsStored", "HighBit", "PixelRepresentation"),
-    *("SamplesPerPixel", "NumberOfFrames", "RescaleSlope", "RescaleIntercept", "WindowCenter"),
-    *("WindowWidth", "PixelPaddingValue", "PixelPaddingRangeLimit", "PixelSpacing"),
-    *("ImagerPixelSpacing", "EstimatedRadiographicMagnificationFactor"),
-    "NominalScannedPixelSpacing",
-]
-WORDS = [
-    *("Modality", "PhotometricInterpretation", "VOILUTFunction", "ViewPosition"),
-    *("ImageLaterality", "PresentationIntentType"),
-]
+NAMES = (
+    """
+    Rows Columns BitsAllocated BitsStored HighBit PixelRepresentation SamplesPerPixel
+    NumberOfFrames RescaleSlope RescaleIntercept WindowCenter WindowWidth PixelPaddingValue
+    PixelPaddingRangeLimit PixelSpacing ImagerPixelSpacing
+    EstimatedRadiographicMagnificationFactor NominalScannedPixelSpacing
+    """,
+    """
+    Modality PhotometricInterpretation VOILUTFunction ViewPosition ImageLaterality
+    PresentationIntentType
+    """,
+    "PatientBirthDate StudyTime PatientAge PatientSize StudyInstanceUID InstanceNumber",
+)
+NUMBERS, WORDS, UNUSED = map(str.split, NAMES)
+NEEDED = {  # so that each of the values is looked at
+    "WindowCenter": ("DS", "5"),
+    "WindowWidth": ("DS", "5"),
+    "PixelPaddingValue": ("SS", 5),
+    "RescaleSlope": ("DS", "1"),
+    "RescaleIntercept": ("DS", "0"),
+    "ImagerPixelSpacing": ("DS", ["1", "1"]),
+}
 
 
 def misplace(path: Path, syntax, **values: tuple[str, str]) -> None:
@@ -179,15 +192,7 @@ def misplace(path: Path, syntax, **values: tuple[str, str]) -> None:
 @pytest.mark.parametrize("key", [*NUMBERS, *WORDS])
 def test_a_name_where_another_value_belongs_is_not_quoted(archive, heard, key, syntax):
     path = files(archive)[0]
-    needed = {
-        "WindowCenter": ("DS", "5"),
-        "WindowWidth": ("DS", "5"),
-        "PixelPaddingValue": ("SS", 5),
-        "RescaleSlope": ("DS", "1"),
-        "RescaleIntercept": ("DS", "0"),
-        "ImagerPixelSpacing": ("DS", ["1", "1"]),
-    }
-    misplace(path, syntax, **needed)
+    misplace(path, syntax, **NEEDED)
     assert complaint(path) == ""
     misplace(path, syntax, **{key: ("LO", NAME)})
     said = complaint(path)
@@ -197,10 +202,6 @@ def test_a_name_where_another_value_belongs_is_not_quoted(archive, heard, key, s
         assert f"{path}: its {key} is no number" in said
 
 
-UNUSED = [
-    *("PatientBirthDate", "StudyTime", "PatientAge", "PatientSize", "StudyInstanceUID"),
-    "InstanceNumber",
-]
 USED = ["WindowCenter", "RescaleSlope", "PixelSpacing", "NumberOfFrames"]
 
 
@@ -223,48 +224,57 @@ def test_damaged_files_quote_nothing(archive, heard):
     path = files(archive)[0]
     whole = path.read_bytes()
     end = whole.index(b"\xe0\x7f\x10\x00")
-    random = np.random.default_rng(0)
+    generator = np.random.default_rng(0)
     outcomes = set()
     for _ in range(400):
         content = bytearray(whole)
-        for at in random.integers(132, end + 12, random.integers(1, 4)):
-            content[at] = random.integers(256)
-        cut = random.integers(132, len(whole)) if random.random() < 0.3 else None
-        path.write_bytes(content[:cut])
+        for at in generator.integers(132, end + 12, generator.integers(1, 4)):
+            content[at] = generator.integers(256)
+        is_cut = generator.random() < 0.3
+        path.write_bytes(content[: generator.integers(132, len(whole))] if is_cut else content)
         said = complaint(path)
         assert not find_planted(said)
         outcomes.add(bool(said))
     assert outcomes == {True, False}
 
 
+def test_skips_and_their_log_lines_hold_nothing_of_it(archive, heard):
+    first, second, third, *_ = files(archive)
+    misplace(first, ExplicitVRLittleEndian, Modality=("CS", "PIDXW77310"))
+    misplace(second, ExplicitVRLittleEndian, Rows=("LO", NAME))
+    third.write_bytes(third.read_bytes()[:900])
+    skipped = Skipped()
+    assert len(inbreast.read(archive, skipped)) == 5
+    assert len(skipped) == 3
+    assert not find_planted(repr(skipped))
+
+
 @pytest.mark.long
 def test_a_training_leaves_nothing_of_it(archive, tmp_path, tiny_can, heard, monkeypatch, capfd):
-    from tfmammo import config as configuration
-    from tfmammo.config import DataConfig, TrackingConfig
-    from tfmammo.data import datasets
-    from tfmammo.models.can import CAN
-    from tfmammo.training import loop, script
-
     misplace(files(archive)[0], ExplicitVRLittleEndian, Rows=("LO", NAME))
     output = tmp_path / "out"
     output.mkdir()
     monkeypatch.chdir(output)
-    store = f"sqlite:///{output / 'mlflow.db'}"
-    changes = {
-        "data": DataConfig(name="inbreast", root=archive, size=32),
-        "tracking": TrackingConfig(uri=store, system_metrics=False),
-    }
-    experiment = tiny_can(steps=2, steps_per_loop=1).model_copy(update=changes)
+    tracking = TrackingConfig(uri=f"sqlite:///{output / 'mlflow.db'}", system_metrics=False)
+    data = DataConfig(name="inbreast", root=archive, size=32)
+    experiment = tiny_can(steps=2, steps_per_loop=1)
+    experiment = experiment.model_copy(update={"data": data, "tracking": tracking})
     patches, held_out = datasets.open_subsets(experiment.data)
     assert len(patches) + len(held_out) == 7
-    build, run = lambda: CAN(experiment.model, 32), output / "run"
-    validate = script.compute_validation_metrics
-    subsets = patches, held_out
-    loop.Training(build, experiment, *subsets, run, validate, monitor="dice").fit()
-    script.print_summary(experiment, {"dice": 0.5}, held_out, run)
+    loop.Training(
+        lambda: CAN(experiment.model, 32),
+        experiment,
+        patches,
+        held_out,
+        output / "run",
+        script.compute_validation_metrics,
+        monitor="dice",
+    ).fit()
+    script.print_summary(experiment, {"dice": 0.5}, held_out, output / "run")
     written = [path for path in output.rglob("*") if path.is_file()]
-    assert {".db", ".png", ".json", ".pb"} <= {path.suffix for path in written}
-    assert (output / "mlruns").is_dir() and (run / "export").is_dir()
+    kinds = {path.suffix for path in written}
+    assert {".db", ".png", ".json", ".pb"} <= kinds
+    assert (output / "mlruns").is_dir() and (output / "run/export").is_dir()
     for path in written:
         assert not find_planted(path.read_bytes()), path
         assert not find_planted(str(path.relative_to(output)))

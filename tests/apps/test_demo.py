@@ -10,7 +10,7 @@ import pytest
 from tests.commands import REPOSITORY, run_script_here
 from tfmammo.apps.demo import __main__ as command
 from tfmammo.apps.demo import scenes
-from tfmammo.archives import folder
+from tfmammo.archives import folder, phantom
 from tfmammo.errors import ConfigError, DataError
 from tfmammo.tracking import zoo
 
@@ -49,6 +49,10 @@ def test_files_of_the_demo_are_an_archive(phantom_case):
     assert max(mammogram.rows, mammogram.cols) == scenes.SIDE
     (lesion,) = mammogram.lesions
     assert lesion.kind == "mass"
+    original = phantom.read(count=1)[0]
+    side = max(original.rows, original.cols) * original.spacing[0]
+    assert phantom_case.spacing * scenes.SIDE == pytest.approx(side)
+    assert phantom_case.describe_size((0, 0, scenes.SIDE, 9)) == f"about {side:.0f} mm"
     image = mammogram.pixels()[..., 0]
     inside = image[phantom_case.mask[..., 0] > 0].mean()
     assert inside > image[image > scenes.DARK].mean()

@@ -5,7 +5,7 @@ import time
 import pytest
 
 from tfmammo.apps import estimate
-from tfmammo.apps.estimate import Rate, compute_estimate
+from tfmammo.apps.estimate import Rate
 from tfmammo.config import DataConfig, dump
 from tfmammo.data import build
 from tfmammo.errors import DataError
@@ -13,22 +13,18 @@ from tfmammo.synthesis.config import SynthesisConfig
 
 
 def test_a_million_mammograms_by_hand():
-    found = compute_estimate(
-        Rate(seconds=2, bytes=500, index=0.0036, part=16, sample=8),
-        mammograms=1_000_000,
-        workers=64,
-    )
-    assert found.parts == 62_500 and found.bytes == 5e8
+    rate = Rate(seconds=2, bytes=500, index=0.0036, part=16, sample=8)
+    assert rate.count_parts(1_000_000) == 62_500
     # One hour of reading tables; 62,500 shards make 977 rounds of 64, each of 16 x 2 s.
-    assert found.hours == pytest.approx(1 + 977 * 32 / 3600)
-    assert found.single == pytest.approx(1 + 2_000_000 / 3600)
+    assert rate.estimate_hours(1_000_000, 64) == pytest.approx(1 + 977 * 32 / 3600)
+    assert rate.estimate_hours(1_000_000, 1) == pytest.approx(1 + 2_000_000 / 3600)
 
 
 def test_a_part_is_made_by_one_worker():
     rate = Rate(seconds=3600, bytes=1, index=0, part=4, sample=1)
     # three parts, the last of which is not full
-    assert compute_estimate(rate, 9, 100).hours == 4 and compute_estimate(rate, 9, 2).hours == 8
-    assert compute_estimate(rate, 9, 1).single == 9 and compute_estimate(rate, 1, 1).parts == 1
+    assert [rate.estimate_hours(9, workers) for workers in (100, 2, 1)] == [4, 8, 9]
+    assert rate.count_parts(1) == 1
 
 
 @pytest.fixture
@@ -75,14 +71,6 @@ def test_the_command_prints_what_follows_from_the_rate(built, capsys, monkeypatc
         assert expected in said, said
 
 
-@pytest.mark.parametrize(
-    ("count", "text"),
-    [(0.0, "0 B"), (999.0, "999 B"), (1e3, "1 kB"), (2.5e9, "2.5 GB"), (3e16, "30 PB")],
-)
-def test_bytes_are_read_in_powers_of_a_thousand(count, text):
-    assert estimate._format_size(count) == text
-
-
 def test_wrong_arguments_and_files_are_one_line(capsys, tmp_path):
     for arguments, said in (
         (["build", "--config", str(tmp_path / "none.yaml")], "none.yaml"),
@@ -95,7 +83,16 @@ def test_wrong_arguments_and_files_are_one_line(capsys, tmp_path):
 
 
 @pytest.mark.slow
-def test_both_estimates_from_real_samples(built, tiny_infilling, tmp_path, capsys):
+def test_both_estimates_from_real_samples(built, tiny_infilling, tmp_path, capsys, monkeypatch):
+    weighed = []
+
+    def measure(path, overrides, sample, folder):
+        rate = estimate.measure_synthesis(path, overrides, sample, folder)
+        size = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+        weighed.append((sample + 1) * rate.bytes / size)
+        return rate
+
+    monkeypatch.setitem(estimate.RATES, "synthesis", measure)
     numbers = ["--mammograms", "100", "--workers", "2", "--sample", "2"]
     estimate.main(["build", "--config", str(built), *numbers])
     chosen = SynthesisConfig(
@@ -110,5 +107,6 @@ def test_both_estimates_from_real_samples(built, tiny_infilling, tmp_path, capsy
     estimate.main(["synthesis", "--config", str(tmp_path / "synthesis.yaml"), *numbers])
     said = capsys.readouterr().out
     assert "build of 100 mammograms" in said and "synthesis of 100 mammograms" in said
+    assert weighed == [pytest.approx(1)], "one more mammogram warms up"
     # nothing is kept
     assert sorted(path.name for path in tmp_path.iterdir()) == ["build.yaml", "synthesis.yaml"]

@@ -24,7 +24,7 @@ from tests.archives.writers import (
     vindr,
 )
 from tests.small_mammograms import make_mammogram
-from tfmammo.apps.exchange.config import ExchangeConfig
+from tfmammo.apps.exchange.cases import ExchangeConfig
 from tfmammo.apps.exchange.writing import write_dataset
 from tfmammo.archives import ARCHIVES
 from tfmammo.archives.writers import segmentation

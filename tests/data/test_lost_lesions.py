@@ -7,7 +7,7 @@ import pytest
 
 from tests.small_mammograms import COLS, ROWS, SQUARE, make_mammogram, textured_breast
 from tfmammo.apps.exchange import cases
-from tfmammo.apps.exchange.config import ExchangeConfig
+from tfmammo.apps.exchange.cases import ExchangeConfig
 from tfmammo.apps.stress import detectors
 from tfmammo.archives.findings import CATEGORIES
 from tfmammo.config import DataConfig, SamplingConfig

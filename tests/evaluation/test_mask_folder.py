@@ -6,7 +6,7 @@ import cv2
 import numpy as np
 import pytest
 
-from tfmammo.apps.exchange.config import ExchangeConfig
+from tfmammo.apps.exchange.cases import ExchangeConfig
 from tfmammo.apps.exchange.writing import write_dataset
 from tfmammo.config import DataConfig
 from tfmammo.data import datasets

@@ -8,8 +8,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from tfmammo.apps.audit.config import AuditConfig
-from tfmammo.apps.exchange.config import ExchangeConfig
+from tfmammo.apps.audit.attacks import AuditConfig
+from tfmammo.apps.exchange.cases import ExchangeConfig
 from tfmammo.apps.pacs.config import CaseConfig
 from tfmammo.apps.reader_study.cases import ReaderStudyConfig
 from tfmammo.apps.registry.promotion import PromotionConfig
@@ -68,10 +68,6 @@ SCHEMAS: Mapping[str, Any] = {
 
 
 def find_schema(run: str) -> Any:
-    """Return the config class of a command; None for a command that is not known.
-
-    Args:
-        run: A script or module, with its flags.
-    """
+    """Return the config class of a script or module with its flags; None if it is not known."""
     matches = [name for name in SCHEMAS if run == name or run.startswith(f"{name} ")]
     return SCHEMAS[max(matches, key=len)] if matches else None

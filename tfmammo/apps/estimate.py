@@ -40,36 +40,23 @@ class Rate:
     seconds: float  # to make it
     bytes: float  # on disk
     index: float  # seconds to read its tables and headers, by one process before the others start
-    part: int  # mammograms that one worker makes at a time
+    part: int  # mammograms that one worker makes at a time: a shard of a build
     sample: int  # mammograms measured
 
+    def count_parts(self, mammograms: int) -> int:
+        """Count the shards of a build, or the items of a synthesis."""
+        return math.ceil(mammograms / self.part)
 
-@dataclass(frozen=True)
-class Estimate:
-    """What follows from a rate for a number of mammograms."""
+    def estimate_hours(self, mammograms: int, workers: int) -> float:
+        """Estimate the hours that a number of mammograms take.
 
-    parts: int  # shards of a build, or items of a synthesis
-    hours: float  # with all workers
-    single: float  # hours with one worker
-    bytes: float  # on disk
+        Workers take whole parts, so the last round may keep only some of them busy:
 
-
-def compute_estimate(rate: Rate, mammograms: int, workers: int) -> Estimate:
-    """Compute time and disk space of a number of mammograms.
-
-    Workers take whole parts, so the last round may keep only some of them busy:
-
-    hours = (n index + ceil(parts / workers) part seconds) / 3600,  parts = ceil(n / part)
-    """
-    parts = math.ceil(mammograms / rate.part)
-    index = mammograms * rate.index
-    rounds = math.ceil(parts / workers)
-    return Estimate(
-        parts=parts,
-        hours=(index + rounds * rate.part * rate.seconds) / 3600,
-        single=(index + mammograms * rate.seconds) / 3600,
-        bytes=mammograms * rate.bytes,
-    )
+        hours = (n index + ceil(parts / workers) part seconds) / 3600,  parts = ceil(n / part)
+        """
+        rounds = math.ceil(self.count_parts(mammograms) / workers)
+        each = self.part * rounds if workers > 1 else mammograms
+        return (mammograms * self.index + each * self.seconds) / 3600
 
 
 def measure_build(path: str, overrides: Sequence[str], sample: int, folder: Path) -> Rate:
@@ -123,7 +110,6 @@ RATES: dict[str, Callable[[str, Sequence[str], int, Path], Rate]] = {
 
 def make_table(command: str, rate: Rate, mammograms: int, workers: int) -> Table:
     """Tabulate the estimate of a command, which is a key of RATES."""
-    estimate = compute_estimate(rate, mammograms, workers)
     table = Table(
         title=f"{command} of {mammograms:,} mammograms with {workers:,} workers, from "
         f"{rate.sample:,} measured here"
@@ -132,11 +118,11 @@ def make_table(command: str, rate: Rate, mammograms: int, workers: int) -> Table
     table.add_column(command, justify="right")
     for name, value in (
         ("a mammogram", f"{rate.seconds:.3g} s, {_format_size(rate.bytes)}"),
-        ("shards" if command == "build" else "items", f"{estimate.parts:,}"),
-        ("hours, all workers", f"{estimate.hours:,.2f}"),
-        ("hours, one worker", f"{estimate.single:,.2f}"),
+        ("shards" if command == "build" else "items", f"{rate.count_parts(mammograms):,}"),
+        ("hours, all workers", f"{rate.estimate_hours(mammograms, workers):,.2f}"),
+        ("hours, one worker", f"{rate.estimate_hours(mammograms, 1):,.2f}"),
         ("of these, reading the archive's tables", f"{mammograms * rate.index / 3600:,.2f}"),
-        ("on disk", _format_size(estimate.bytes)),
+        ("on disk", _format_size(mammograms * rate.bytes)),
     ):
         table.add_row(name, value)
     return table

@@ -5,8 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tfmammo.apps.audit.attacks import Sides, run_attacks
-from tfmammo.apps.audit.config import AuditConfig
+from tfmammo.apps.audit.attacks import AuditConfig, Sides, run_attacks
 from tfmammo.apps.audit.verdict import decide
 from tfmammo.data.patches import Patches
 from tfmammo.evaluation.networks import Network

@@ -10,15 +10,14 @@ import pytest
 import tensorflow as tf
 
 from tests.commands import run_module_here
-from tfmammo.apps.audit import work
-from tfmammo.apps.audit.attacks import Attack
-from tfmammo.apps.audit.config import AuditConfig
+from tfmammo.apps.audit.attacks import Attack, AuditConfig
 from tfmammo.apps.audit.verdict import check_place, decide
 from tfmammo.apps.audit.work import audit
 from tfmammo.apps.registry.promotion import PromotionConfig, find_audit_fault
 from tfmammo.config import DataConfig
 from tfmammo.data import datasets
 from tfmammo.errors import ConfigError
+from tfmammo.metrics.rows import read_facts
 from tfmammo.metrics.significance import Estimate
 from tfmammo.models.can import CAN, CANConfig
 from tfmammo.tracking import models
@@ -83,6 +82,10 @@ def test_an_overfitted_generator_is_caught_and_an_untrained_one_is_not(data, tmp
     assert record["attacks"]["loss"][1] > 0.6 and record["patches"] == PATIENTS // 2
     assert json.loads((tmp_path / "out/audit.json").read_text())["verdict"] == "leaks"
     assert (tmp_path / "out/nearest.png").is_file()
+    facts = {(fact.subset, fact.measure): fact for fact in read_facts(tmp_path / "out/rows.csv")}
+    loss = facts["attack=loss", "success"]
+    assert (loss.value, loss.low, loss.high) == pytest.approx(record["attacks"]["loss"], abs=1e-3)
+    assert (loss.patients, loss.images) == (PATIENTS, PATIENTS)
     untrained = train(data, tmp_path / "untrained", 0)
     overrides = [f"model={untrained}", "networks=false", "samples=100"]
     config = ("--config", repository / "configs/audit.yaml", "--set", *overrides)
@@ -138,9 +141,3 @@ def test_a_promotion_may_require_an_audit(required, tag, card, is_refused):
     tags = {"audit.verdict": tag} if tag else {}
     fault = find_audit_fault(config, tags, {"audit": {"verdict": card}} if card else {})
     assert (fault is not None) == is_refused
-
-
-def test_a_missing_interval_is_omitted():
-    assert work._format_rate(Estimate(0.083, np.nan, np.nan)) == "8.3"
-    assert work._format_rate(Estimate(0.083, 0.01, 0.2)) == "8.3 [1.0, 20.0]"
-    assert work._SUCCESS(np.nan) == "-"

@@ -18,16 +18,16 @@ from tests.archives.writers import folder as writer
 from tests.small_mammograms import COLS, ROWS, SQUARE, make_mammogram
 from tfmammo.apps.exchange import writing
 from tfmammo.apps.exchange.__main__ import main
-from tfmammo.apps.exchange.cases import Plan, make_cases
-from tfmammo.apps.exchange.config import ExchangeConfig
-from tfmammo.apps.exchange.writing import NAMES, write_dataset
-from tfmammo.archives import folder, read_mammograms
+from tfmammo.apps.exchange.cases import ExchangeConfig, Plan, make_cases
+from tfmammo.apps.exchange.formats import FORMATS
+from tfmammo.apps.exchange.writing import write_dataset
+from tfmammo.archives import cdd_cesm, folder, read_mammograms
 from tfmammo.config import DataConfig
 from tfmammo.data import splits
 from tfmammo.data.extraction import make_patches
 from tfmammo.data.splits import Mammograms
 from tfmammo.errors import ConfigError, DataError
-from tfmammo.mammogram import Lesion, Skipped, hash_id, key_check
+from tfmammo.mammogram import Lesion, Skipped, hash_id
 
 MASS = Lesion.from_outline(
     "mass", SQUARE, ROWS, COLS, pathology="malignant", shape="oval", margin="spiculated"
@@ -92,6 +92,21 @@ def fill(region: np.ndarray) -> np.ndarray:
     return cv2.drawContours(np.zeros_like(region), contours, -1, 1, cv2.FILLED)
 
 
+def hold_out(mammograms, data: DataConfig) -> set[str]:
+    """The held-out patients."""
+    return set(splits.split(Mammograms.of(mammograms), data)[1].patient_ids)
+
+
+def make_archive(root: Path, lesions, count=2, **options) -> Path:
+    """An archive of black mammograms with the same lesions, one a patient."""
+    image = np.zeros((ROWS, COLS, 1), np.float32)
+    mammograms = [
+        make_mammogram(number, image, lesions, patient_id=f"p{number}") for number in range(count)
+    ]
+    writer.write(mammograms, root, **options)
+    return root
+
+
 def pair(originals, records, name: str):
     """Each original with its record: `folder` names images by their paths in the data set."""
     by_id = {record.image_id: record for record in records}
@@ -108,7 +123,7 @@ def pair(originals, records, name: str):
 
 
 @pytest.mark.parametrize("split", ["patient", "official"])
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", FORMATS)
 def test_round_trip(archive, tmp_path, name, split):
     """Pixels, regions, facts, patients and the split come back as they were."""
     originals, _ = read(archive)
@@ -129,26 +144,20 @@ def test_round_trip(archive, tmp_path, name, split):
         assert Counter(lesion.kind for lesion in record.lesions) == Counter(
             lesion.kind for lesion in original.lesions
         )
-        if name in ("coco", "hf"):
-            for fact in ("pathology", "shape", "margin"):
-                assert [getattr(lesion, fact) for lesion in record.lesions] == [
-                    getattr(lesion, fact) for lesion in original.lesions
-                ]
-    again = options.data.model_copy(
-        update={"split_file": tmp_path / "Dataset501_Masses" / "split.json"}
-    )
+        for fact in ("pathology", "shape", "margin") if name in ("coco", "hf") else ():
+            back, stated = (
+                [getattr(lesion, fact) for lesion in each.lesions] for each in (record, original)
+            )
+            assert back == stated, fact
+    file = tmp_path / "Dataset501_Masses" / "split.json"
     for fold in (0, 1):
-        update = {"fold": fold}
-        held_out = splits.split(Mammograms.of(originals), options.data.model_copy(update=update))[1]
-        back = splits.split(Mammograms.of(records), again.model_copy(update=update))[1]
-        assert set(back.patient_ids) == {
-            hash_id("folder", patient) for patient in held_out.patient_ids
-        }
+        data = options.data.model_copy(update={"fold": fold})
+        back = hold_out(records, data.model_copy(update={"split_file": file}))
+        assert back == {hash_id("folder", patient) for patient in hold_out(originals, data)}
     if name != "nnunet" or split == "official":
-        _, held_out = splits.split(Mammograms.of(originals), options.data)
-        assert {record.patient_id for record in records if record.official_split == "test"} == {
-            hash_id("folder", patient) for patient in held_out.patient_ids
-        }
+        test = {record.patient_id for record in records if record.official_split == "test"}
+        held_out = hold_out(originals, options.data)
+        assert test == {hash_id("folder", patient) for patient in held_out}
 
 
 def test_nnunets_folds_are_the_splits(archive, tmp_path):
@@ -158,14 +167,11 @@ def test_nnunets_folds_are_the_splits(archive, tmp_path):
     folds = json.loads((root / "splits_final.json").read_text())
     assert len(folds) == 2
     for number, fold in enumerate(folds):
-        data = config(archive, fold=number).data
-        for subset, name in zip(
-            splits.split(Mammograms.of(originals), data), ("train", "val"), strict=True
-        ):
-            patients = set(subset.patient_ids)
-            assert sorted(fold[name]) == sorted(
-                original.image_id for original in originals if original.patient_id in patients
-            )
+        held_out = hold_out(originals, config(archive, fold=number).data)
+        val = {original.image_id for original in originals if original.patient_id in held_out}
+        assert set(fold["val"]) == val and len(fold["val"]) == len(val)
+        train = {original.image_id for original in originals} - val
+        assert set(fold["train"]) == train and len(fold["train"]) == len(train)
     content = json.loads((root / "dataset.json").read_text())
     assert content["labels"] == {"background": 0, "mass": 1, "calcification": 2}
     assert content["numTraining"] == 10 == len(list((root / "imagesTr").iterdir()))
@@ -188,12 +194,8 @@ def test_nnunets_folds_exclude_an_official_test_set(archive, tmp_path):
 
 def test_a_label_map_gives_an_overlap_to_the_kind_named_first(tmp_path):
     near = Lesion.from_outline("calcification", SQUARE + [4, 4], ROWS, COLS)
-    image = np.zeros((ROWS, COLS, 1), np.float32)
-    mammograms = [
-        make_mammogram(number, image, [MASS, near], patient_id=f"p{number}") for number in (0, 1)
-    ]
-    writer.write(mammograms, tmp_path / "archive")
-    write_dataset("monai", config(tmp_path / "archive", kinds=KINDS[::-1]), tmp_path / "out")
+    archive = make_archive(tmp_path / "archive", [MASS, near])
+    write_dataset("monai", config(archive, kinds=KINDS[::-1]), tmp_path / "out")
     (path, _) = sorted((tmp_path / "out").rglob("labels*/*.png"))
     expected = 2 * MASS.mask(ROWS, COLS)
     expected[near.mask(ROWS, COLS) > 0] = 1
@@ -245,18 +247,14 @@ def test_yolos_boxes_by_hand(archive, tmp_path):
     assert boxes == sorted(originals)
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", FORMATS)
 def test_lesions_of_a_pixel_or_a_line(tmp_path, name):
     """Masks have specks, and boxes of none: each comes back with its pixels."""
     outlines = ([[9, 9]] * 3, [[20, 9], [20, 14], [20, 14]], [[30, 9], [33, 12], [33, 12]])
     lesions = [Lesion.from_outline("mass", outline, ROWS, COLS) for outline in outlines]
-    image = np.zeros((ROWS, COLS, 1), np.float32)
-    mammograms = [
-        make_mammogram(number, image, lesions, patient_id=f"p{number}") for number in (0, 1)
-    ]
-    writer.write(mammograms, tmp_path / "archive")
-    write_dataset(name, config(tmp_path / "archive"), tmp_path / "Dataset501_Masses")
-    originals, _ = read(tmp_path / "archive")
+    archive = make_archive(tmp_path / "archive", lesions)
+    write_dataset(name, config(archive), tmp_path / "Dataset501_Masses")
+    originals, _ = read(archive)
     records, reasons = read(tmp_path / "Dataset501_Masses")
     assert not reasons
     for original, record in pair(originals, records, name):
@@ -269,7 +267,7 @@ def test_patches_are_those_of_training(tmp_path):
     options = config(**data, exchange={"items": "patches"})
     patches = make_patches(read_mammograms(options.data, Skipped()), options.data, Skipped())
     _, held_out = splits.split(patches, options.data)
-    for name in NAMES:
+    for name in FORMATS:
         summary = write_dataset(name, options, tmp_path / f"Dataset502_{name}")
         records, reasons = read(tmp_path / f"Dataset502_{name}")
         assert not reasons and sum(summary.images.values()) == len(records) == len(patches) > 3
@@ -290,24 +288,19 @@ def test_a_stopped_export_resumes_and_writes_no_image_twice(archive, tmp_path, m
     written = []
     quantize = writing.quantize
 
-    def stop(mammogram):
-        if len(written) == 4:
-            raise KeyboardInterrupt
+    def stop_after_four(mammogram):
         written.append(mammogram.image_id)
+        if len(written) == 5:
+            raise KeyboardInterrupt
         return quantize(mammogram)
 
-    with monkeypatch.context() as patch:
-        patch.setattr(writing, "quantize", stop)
-        with pytest.raises(KeyboardInterrupt):
-            write_dataset("coco", options, root)
-        assert len(list((root / "images").iterdir())) == 4 and not (root / "split.json").exists()
-        (root / "images" / ".x.png.abc.part").write_bytes(b"half")
-        written.clear()
-        patch.setattr(
-            writing, "quantize", lambda mammogram: written.append(1) or quantize(mammogram)
-        )
+    monkeypatch.setattr(writing, "quantize", stop_after_four)
+    with pytest.raises(KeyboardInterrupt):
         write_dataset("coco", options, root)
-    assert len(written) == 6
+    assert len(list((root / "images").iterdir())) == 4 and not (root / "split.json").exists()
+    (root / "images" / ".x.png.abc.part").write_bytes(b"half")
+    write_dataset("coco", options, root)
+    assert len(written) == 5 + 6
     for path in (tmp_path / "whole").rglob("*"):
         if path.is_file():
             assert (root / path.relative_to(tmp_path / "whole")).read_bytes() == path.read_bytes()
@@ -343,16 +336,12 @@ def test_another_data_set_or_foreign_files_in_the_folder(archive, tmp_path):
 
 
 def test_images_with_a_lesion_without_an_outline_are_skipped(tmp_path):
-    image = np.zeros((ROWS, COLS, 1), np.float32)
-    mammograms = [
-        make_mammogram(number, image, [MASS], patient_id=f"p{number}") for number in range(4)
-    ]
-    writer.write(mammograms, tmp_path / "archive", annotations="boxes")
+    archive = make_archive(tmp_path / "archive", [MASS], 4, annotations="boxes")
     for name in ("nnunet", "monai", "yolo"):
         with pytest.raises(DataError, match="no outline"):
-            write_dataset(name, config(tmp_path / "archive"), tmp_path / name)
+            write_dataset(name, config(archive), tmp_path / name)
     for name in ("coco", "hf"):
-        assert write_dataset(name, config(tmp_path / "archive"), tmp_path / name).lesions
+        assert write_dataset(name, config(archive), tmp_path / name).lesions
         records, _ = read(tmp_path / name)
         assert {lesion.box for record in records for lesion in record.lesions} == {MASS.box}
 
@@ -386,7 +375,7 @@ def test_no_name_of_the_archive_reaches_the_data_set(archive, tmp_path, monkeypa
     monkeypatch.setenv("TFMAMMO_ID_KEY", "secret")
     table = (archive / "metadata.csv").read_text().replace(",p0,", ",Quibble Zephyrine,")
     (archive / "metadata.csv").write_text(table)
-    for name in NAMES:
+    for name in FORMATS:
         write_dataset(name, config(archive), tmp_path / name)
         for path in (tmp_path / name).rglob("*"):
             assert "quibble" not in str(path).lower()
@@ -410,13 +399,11 @@ def test_command(archive, tmp_path, capsys, repository):
 
 
 @pytest.mark.data
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", FORMATS)
 def test_real_mammograms(real_data, tmp_path, name):
     """Four mammograms of CDD-CESM; drawing their outlines leaves holes of a pixel, which are
     filled when they are read.
     """
-    from tfmammo.archives import cdd_cesm
-
     root = tmp_path / "archive"
     root.mkdir()
     for table in (real_data / "cdd-cesm").glob("*.csv"):
@@ -444,17 +431,9 @@ def test_two_images_of_one_name_are_refused():
         replace(make_mammogram(number, np.zeros((ROWS, COLS, 1), np.float32)), image_id=name)
         for number, name in enumerate(("a.1", "a_1"))
     ]
-    saved = splits.SavedSplit(
-        archive="folder",
-        split="patient",
-        folds=2,
-        seed=0,
-        stratify="none",
-        patients={},
-        id_key=key_check(),
-    )
-    plan = Plan(records, saved, frozenset(), {}, "")
-    cases = make_cases(config(None), plan, Skipped())
+    data = config(None).data
+    saved = splits.describe(Mammograms.of(records), data, "folder")
+    cases = make_cases(config(None), Plan(records, saved, frozenset(), {}, ""), Skipped())
     assert next(cases).name == "a_1"
     with pytest.raises(DataError, match="a_1"):
         next(cases)

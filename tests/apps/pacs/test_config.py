@@ -63,8 +63,9 @@ def test_credentials_go_to_their_own_server(monkeypatch, tmp_path):
     assert read_credentials(PacsConfig(), here, other) == (None, None)
     monkeypatch.setenv("TFMAMMO_PACS_AUTHORIZATION", BEARER)
     assert read_credentials(PacsConfig(), here, same) == (BEARER, BEARER)
-    assert read_credentials(PacsConfig(), here, other) == (BEARER, None)
-    assert read_credentials(PacsConfig(), here, dimse) == (BEARER, None)
+    elsewhere = (other, dimse, parse_address("dicomweb://one:8443/a", "--to"))
+    for target in (*elsewhere, parse_address("dicomweb+http://one/a", "--to")):
+        assert read_credentials(PacsConfig(), here, target) == (BEARER, None)
     (tmp_path / "token").write_text("Bearer second\n")
     config = PacsConfig(target_authorization=tmp_path / "token")
     assert read_credentials(config, here, other) == (BEARER, "Bearer second")

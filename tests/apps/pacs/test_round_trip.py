@@ -6,6 +6,7 @@ import subprocess
 import threading
 import time
 from collections import Counter
+from dataclasses import replace
 
 import numpy as np
 import pydicom
@@ -20,9 +21,10 @@ from tests.small_mammograms import PATIENT
 from tests.small_pipelines import save_models
 from tfmammo import config as configuration
 from tfmammo.apps.pacs.config import CaseConfig, PacsConfig, parse_address
-from tfmammo.apps.pacs.results import Identity
+from tfmammo.apps.pacs.nodes import Instance
+from tfmammo.apps.pacs.results import Identity, build_results
 from tfmammo.apps.pacs.round_trip import RoundTrip
-from tfmammo.archives import folder
+from tfmammo.archives import dicom, folder
 from tfmammo.archives.writers.dicom import write_dicom
 from tfmammo.errors import ConfigError
 from tfmammo.inference.pipeline import Pipeline
@@ -55,23 +57,36 @@ def draw(seed: int) -> np.ndarray:
     return np.rint(4095 * image).astype(np.uint16)
 
 
-def write_study(root, views=VIEWS, seed=0, **elements):
-    """Write a study of a patient with a name; return its UID and its files."""
-    study = generate_uid()
-    paths = []
-    for number, (side, view) in enumerate(views):
-        patient = {
-            **PATIENT,
-            "StudyTime": "101112",
-            "StudyInstanceUID": study,
-            "ImageLaterality": side,
-            "ViewPosition": view,
-            "PixelSpacing": [0.1, 0.2],
-            "PatientOrientation": ["A", "R"] if side == "L" else ["P", "L"],
-        }
-        paths.append(root / study / f"{number}.dcm")
-        write_dicom(paths[-1], draw(seed + number), 12, **{**patient, **elements})
-    return study, paths
+def write_image(path, side="R", view="CC", seed=0, study="1.2.3", **elements):
+    """Write a mammogram of a patient with a name."""
+    facts = {
+        **PATIENT,
+        "StudyTime": "101112",
+        "StudyInstanceUID": study,
+        "ImageLaterality": side,
+        "ViewPosition": view,
+        "PixelSpacing": [0.1, 0.2],
+        "PatientOrientation": ["A", "R"] if side == "L" else ["P", "L"],
+    }
+    write_dicom(path, draw(seed), 12, **facts | elements)
+    return path
+
+
+@pytest.fixture
+def add(pacs, tmp_path):
+    """A function that puts a study into the PACS -> its UID and files."""
+
+    def write(views=VIEWS[:1], seed=0, study=None, **elements):
+        study = study or generate_uid()
+        paths = [
+            write_image(tmp_path / f"in/{generate_uid()}.dcm", *view, number, study, **elements)
+            for number, view in enumerate(views, seed)
+        ]
+        for path in paths:
+            pacs.upload(path)
+        return study, paths
+
+    return write
 
 
 @pytest.fixture(scope="module")
@@ -131,10 +146,10 @@ def sort_results(paths) -> dict[str, list[pydicom.Dataset]]:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("way", ["web", "get", "move"])
-def test_a_study_comes_back_with_masks_and_measurements(process, pacs, pipeline, tmp_path, way):
-    study, paths = write_study(tmp_path)
-    for path in paths:
-        pacs.upload(path)
+def test_a_study_comes_back_with_masks_and_measurements(
+    process, pacs, add, pipeline, tmp_path, way
+):
+    study, paths = add(VIEWS)
     address = pacs.web if way == "web" else pacs.dimse
     options = {} if way == "web" else {"retrieve": way}
     (outcome,) = process(study, address=address, capture=True, **options)
@@ -158,6 +173,8 @@ def test_a_study_comes_back_with_masks_and_measurements(process, pacs, pipeline,
             assert dataset.StudyInstanceUID == study and dataset.PatientName == NAME
             if dataset.get("Manufacturer") == "tfmammo":
                 assert dataset.ContentQualification == "RESEARCH"
+    for kind in (SEGMENTATION, REPORT):
+        assert len({one.SeriesInstanceUID for one in results[kind]}) == 1, "one series a study"
     for report in results[REPORT]:
         check_report(report, segments)
     captures = [one for one in results[CAPTURE] if one.get("Manufacturer") == "tfmammo"]
@@ -208,6 +225,23 @@ def check_report(report, segments):
     assert "sha256 of files" in text and "not for diagnosis" in text
 
 
+def test_a_finding_without_an_outline_takes_no_segment(pipeline, tmp_path):
+    path = write_image(tmp_path / "a.dcm")
+    found = pipeline.predict(folder.read_one(path))
+    bare = replace(found.findings[0], lesion=None)
+    found = replace(found, findings=(bare, *found.findings[1:]))
+    header = dicom.read_dataset(path)
+    source = Instance("1.2.3", str(header.SeriesInstanceUID), str(header.SOPInstanceUID))
+    made = build_results(found, header, source, Identity.make(pipeline), picture=False)
+    segmentation, report = made
+    (segment,) = segmentation.SegmentSequence
+    report.save_as(tmp_path / "report.dcm")
+    groups = srread(tmp_path / "report.dcm").content.get_planar_roi_measurement_groups()
+    (group,) = (each for each in groups if each.referenced_segmentation_frame is not None)
+    item = group.referenced_segmentation_frame[0].ReferencedSOPSequence[0]
+    assert item.ReferencedSegmentNumber == 1 and group.tracking_uid == segment.TrackingUID
+
+
 @pytest.mark.nightly  # two full-size mammograms take two thirds of a GB
 @pytest.mark.data
 def test_real_mammograms_come_back(pacs, real_data, repository, tmp_path):
@@ -235,13 +269,12 @@ def test_real_mammograms_come_back(pacs, real_data, repository, tmp_path):
         check_segmentation(segments[image.SOPInstanceUID], image, found)
 
 
-def test_other_programs_read_the_results(process, pacs, tmp_path):
+def test_other_programs_read_the_results(process, pacs, add, tmp_path):
     """DCMTK reads them, and the standard's checker finds no error."""
     programs = [shutil.which(name) for name in ("dcm2json", "dsrdump", "dciodvfy")]
     if None in programs:
         pytest.skip("apt-get install dcmtk dicom3tools")
-    study, paths = write_study(tmp_path, VIEWS[:1])
-    pacs.upload(paths[0])
+    study, _ = add()
     process(study, capture=True)
 
     def run(program, path):
@@ -260,9 +293,8 @@ def test_other_programs_read_the_results(process, pacs, tmp_path):
     assert checked == 3
 
 
-def test_a_folder_reads_each_finding_once(process, pacs, tmp_path):
-    study, paths = write_study(tmp_path, VIEWS[:1])
-    pacs.upload(paths[0])
+def test_a_folder_reads_each_finding_once(process, pacs, add, tmp_path):
+    study, _ = add()
     process(study)
     back = tmp_path / "back" / "images"
     pacs.download(back)
@@ -274,26 +306,27 @@ def test_a_folder_reads_each_finding_once(process, pacs, tmp_path):
     assert drawn == sorted(frame.sum() for frame in segmentation.pixel_array)
 
 
-def test_a_second_run_stores_and_fetches_nothing(process, pacs, tmp_path):
-    study, paths = write_study(tmp_path, VIEWS[:2])
-    for path in paths:
-        pacs.upload(path)
+def test_a_second_run_stores_and_fetches_nothing(process, pacs, add):
+    study, _ = add(VIEWS[:2])
     process(study)
     before = pacs.ask("/changes?last")["Last"]
     (outcome,) = process(study, study)
     assert (outcome.stored, outcome.present) == (0, 2)
     assert pacs.ask("/changes?last")["Last"] == before
     # one that was added since
-    _, (more,) = write_study(tmp_path, VIEWS[2:3], seed=9, StudyInstanceUID=study)
-    pacs.upload(more)
+    add(VIEWS[2:3], seed=9, study=study)
     (outcome,) = process(study)
     assert (outcome.stored, outcome.present) == (1, 2)
     assert count_classes(pacs)[REPORT] == 3
+    # a result that was not asked for before is added to those that are there
+    (outcome,) = process(study, capture=True)
+    assert (outcome.stored, outcome.present) == (3, 0)
+    found = count_classes(pacs)
+    assert found[CAPTURE] == found[REPORT] == found[SEGMENTATION] == 3
 
 
-def test_what_was_stored_before_a_stop_is_not_stored_again(process, pacs, pipeline, tmp_path):
-    study, paths = write_study(tmp_path, VIEWS[:1])
-    pacs.upload(paths[0])
+def test_what_was_stored_before_a_stop_is_not_stored_again(process, pacs, add):
+    study, _ = add()
     process(study)
     (report,) = [
         one
@@ -306,9 +339,8 @@ def test_what_was_stored_before_a_stop_is_not_stored_again(process, pacs, pipeli
     assert count_classes(pacs)[SEGMENTATION] == count_classes(pacs)[REPORT] == 1
 
 
-def test_a_segmentation_that_differs_is_not_referred_to(process, pacs, pipeline, tmp_path):
-    study, paths = write_study(tmp_path, VIEWS[:1])
-    pacs.upload(paths[0])
+def test_a_segmentation_that_differs_is_not_referred_to(process, pacs, add, tmp_path):
+    study, paths = add()
     process(study)
     (old,) = sort_results(pacs.download(tmp_path / "back"))[SEGMENTATION]
     pacs.clear()
@@ -321,40 +353,17 @@ def test_a_segmentation_that_differs_is_not_referred_to(process, pacs, pipeline,
     assert count_classes(pacs)[REPORT] == 0
 
 
-def test_other_images_are_skipped(process, pacs, tmp_path):
-    study, paths = write_study(tmp_path, VIEWS[:1])
-    _, (raw,) = write_study(
-        tmp_path, VIEWS[1:2], StudyInstanceUID=study, PresentationIntentType="FOR PROCESSING"
-    )
-    _, (other,) = write_study(tmp_path, VIEWS[1:2], StudyInstanceUID=study, Modality="US")
-    slices = {"SOPClassUID": "1.2.840.10008.5.1.4.1.1.2", "Modality": "CT"}
-    _, (scan,) = write_study(tmp_path, VIEWS[1:2], StudyInstanceUID=study, **slices)
-    for path in (*paths, raw, other, scan):
-        pacs.upload(path)
-    (outcome,) = process(study)
-    assert outcome.stored == 1 and len(outcome.skipped) == 3
-    assert "raw image" in outcome.describe() and "modality is US" in outcome.describe()
-    assert "CT Image Storage" in outcome.describe()
-    assert NAME not in outcome.describe() and "/proc" not in outcome.describe()
-    alone, (path,) = write_study(tmp_path, VIEWS[1:2], Modality="US")
-    pacs.upload(path)
-    (outcome,) = process(alone)
-    assert "no mammogram (" in outcome.failure
-
-
 @pytest.mark.parametrize("way", ["web", "dimse"])
-def test_compressed_pixels_come_as_they_are(process, pacs, tmp_path, way):
-    study, (path,) = write_study(tmp_path, VIEWS[:1], syntax=JPEGLSLossless)
+def test_compressed_pixels_come_as_they_are(process, pacs, add, way):
+    study, (path,) = add(syntax=JPEGLSLossless)
     assert pydicom.dcmread(path).file_meta.TransferSyntaxUID == JPEGLSLossless
-    pacs.upload(path)
     (outcome,) = process(study, address=getattr(pacs, way))
     assert outcome.stored == 1
 
 
 @pytest.mark.slow
-def test_another_server_takes_the_results(process, pacs, tmp_path, monkeypatch):
-    study, paths = write_study(tmp_path, VIEWS[:1])
-    pacs.upload(paths[0])
+def test_another_server_takes_the_results(process, pacs, add, tmp_path, monkeypatch):
+    study, _ = add()
     with run_orthanc(tmp_path / "other") as other:
         (outcome,) = process(study, target=other.web)
         assert outcome.failure.endswith("status 401")  # it has not been given the source's
@@ -369,9 +378,8 @@ def test_another_server_takes_the_results(process, pacs, tmp_path, monkeypatch):
 
 # pynetdicom leaves the socket of a refused connection to the collector
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
-def test_errors_are_one_sentence_and_name_no_patient(process, pacs, tmp_path, monkeypatch):
-    study, paths = write_study(tmp_path, VIEWS[:1])
-    pacs.upload(paths[0])
+def test_errors_are_one_sentence_and_name_no_patient(process, add, monkeypatch):
+    study, _ = add()
     (outcome,) = process("1.2.3.4")
     assert "no such study" in outcome.failure
     with pytest.raises(ConfigError, match="--study: quibble"):
@@ -386,10 +394,9 @@ def test_errors_are_one_sentence_and_name_no_patient(process, pacs, tmp_path, mo
 
 
 def test_no_patient_data_is_written_or_printed(
-    overrides, pacs, repository, tmp_path, monkeypatch, caplog
+    overrides, pacs, add, repository, tmp_path, monkeypatch, caplog
 ):
-    study, paths = write_study(tmp_path / "in", VIEWS[:1])
-    pacs.upload(paths[0])
+    study, _ = add()
     here = tmp_path / "here"
     here.mkdir()
     monkeypatch.chdir(here)
@@ -431,12 +438,12 @@ def test_uids_follow_from_the_models(pipeline, overrides, repository, tmp_path):
 
 @pytest.mark.long
 @pytest.mark.parametrize("studies", [40, pytest.param(200, marks=pytest.mark.nightly)])
-def test_a_killed_server_loses_nothing_and_stores_nothing_twice(process, pacs, tmp_path, studies):
+def test_a_killed_server_loses_nothing_and_stores_nothing_twice(
+    process, pacs, add, tmp_path, studies
+):
     uids = []
     for number in range(studies):
-        study, (path,) = write_study(tmp_path, VIEWS[:1], seed=number)
-        pacs.upload(path)
-        uids.append(study)
+        uids.append(add(seed=number)[0])
     outcomes = []
     work = threading.Thread(
         target=lambda: outcomes.extend(process(*uids, in_flight=8, attempts=9, wait=0.5))
@@ -461,26 +468,28 @@ def test_a_killed_server_loses_nothing_and_stores_nothing_twice(process, pacs, t
     assert sources == dict.fromkeys(uids, 1)
 
 
-def test_a_study_of_mixed_modalities(process, pacs, tmp_path):
+def test_other_images_are_skipped(process, pacs, add):
     """Only the mammogram is analysed, and every other image is named in the answer."""
-    study, paths = write_study(tmp_path, VIEWS[:1])
+    study, _ = add()
     kind = "1.2.840.10008.5.1.4.1.1"
     others = {
+        "raw image": {"PresentationIntentType": "FOR PROCESSING"},
         "Breast Tomosynthesis Image Storage": {"SOPClassUID": f"{kind}.13.1.3"},
         "a tomosynthesis": {"ImageType": ["DERIVED", "PRIMARY", "TOMOSYNTHESIS", "NONE"]},
         "Ultrasound Image Storage": {"SOPClassUID": f"{kind}.6.1", "Modality": "US"},
         "MR Image Storage": {"SOPClassUID": f"{kind}.4", "Modality": "MR"},
         "modality is CT": {"SOPClassUID": f"{kind}.7", "Modality": "CT"},  # a dose page
+        "modality is US": {"Modality": "US"},
     }
     for number, elements in enumerate(others.values()):
-        facts = {"sop_class": elements.pop("SOPClassUID", f"{kind}.1.2"), **elements}
-        place = tmp_path / str(number)
-        paths += write_study(place, VIEWS[1:2], number, StudyInstanceUID=study, **facts)[1]
-    for path in paths:
-        pacs.upload(path)
+        sop_class = elements.pop("SOPClassUID", f"{kind}.1.2")
+        add(VIEWS[1:2], number, study=study, sop_class=sop_class, **elements)
     (outcome,) = process(study)
-    assert outcome.stored == 1 and outcome.failure is None
+    assert (outcome.stored, len(outcome.skipped), outcome.failure) == (1, len(others), None)
     assert count_classes(pacs)[REPORT] == count_classes(pacs)[SEGMENTATION] == 1
     told = outcome.describe()
     assert [name for name in others if name not in told] == []
-    assert "5 images" in told and NAME not in told
+    assert NAME not in told and "/proc" not in told
+    alone, _ = add(VIEWS[1:2], Modality="US")
+    (outcome,) = process(alone)
+    assert "no mammogram (" in outcome.failure

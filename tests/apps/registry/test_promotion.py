@@ -5,6 +5,7 @@ import shutil
 import threading
 import time
 from datetime import UTC, datetime
+from functools import partial
 
 import mlflow
 import numpy as np
@@ -52,11 +53,8 @@ def patients(patches):
 @pytest.fixture(scope="module")
 def exports(tmp_path_factory, data, patients):
     """Level -> an export with a training's card, trained on the first four patients."""
-    card = {
-        "config": {"data": data.model_dump(mode="json")},
-        "train_patients": patients[:TRAINED],
-        "git_commit": "c0ffee",
-    }
+    card = {"config": {"data": data.model_dump(mode="json")}, "git_commit": "c0ffee"}
+    card["train_patients"] = patients[:TRAINED]
     root = tmp_path_factory.mktemp("exports")
     return {
         level: export(KnownCAN("tiny", SIZE, level), root / str(level), card)
@@ -71,9 +69,8 @@ class Store:
         self.folder = folder
         self.exports = exports
         self.count = 0
-        tiny = Experiment[dict](
-            name="tiny", tracking=TrackingConfig(system_metrics=False), model={}
-        )
+        tracking = TrackingConfig(system_metrics=False)
+        tiny = Experiment[dict](name="tiny", tracking=tracking, model={})
         self.run = runs.Run(tiny, folder / "output")
         self.client = mlflow.MlflowClient(store_uri())
 
@@ -85,25 +82,20 @@ class Store:
         copy = self.folder / f"export{self.count}"
         shutil.copytree(self.exports[level], copy)
         known = json.loads((copy / CARD).read_text()) | card
-        (copy / CARD).write_text(
-            json.dumps({key: value for key, value in known.items() if value is not None})
-        )
-        assert self.run.register(copy, 10 * self.count, {"validation_dice": level}, best) == str(
-            self.count
-        )
+        content = {key: value for key, value in known.items() if value is not None}
+        (copy / CARD).write_text(json.dumps(content))
+        version = self.run.register(copy, 10 * self.count, {"validation_dice": level}, best)
+        assert version == str(self.count)
 
     def best(self):
         aliases = self.client.get_registered_model(MODEL).aliases
         return int(aliases["best"]) if "best" in aliases else None
 
     def tags(self, version):
-        """The audit, without its prefix."""
+        """The decision's, without their prefix."""
         tags = self.client.get_model_version(MODEL, str(version)).tags
-        return {
-            key.removeprefix("promotion."): value
-            for key, value in tags.items()
-            if key.startswith("promotion.")
-        }
+        prefix = "promotion."
+        return {key[len(prefix) :]: tags[key] for key in tags if key.startswith(prefix)}
 
 
 @pytest.fixture
@@ -115,17 +107,17 @@ def store(tmp_path, monkeypatch, empty_store, exports):
     return Store(tmp_path, exports)
 
 
-def promote(*arguments, model=MODEL):
-    """The command in this process -> its exit code."""
-    return command("promote", "--model", model, *arguments)
-
-
 def command(*arguments):
+    """The command in this process -> its exit code."""
     try:
         registry.main(arguments)
     except SystemExit as end:
         return end.code
     return 0
+
+
+promote = partial(command, "promote", "--model", MODEL)
+rollback = partial(command, "rollback", "--model", MODEL)
 
 
 def dice(patches, level):
@@ -253,12 +245,10 @@ def test_the_best_stays_without_a_new_audit(store, capsys):
 def while_comparing(monkeypatch, happen):
     """Something else happens once, when both versions have been read and none has been moved."""
     run = Network.run
-    done = []
 
     def interrupted(*arguments):
-        if not done:
-            done.append(True)
-            happen()
+        monkeypatch.setattr(Network, "run", run)
+        happen()
         return run(*arguments)
 
     monkeypatch.setattr(Network, "run", interrupted)
@@ -394,17 +384,17 @@ def test_a_rollback_goes_back_step_by_step(store, capsys):
         assert promote() == 0
     assert store.tags(1)["demoted_by"] == "2"
     assert "since" not in store.tags(1) and "since" in store.tags(2)
-    assert command("rollback", "--model", MODEL) == 0
+    assert rollback() == 0
     assert store.best() == 1 and "version 1 again" in capsys.readouterr().out
     tags = store.tags(2)
     assert (tags["demoted_by"], tags["decision"]) == ("1", "promoted") and "rolled_back" in tags
     assert "demoted_by" not in store.tags(1) and "since" in store.tags(1)
-    assert command("rollback", "--model", MODEL) == 2
+    assert rollback() == 2
     assert f"models:/{MODEL}@best: version 1" in capsys.readouterr().err
     assert promote() == 0  # once more
     assert store.best() == 2 and not store.tags(2).keys() & {"rolled_back", "demoted_by"}
     store.client.delete_model_version(MODEL, "1")
-    assert command("rollback", "--model", MODEL) == 2 and store.best() == 2
+    assert rollback() == 2 and store.best() == 2
 
 
 @pytest.mark.parametrize("last", [1, 2])
@@ -414,7 +404,7 @@ def test_a_rollback_goes_to_the_version_that_was_promoted_last(store, last):
     for version in (1, 2):
         moment = f"2026-01-{10 + (version == last)}"
         store.client.set_model_version_tag(MODEL, str(version), "promotion.since", moment)
-    assert command("rollback", "--model", MODEL) == 0 and store.best() == last
+    assert rollback() == 0 and store.best() == last
 
 
 @pytest.mark.slow
@@ -425,8 +415,8 @@ def test_a_refusal_leaves_the_way_back(store):
     store.add(GOOD, best=True)  # by a training run
     assert promote("--candidate", "2") == 1  # equal
     assert store.tags(2)["decision"] == "refused" and store.tags(2)["former"] == "1"
-    assert command("rollback", "--model", MODEL) == 0 and store.best() == 2
-    assert command("rollback", "--model", MODEL) == 0 and store.best() == 1
+    assert rollback() == 0 and store.best() == 2
+    assert rollback() == 0 and store.best() == 1
 
 
 def test_the_list_shows_versions_aliases_metrics_and_decisions(store, capsys):

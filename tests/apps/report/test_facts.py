@@ -1,14 +1,12 @@
-"""Facts on disk, validation curves, and how numbers are shown."""
+"""Facts on disk, and validation curves."""
 
 import pytest
 
 from tests.apps.report.rows import difference, level, make_facts
 from tfmammo.apps.report import curves, facts
 from tfmammo.apps.report.curves import Curve
-from tfmammo.apps.report.measures import format_interval, name_measure
 from tfmammo.errors import DataError
 
-LEAD = difference("CAN", "U-Net", 0.5, 0.2, 0.8, 0.004)
 RISING = tuple(0.1 * n for n in range(16))
 
 
@@ -94,30 +92,3 @@ def test_curves_are_drawn_a_colour_for_each_model():
     drawn = curves.draw(runs)
     assert drawn == curves.draw(runs)
     assert drawn.count("<polyline") == 3 and "a&lt;b" in drawn and drawn.count(">can<") == 1
-
-
-@pytest.mark.parametrize(
-    ("row", "with_p", "text"),
-    [
-        (level("CAN", 89.17, 87.8, 90.4), False, "89.2 [87.8, 90.4] %"),
-        (LEAD, True, "+0.5 [+0.2, +0.8] points, p = 0.004"),
-        (difference("CAN", "U-Net", 0.5, p=0.0001), True, "+0.5 points, p < 0.001"),
-        (level("CAN", float("nan")), False, "- %"),
-    ],
-)  # fmt: skip
-def test_numbers_in_words(row, with_p, text):
-    assert format_interval(row, with_p=with_p) == text
-
-
-@pytest.mark.parametrize(
-    ("measure", "unit", "name"),
-    [
-        ("dice", "%", "Dice, %"),
-        ("kid", "0.001", "KID x 1000"),
-        ("tpr@1", "%", "recall at 1 false positive an image, %"),
-        ("tpr@all", "", "recall of all detections"),
-        ("new_measure", "", "new measure"),
-    ],
-)
-def test_measures_in_words(measure, unit, name):
-    assert name_measure(measure, unit) == name

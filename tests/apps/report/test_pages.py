@@ -1,20 +1,30 @@
 """The pages: from rows alone, short, and true of the rows that are committed."""
 
+import re
 import subprocess
 import sys
 
 import pytest
 
 from tests.apps.report.rows import difference, level, make_facts, repeats
-from tfmammo import config as configuration
-from tfmammo.apps.report import facts, inbreast, index, pages, rebuild
-from tfmammo.apps.report.config import ReportConfig
-from tfmammo.apps.report.items import FACT_KEYS, ITEMS, find_item
-from tfmammo.apps.report.papers import read_papers
+from tfmammo.apps.report import facts, inbreast, pages, rebuild
+from tfmammo.apps.report.items import (
+    FACT_KEYS,
+    ITEMS,
+    find_item,
+    list_checks,
+    read_checks,
+    read_papers,
+)
 from tfmammo.errors import ConfigError, DataError
 
 LONGEST = {"index.md": 150}  # lines; of the papers' pages 300
 CLAIM = "The Dice coefficient of CAN is higher than that of U-Net."
+# what the claim needs besides its own test
+BEHIND = [
+    *(difference(model, "centred disc", 9, 8, 10, 0.001) for model in ("CAN", "U-Net")),
+    *repeats("runs", CAN=(90, 91), **{"U_Net": (88, 89)}),
+]
 
 
 @pytest.fixture(scope="module")
@@ -38,7 +48,9 @@ def test_committed_pages_are_what_committed_rows_say(results, files, committed, 
     drawn = {path.name for path in (results / pages.CURVES).iterdir()}
     assert drawn == {name.rpartition("/")[2] for name in files if name.endswith(".svg")}
     readme = (repository / "README.md").read_text(encoding="utf-8")
-    assert index.build_readme(readme, committed) == readme
+    assert rebuild.build_readme(readme, committed) == readme
+    assert set(committed) <= set(FACT_KEYS) and inbreast.KEY in committed
+    assert len(committed) >= 15
 
 
 def test_pages_are_short_and_their_lines_too(files):
@@ -118,12 +130,12 @@ def test_the_words_of_the_first_page_agree_with_its_rows(committed):
 
 
 def test_a_placeholder_is_a_row_with_its_interval():
-    rows = index._Rows(
+    rows = rebuild.Placeholder(
         make_facts(level("CAN", 89.2, 87.8, 90.4), difference("CAN", "disc", 4, p=0.002))
     )
     assert f"{rows:CAN|dice}" == "89.2 [87.8, 90.4] %"
     assert f"{rows:CAN|dice|against=disc|p}" == "+4.0 points, p = 0.002"
-    assert f"{rows:CAN|mcc}" == f"{index._Rows(None):CAN|dice}" == index.UNKNOWN
+    assert f"{rows:CAN|mcc}" == f"{rebuild.Placeholder(None):CAN|dice}" == rebuild.UNKNOWN
 
 
 @pytest.mark.parametrize(
@@ -135,9 +147,7 @@ def test_a_placeholder_is_a_row_with_its_interval():
     ],
 )
 def test_a_claim_in_words(rows, words):
-    beats = [difference(model, "centred disc", 9, 8, 10, 0.001) for model in ("CAN", "U-Net")]
-    runs = repeats("runs", CAN=(90, 91), **{"U_Net": (88, 89)})
-    found = make_facts(*rows, *beats, *runs)
+    found = make_facts(*rows, *BEHIND)
     (evidence,) = [
         one
         for one in pages.judge_item(find_item("can_table1"), {"can_table1": found})
@@ -151,10 +161,8 @@ def test_a_claim_in_words(rows, words):
 
 
 def test_the_summary_counts_claims_and_names_decided_ones():
-    beats = [difference(model, "centred disc", 9, 8, 10, 0.001) for model in ("CAN", "U-Net")]
-    runs = repeats("runs", CAN=(90, 91), **{"U_Net": (88, 89)})
-    found = make_facts(difference("CAN", "U-Net", 2, 1, 3, 0.001), *beats, *runs)
-    text = index.build_index({"can_table1": found})
+    found = make_facts(difference("CAN", "U-Net", 2, 1, 3, 0.001), *BEHIND)
+    text = rebuild.build_index({"can_table1": found})
     assert (
         "36 claims that can be tested with numbers: 1 holds, 0 do not hold, 0 not decided, 35 not"
         in text
@@ -175,6 +183,17 @@ def test_a_reason_takes_the_place_of_a_result():
     assert "private data" in pages.build_page("infilling", {})
 
 
+def test_the_papers_data_decide_before_a_substitute():
+    opposite = repeats("runs", CAN=(1, 2), **{"U_Net": (3, 4)})
+    papers = make_facts(difference("CAN", "U-Net", -2, -3, -1, 0.001), *BEHIND[:2], *opposite)
+    substitute = make_facts(difference("CAN", "U-Net", 2, 1, 3, 0.001), *BEHIND)
+    item = find_item("can_table1")
+    for first, word, source in ((papers, "does not hold", papers), (make_facts(), "holds", None)):
+        found = {inbreast.KEY: first, "can_table1": substitute}
+        (evidence,) = (one for one in pages.judge_item(item, found) if one.says == CLAIM)
+        assert evidence.word == word and evidence.facts is (source or substitute)
+
+
 def test_a_picture_is_linked_where_its_file_exists():
     found = {"can_table1": make_facts(level("CAN", 89.2))}
     link = "![Table I](pictures/can_table1.jpg)"
@@ -183,11 +202,10 @@ def test_a_picture_is_linked_where_its_file_exists():
     assert link not in pages.build_page("can", found)
 
 
-def test_pages_are_written_and_old_curves_go(repository, tmp_path):
-    shipped = configuration.parse(ReportConfig, repository / "configs/report.yaml")
+def test_pages_are_written_and_old_curves_go(config, tmp_path):
     readme = tmp_path / "README.md"
-    readme.write_text(f"a\n{index.BEGIN}\nold\n{index.END}\nb\n")
-    own = shipped.model_copy(update={"results": tmp_path / "results", "readme": readme})
+    readme.write_text(f"a\n{rebuild.BEGIN}\nold\n{rebuild.END}\nb\n")
+    own = config.model_copy(update={"results": tmp_path / "results", "readme": readme})
     with pytest.raises(ConfigError, match=r"^results: .*results: no such folder"):
         rebuild.write_pages(own, "small", tmp_path)
     facts.write(make_facts(level("CAN", 89.2)), own.results)
@@ -197,12 +215,21 @@ def test_pages_are_written_and_old_curves_go(repository, tmp_path):
     assert [path.name for path in (own.results / pages.CURVES).iterdir()] == [
         "can_table1.small.svg"
     ]
-    assert readme.read_text().startswith(f"a\n{index.BEGIN}\n\n- ")
+    assert readme.read_text().startswith(f"a\n{rebuild.BEGIN}\n\n- ")
     readme.write_text("no marks")
     with pytest.raises(DataError, match="readme: it needs the lines"):
         rebuild.write_pages(own, "small", tmp_path)
 
 
-def test_facts_of_every_item_are_read(committed):
-    assert set(committed) <= set(FACT_KEYS) and inbreast.KEY in committed
-    assert len(committed) >= 15
+def test_every_verified_fact_names_an_item_and_a_test_that_exists(repository):
+    known = {*read_papers(), *(item.key for item in ITEMS)}
+    for check in read_checks():
+        assert check.item in known, check
+        place, _, function = check.test.partition("::")
+        path = repository / place
+        files = [path] if path.is_file() else sorted(path.rglob("*.py"))
+        wanted = re.compile(rf"^def {function}\w*\(", re.MULTILINE)
+        assert any(wanted.search(file.read_text(encoding="utf-8")) for file in files), check
+    for paper in read_papers():
+        found = list_checks({paper})
+        assert len(found) >= 3 and any("descends" in check.what for check in found), paper

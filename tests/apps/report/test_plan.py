@@ -7,7 +7,6 @@ from pathlib import Path
 import pytest
 
 from tfmammo import config as configuration
-from tfmammo.apps.commands import find_schema
 from tfmammo.apps.report import facts, plan, runner, work
 from tfmammo.apps.report.config import SCALES, ReportConfig, TrainedConfig
 from tfmammo.apps.report.items import FACT_KEYS
@@ -23,26 +22,6 @@ OUTDATED = {
     "contextual_fig3": JUDGE,
     "contextual_table1": JUDGE,
 }
-
-
-@pytest.fixture(scope="module")
-def config(repository):
-    return configuration.parse(ReportConfig, repository / "configs/report.yaml")
-
-
-@pytest.fixture(scope="module")
-def complete(config):
-    """The config with all data and packages available."""
-    return plan.complete(config)
-
-
-@pytest.fixture(scope="module")
-def whole(complete, repository):
-    """The plan of each scale, with all items."""
-    return {
-        scale: runner.plan_report(complete, Options(scale), Path("/out"), repository)
-        for scale in SCALES
-    }
 
 
 def change(config, name, **update):
@@ -172,7 +151,9 @@ def exports(complete, repository, tmp_path):
 
 
 def test_exports_take_the_place_of_runs(complete, repository, tmp_path, exports):
-    paths, _ = exports
+    paths, card = exports
+    longer = card | {"id": "export2", "step": 130_000}
+    (paths[2] / "card.json").write_text(json.dumps(longer))
     trained = {"can_long": TrainedConfig(exports=paths, how="on a GPU")}
     own = complete.model_copy(update={"trained": trained})
     report = runner.plan_report(own, Options("small", ("can_fig2",)), tmp_path, repository)
@@ -187,7 +168,10 @@ def test_exports_take_the_place_of_runs(complete, repository, tmp_path, exports)
     assert len(of_can) == 3 and len(lines) == 7 and str(tmp_path) not in "".join(lines)
     behind = report.plan.list_behind(["can_synthesis"])
     described = work.describe_work(own, report.plan, report.papers, behind)
-    assert described.runs == 3 and described.text.startswith("126,000 of 210,000 steps; ")
+    text = (
+        "can_long: 126,000 to 130,000 of 210,000 steps; can_pix2pix_long: 126,000 of 210,000 steps"
+    )
+    assert described.runs == 3 and described.work.startswith(f"{text}; ")
 
 
 @pytest.mark.parametrize(
@@ -243,7 +227,7 @@ def test_the_work_of_commands_in_words(complete, whole, scale, command, text, da
     described = work.describe_work(
         complete, report.plan, report.papers, report.plan.list_behind([command])
     )
-    assert (described.text, described.data) == (text, data)
+    assert (described.work, described.data) == (text, data)
     assert described.is_smaller == (" px" in text)
 
 
@@ -311,7 +295,3 @@ def test_no_facts_about_edits_are_by_the_judge_that_chose_them(repository):
             judges = {curve.values for curve in one.curves if curve.run.endswith("_judge")}
             others = {curve.values for curve in one.curves if not curve.run.endswith("_judge")}
             assert judges and not judges & others, one.name
-
-
-def test_a_schema_is_known_for_every_command(config):
-    assert all(find_schema(command.run) for command in config.commands.values())

@@ -6,7 +6,7 @@ from tests.apps.report.rows import NAN, difference, level, make_facts, repeats
 from tfmammo.apps.report import verdicts
 from tfmammo.apps.report.facts import Key
 from tfmammo.apps.report.items import find_item
-from tfmammo.apps.report.verdicts import Difference, Level, Trivial, judge_claim, judge_claims
+from tfmammo.apps.report.verdicts import Difference, Level, Trivial, judge_claim
 
 DISC = Trivial(model="disc", measure="dice")
 CLAIM = Difference(says="CAN beats U-Net.", model="CAN", against="U-Net", measure="dice")
@@ -113,7 +113,6 @@ def test_how_small_a_difference_could_have_been_seen():
 def test_what_has_no_row_is_not_tested(claim):
     evidence = judge(claim, difference("SegNet", "CAN", -2, p=0.01), trivial=DISC, scale="smoke")
     assert (evidence.word, evidence.why) == ("not tested", verdicts.NOT_MEASURED)
-    assert judge_claims([claim], [], PRINTED)[0].why == verdicts.NO_RUN
 
 
 def test_a_row_of_another_subset_table_or_measure_is_another_row():
@@ -263,15 +262,6 @@ def test_what_depends_on_the_pixels_of_a_patch_needs_the_papers_size():
 def test_certainty(p, papers_data, runs, trained, certainty):
     about = {"papers_data": papers_data, "runs": runs, "trained": trained}
     assert judge(CLAIM, lead(p=p), *APART, **about).certainty == certainty
-
-
-def test_the_papers_data_decide_before_a_substitute():
-    papers = make_facts(lead(-2, -3, -1), *repeats("runs", CAN=(1, 2), **{"U_Net": (3, 4)}))
-    substitute = make_facts(lead(), *APART)
-    (evidence,) = judge_claims([CLAIM], [papers, substitute], PRINTED)
-    assert evidence.word == "does not hold" and evidence.facts is papers
-    (evidence,) = judge_claims([CLAIM], [make_facts(), substitute], PRINTED)
-    assert evidence.word == "holds" and evidence.facts is substitute
 
 
 def test_fcn8s_and_segnet_need_imagenets_weights():

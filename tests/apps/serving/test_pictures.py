@@ -35,9 +35,8 @@ SIZE = 16
 def breast():
     row, col = np.mgrid[:200, :150]
     inside = ((row - 100) / 94) ** 2 + (col / 128) ** 2 < 1
-    return np.where(
-        inside, 0.4 + 0.02 * np.random.default_rng(0).standard_normal((200, 150)), 0
-    ).astype(np.float32)
+    texture = 0.4 + 0.02 * np.random.default_rng(0).standard_normal((200, 150))
+    return np.where(inside, texture, 0).astype(np.float32)
 
 
 def encoded(image, bits=16):
@@ -68,9 +67,12 @@ def can(exported):
 
 
 def loaded(handle, **values):
-    return Service.load(
-        ServiceConfig(name="can-inverter", network=NetworkConfig(handle=str(handle), **values))
-    )
+    network = NetworkConfig(handle=str(handle), **values)
+    return Service.load(ServiceConfig(name="can-inverter", network=network))
+
+
+def pixels(image):
+    return {"pixels": np.asarray(image).tolist()}
 
 
 @pytest.fixture(scope="module")
@@ -94,7 +96,7 @@ def square(rows, cols):
 @pytest.mark.parametrize(("rows", "cols"), [(SIZE, SIZE), (64, 64), (48, 80)])
 def test_an_image_is_outlined_at_its_own_size(inverter, rows, cols):
     image = square(rows, cols)
-    forms = [{"image": encoded(image)}, {"pixels": image.tolist()}, {"image": encoded(image, 8)}]
+    forms = [{"image": encoded(image)}, pixels(image), {"image": encoded(image, 8)}]
     for answer in inverter.answer(forms):
         mask = decoded(answer["mask"])
         assert mask.shape == (rows, cols) and decoded(answer["probability"]).shape == (SIZE, SIZE)
@@ -105,16 +107,16 @@ def test_an_image_is_outlined_at_its_own_size(inverter, rows, cols):
 def test_a_network_takes_the_sizes_of_its_training_patches_only(exported):
     """Least of all a whole mammogram, for which its mask would be nonsense."""
     strict = loaded(exported("square"))
-    good = {"pixels": square(SIZE, SIZE).tolist()}
+    good = pixels(square(SIZE, SIZE))
     for rows, cols in ((1024, 832), (SIZE, SIZE + 1)):
         with pytest.raises(ArchiveError, match=rf"^inputs\[1\]: .* {rows} x {cols} px"):
-            strict.answer([good, {"pixels": np.zeros((rows, cols)).tolist()}])
+            strict.answer([good, pixels(np.zeros((rows, cols)))])
     assert strict.answer([good])[0]["box"] == [SIZE // 4, SIZE // 4, 3 * SIZE // 4, 3 * SIZE // 4]
     crops = loaded(exported("square"), scaled=True)
-    assert crops.answer([{"pixels": square(64, 64).tolist()}])[0]["box"] == [16, 16, 48, 48]
+    assert crops.answer([pixels(square(64, 64))])[0]["box"] == [16, 16, 48, 48]
     with pytest.raises(ArchiveError, match=r"^inputs\[0\]: .*square crops"):
-        crops.answer([{"pixels": square(32, 64).tolist()}])
-    (whole,) = loaded(exported("full")).answer([{"pixels": square(48, 80).tolist()}])
+        crops.answer([pixels(square(32, 64))])
+    (whole,) = loaded(exported("full")).answer([pixels(square(48, 80))])
     assert whole["box"] == [12, 20, 36, 60]
 
 
@@ -133,10 +135,8 @@ def test_images_come_in_groups_of_eight_and_work_stops_when_the_client_has_gone(
     seen = []
     call = service.call
     service.call = lambda **named: seen.append(len(named["image"])) or call(**named)
-    images = [
-        {"pixels": np.full((SIZE, SIZE), grey).tolist()} for grey in np.linspace(0.1, 0.4, 27)
-    ]
-    images[13] = {"pixels": square(SIZE, SIZE).tolist()}
+    images = [pixels(np.full((SIZE, SIZE), grey)) for grey in np.linspace(0.1, 0.4, 27)]
+    images[13] = pixels(square(SIZE, SIZE))
     boxes = [answer["box"] for answer in service.answer(images)]
     assert seen == [8, 8, 8, 3] and [number for number, box in enumerate(boxes) if box] == [13]
     calls = []
@@ -165,7 +165,7 @@ def test_the_number_of_images_and_of_pixels_is_limited(can, monkeypatch):
 
 def test_served_probabilities_are_the_networks(inverter, can):
     image = np.random.default_rng(1).random((SIZE, SIZE)).astype(np.float32)
-    (answer,) = inverter.answer([{"pixels": image.tolist()}])
+    (answer,) = inverter.answer([pixels(image)])
     network = tf.saved_model.load(str(can / "inverter")).signatures["serving_default"]
     expected = network(image=tf.constant(image[None, ..., None]))["mask"].numpy()[0, ..., 0]
     np.testing.assert_allclose(decoded(answer["probability"]) / 65535, expected, atol=1e-5)
@@ -173,10 +173,9 @@ def test_served_probabilities_are_the_networks(inverter, can):
 
 def test_the_generator_goes_from_masks_to_patches(can):
     service = loaded(can, source="mask", scaled=True)
-    (answer,) = service.answer([{"image": encoded((square(64, 64) > 0.5).astype(np.float32), 8)}])
-    np.testing.assert_allclose(
-        decoded(answer["image"]) / 65535, 0.5 * (square(SIZE, SIZE) > 0.5), atol=1e-5
-    )
+    (answer,) = service.answer([{"image": encoded(square(64, 64) > 0.5, 8)}])
+    expected = 0.5 * (square(SIZE, SIZE) > 0.5)
+    np.testing.assert_allclose(decoded(answer["image"]) / 65535, expected, atol=1e-5)
 
 
 def test_a_lesion_is_inserted(synthesiser, tmp_path):
@@ -239,12 +238,12 @@ def bomb():
         ({"pixels": [[1e39]]}, "pixels"),
         ({"pixels": [[0.5, 0.5]], "laterality": "left"}, "laterality"),
         ({"pixels": [[0.5, 0.5]], "patient": "Doe"}, "patient"),
-        ({"pixels": [[0.5, 0.5]], "spacing": [0, -1]}, "spacing"),
+        ({"pixels": [[0.5, 0.5]], "spacing": [0.1, -1]}, "spacing"),
         ({"image": None}, "give image or pixels"),
     ],
 )
 def test_a_bad_image_is_one_sentence(inverter, item, message):
-    good = {"pixels": square(8, 8).tolist()}
+    good = pixels(square(8, 8))
     with pytest.raises(ValueError, match=message) as caught:
         inverter.answer([good, item])
     said = str(caught.value)
@@ -257,7 +256,7 @@ def test_an_edit_that_is_impossible_names_its_number(synthesiser):
     with pytest.raises(DataError, match=r"^inputs\[0\]"):
         synthesiser.answer([request])
     with pytest.raises(ConfigError, match=r"^inputs\[0\]: .*centre"):
-        synthesiser.answer([{"pixels": breast().tolist()}])
+        synthesiser.answer([pixels(breast())])
 
 
 EDITOR = {"renderer": "poisson", "lesions": {"name": "phantom"}}
@@ -297,7 +296,7 @@ def test_a_registered_service_is_whole_and_answers_through_mlflow(can, inverter,
     assert str(best.version) == "2"
     place = client.get_model_version_download_uri("tfmammo-can-inverter", "2")
     model = mlflow.pyfunc.load_model(place)
-    request = {"pixels": square(32, 32).tolist()}
+    request = pixels(square(32, 32))
     assert model.predict([request]) == inverter.answer([request])
     with pytest.raises(mlflow.exceptions.MlflowException, match=r"inputs\[0\]") as caught:
         model.predict([{"laterality": "L"}])
@@ -318,8 +317,8 @@ def test_a_service_answers_through_onnx_runtime(can, inverter, tracking_uri):
     place = client.get_model_version_download_uri("tfmammo-can-onnx", "1")
     folder = Path(mlflow.artifacts.download_artifacts(place))
     assert [path.name for path in folder.rglob("*.onnx")] == ["inverter.onnx"]
-    (answer,) = mlflow.pyfunc.load_model(place).predict([{"pixels": square(32, 32).tolist()}])
-    (expected,) = inverter.answer([{"pixels": square(32, 32).tolist()}])
+    (answer,) = mlflow.pyfunc.load_model(place).predict([pixels(square(32, 32))])
+    (expected,) = inverter.answer([pixels(square(32, 32))])
     assert answer["mask"] == expected["mask"] and answer["box"] == expected["box"]
     # 16 bits: a unit in the last place may differ
     apart = decoded(answer["probability"]).astype(int) - decoded(expected["probability"])
@@ -347,10 +346,8 @@ def test_names_in_a_card_stay_within_the_folder(can, tmp_path, name, function):
 
 def test_tensorflow_servings_layout(can, tmp_path):
     folders = lay_out(str(can), tmp_path / "models", version=3)
-    assert sorted(path.relative_to(tmp_path).as_posix() for path in folders) == [
-        "models/can-generator/3",
-        "models/can-inverter/3",
-    ]
+    names = ("can-generator", "can-inverter")
+    assert sorted(folders) == [tmp_path / f"models/{name}/3" for name in names]
     network = tf.saved_model.load(str(tmp_path / "models/can-inverter/3"))
     answer = network.signatures["serving_default"](image=tf.zeros([1, SIZE, SIZE, 1]))
     assert float(tf.reduce_max(answer["mask"])) < 1e-6
@@ -363,13 +360,12 @@ def test_tensorflow_servings_layout(can, tmp_path):
 
 def test_the_command(can, tracking_uri, tmp_path, capsys):
     config = tmp_path / "service.yaml"
-    config.write_text(
-        f"name: named\nnetwork: {{handle: {can}}}\ntracking_uri: {tracking_uri}\nalias: trial\n"
-    )
-    main(["register", "--config", str(config)])
+    config.write_text(f"name: named\nnetwork: {{handle: {can}}}\nalias: trial\n")
+    arguments = ["register", "--config", str(config), "--set", f"tracking_uri={tracking_uri}"]
+    main(arguments)
     assert "models:/tfmammo-named@trial is version 1" in capsys.readouterr().out
     with pytest.raises(SystemExit) as caught:
-        main(["register", "--config", str(config), "--set", "network.handle=nowhere"])
+        main([*arguments, "network.handle=nowhere"])
     assert caught.value.code == 2 and capsys.readouterr().err.count("\n") == 1
 
 
@@ -378,11 +374,9 @@ def test_onnx_files_of_every_function(can, tmp_path, capsys):
     main(["onnx", "--model", str(can), "--output", str(tmp_path / "files")])
     names = [Path(line).name for line in capsys.readouterr().out.splitlines()]
     assert sorted(names) == ["can-generator.onnx", "can-inverter.onnx"]
-    answer = load_onnx(tmp_path / "files/can-inverter.onnx")
     image = np.random.default_rng(0).random((2, SIZE, SIZE, 1), np.float32)
-    np.testing.assert_allclose(
-        answer(image=image)["mask"], load(can, "inverter")(image)["mask"], atol=1e-5
-    )
+    answer = load_onnx(tmp_path / "files/can-inverter.onnx")(image=image)["mask"]
+    np.testing.assert_allclose(answer, load(can, "inverter")(image)["mask"], atol=1e-5)
 
 
 def test_findings_of_the_pipeline(monkeypatch):
@@ -398,7 +392,7 @@ def test_findings_of_the_pipeline(monkeypatch):
 
     monkeypatch.setattr(pictures, "build_report", lambda result, _: len(result.findings))
     service = pictures.PipelineService(FixedPipeline())
-    image = {"pixels": breast().tolist()}
+    image = pixels(breast())
     shown, plain = service.answer([image | {"overlay": True}, image])
     assert shown["report"] == 2 and shown["masks"][1] is None
     np.testing.assert_array_equal(coco.decode(shown["masks"][0], "mask"), mask)

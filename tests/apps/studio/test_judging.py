@@ -9,7 +9,6 @@ import os
 import re
 import sqlite3
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 
 import cv2
@@ -32,27 +31,18 @@ CASES = 20
 
 def cut(number, mammogram):
     """A phantom's mass and what surrounds it, as a patient's mammogram of their own."""
-    (top, left, bottom, right) = mammogram.lesions[0].box
     lesion = mammogram.lesions[0]
+    top, left, bottom, right = lesion.box
     row = int(np.clip((top + bottom - SIDE) // 2, 0, mammogram.rows - SIDE))
     col = int(np.clip((left + right - SIDE) // 2, 0, mammogram.cols - SIDE))
     outlines = tuple(outline - np.float32([row, col]) for outline in lesion.outlines)
     moved = replace(
         lesion, box=(top - row, left - col, bottom - row, right - col), outlines=outlines
     )
-    read = partial(window, mammogram.read, row, col)
+    facts = {"patient_id": f"p{number}", "rows": SIDE, "cols": SIDE, "pathology": None}
     return mammogram.with_pixels(
-        read,
-        patient_id=f"p{number}",
-        rows=SIDE,
-        cols=SIDE,
-        lesions=(moved,),
-        pathology=None,
+        lambda: mammogram.read()[row : row + SIDE, col : col + SIDE], lesions=(moved,), **facts
     )
-
-
-def window(read, row, col):
-    return read()[row : row + SIDE, col : col + SIDE]
 
 
 @pytest.fixture
@@ -66,19 +56,11 @@ def config(tmp_path):
             and mammogram.lesions[0].kind == "mass"
             and max(np.ptp(mammogram.lesions[0].outlines[0], axis=0)) < SIDE / 1.6
         }
-        writer.write(
-            [
-                cut(number + 100 * seed, mammogram)
-                for number, mammogram in enumerate(list(firsts.values())[:15])
-            ],
-            tmp_path / name,
-            annotations="polygons",
-            bits=8,
-        )
+        cuts = map(cut, range(100 * seed, 100 * seed + 15), firsts.values())
+        writer.write(list(cuts), tmp_path / name, annotations="polygons", bits=8)
     for path in (tmp_path / "made/images").iterdir():
-        cv2.imwrite(
-            str(path), cv2.GaussianBlur(cv2.imread(str(path), cv2.IMREAD_UNCHANGED), (0, 0), 0.8)
-        )
+        image = cv2.imread(str(path), cv2.IMREAD_UNCHANGED)
+        cv2.imwrite(str(path), cv2.GaussianBlur(image, (0, 0), 0.8))
     real, synthetic = (
         DataConfig(name="folder", root=tmp_path / name, size=128, window=(0, 1))
         for name in ("real", "made")
@@ -120,9 +102,8 @@ def answer(page, number, by_key):
         page.keyboard.press("ArrowLeft") if by_key else left.click()
         return
     rating = str(1 + number % 6)
-    page.keyboard.press(rating) if by_key else page.get_by_role(
-        "button", name=rating, exact=True
-    ).click()
+    button = page.get_by_role("button", name=rating, exact=True)
+    page.keyboard.press(rating) if by_key else button.click()
 
 
 def kept(config):
@@ -162,13 +143,9 @@ def test_two_readers_finish_a_study_whose_server_is_killed(config, browser, tmp_
         after = kept(config)
         assert len(after) == 2 * CASES and after | before == after
         assert {reader for reader, _ in after} == {"Anna", "Ben"}
-        cases = {case.number: case for case in Answers(config).cases()}
-        assert {
-            value for (_, number), value in after.items() if cases[number].task == "choice"
-        } == {"left"}
-        assert {
-            value for (_, number), value in after.items() if cases[number].task == "rating"
-        } == set("123456")
+        tasks = {case.number: case.task for case in Answers(config).cases()}
+        given = {(tasks[number], value) for (_, number), value in after.items()}
+        assert given == {("choice", "left"), *(("rating", value) for value in "123456")}
         assert all(0.4 < answer.seconds < 900 for answer in Answers(config).all())
         unchanged_by_a_third_visit(browser, server, config)
     finally:
@@ -187,13 +164,10 @@ def nothing_is_revealed(page, config):
     assert re.sub(r"base64,[^\"]*", "", tags[0]) == re.sub(r"base64,[^\"]*", "", tags[1])
     boxes = [images.nth(place).bounding_box() for place in (0, 1)]
     assert boxes[0]["width"] == boxes[1]["width"] == boxes[0]["height"] == boxes[1]["height"] > 300
-    assert (
-        page.locator(".pictures").evaluate("element => getComputedStyle(element).backgroundColor")
-        == "rgb(0, 0, 0)"
-    )
-    told = re.sub(r"base64,[^\"]*", "", page.content()) + page.evaluate(
-        "JSON.stringify(window.gradio_config)"
-    )
+    colour = "element => getComputedStyle(element).backgroundColor"
+    assert page.locator(".pictures").evaluate(colour) == "rgb(0, 0, 0)"
+    told = re.sub(r"base64,[^\"]*", "", page.content())
+    told += page.evaluate("JSON.stringify(window.gradio_config)")
     ids = [patch for case in Answers(config).cases() for _, patch in case.shown]
     for word in ("blurred", "answers.sqlite", "truth", *ids):
         assert word not in told, word
@@ -244,12 +218,10 @@ def double_click(page, config):
     """Of case 10: one answer."""
     before = len(kept(config))
     page.get_by_role("button", name="The left one", exact=True).dblclick()
-    page.get_by_text(f"Case 11 of {CASES}", exact=True).wait_for()
+    shown = page.get_by_text(f"Case 11 of {CASES}", exact=True)
+    shown.wait_for()
     page.wait_for_timeout(700)
-    assert (
-        page.get_by_text(f"Case 11 of {CASES}", exact=True).is_visible()
-        and len(kept(config)) == before + 1
-    )
+    assert shown.is_visible() and len(kept(config)) == before + 1
 
 
 def through(anna, ben, config):

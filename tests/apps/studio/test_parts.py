@@ -117,6 +117,25 @@ def test_texts_of_sizes_results_and_findings():
     assert reading.format_row(bare, None)[4:8] == ["40 x 50", "unknown", "-", "-"]
 
 
+def find_blue(picture):
+    """The first and last row and column of an outline."""
+    places = np.argwhere(picture[..., 2] > 150)
+    return [*places.min(axis=0), *places.max(axis=0)]
+
+
+def test_an_outline_is_drawn_where_the_mask_is(tmp_path):
+    """Of rows 15 to 24 and columns 35 to 49 in a mammogram of 100 x 160 px."""
+    mask = np.zeros((20, 30), np.uint8)
+    mask[5:15, 5:20] = 1
+    half, part = np.zeros((50, 80), np.uint8), np.zeros((60, 90), np.uint8)
+    box, corner = (10, 30, 30, 60), (4, 10)
+    view = inserting.ResultView(half, half, (part, part), corner, 100, 160, box, mask, tmp_path)
+    before, after = view.detail(True)
+    assert find_blue(after) == [11, 25, 20, 39] and not before.any()
+    assert find_blue(view.pair(True)[1]) == [7, 17, 12, 24]
+    assert not view.detail(False)[1].any() and not view.pair(False)[1].any()
+
+
 def test_facts_count_only_where_the_file_has_none():
     known = phantom.read(count=1)[0]
     assert uploads.Facts("R", "MLO", 0.5).add_to(known) == known
@@ -188,21 +207,10 @@ def test_a_study_is_opened_with_the_keys_that_its_cases_were_drawn_with(
     monkeypatch.setattr(studio, "show", shown.append)
     config = repository / "configs/reader_study.yaml"
     database = tmp_path / "answers.sqlite"
-    reader_study.main(
-        [
-            "--config",
-            str(config),
-            "open",
-            "--set",
-            "pairs=4",
-            "real.phantoms=7",
-            f"database={database}",
-        ]
-    )
+    overrides = ["pairs=4", "real.phantoms=7", f"database={database}"]
+    reader_study.main(["--config", str(config), "open", "--set", *overrides])
     (opened,) = shown
-    assert opened.study == parse(
-        ReaderStudyConfig, config, ["pairs=4", "real.phantoms=7", f"database={database}"]
-    )
+    assert opened.study == parse(ReaderStudyConfig, config, overrides)
     assert not opened.systems and opened.case is None and not database.exists()
 
 

@@ -1,5 +1,3 @@
 """Whether a generator reveals its training patients."""
 
-__all__: list[str] = []
-
 import tfmammo.nn._tensorflow  # noqa: F401 - TensorFlow's first import, without its chatter

@@ -12,7 +12,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from tfmammo import cli
-from tfmammo.apps.audit.config import AuditConfig
+from tfmammo.apps.audit.attacks import AuditConfig
 from tfmammo.apps.audit.work import audit
 from tfmammo.evaluation.script import run_with
 

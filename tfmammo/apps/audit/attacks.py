@@ -17,13 +17,14 @@ masks alone, with flat grey in place of the tissue.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt
 
-from tfmammo.apps.audit.config import AuditConfig
+from tfmammo.config import Frozen
 from tfmammo.data.patches import Patches
 from tfmammo.errors import DataError, ExportError
 from tfmammo.evaluation.networks import Network
@@ -39,6 +40,40 @@ Array = NDArray[np.float64]
 Images = NDArray[np.float32]
 GREY = 0.5  # of tissue that is not given
 LEAST = 6  # patches of a side
+
+
+class AuditConfig(Frozen):
+    """A generator, patches that it was and was not trained on, and the rule of the verdict."""
+
+    model: str
+    """A run, an export, or models:/NAME/VERSION, with a function from mask or tri_label to image.
+    """
+    data: dict[str, Any] = {}
+    """Keys of DataConfig that name the archive of the training run, with its held-out patients; the
+    model's card gives the others.
+    """
+    count: int = Field(default=200, ge=12)
+    """Largest number of training patches, and of unseen ones."""
+    limit: float = Field(default=0.6, gt=0.5, lt=1)
+    """An attack that separates training from unseen patches with a higher AUC is a leak."""
+    copy_below: PositiveFloat = perceptual.COPY
+    """A patch is a copy if its distance to a training patch is below this part of the median
+    distance of real unseen patches.
+    """
+    networks: bool = True
+    """Also compare LPIPS and Inception features, if the folder TFMAMMO_WEIGHTS has both."""
+    write_card: bool = True
+    """Write the verdict into the export's card, or into the tags of a registered version."""
+    rows: PositiveInt = 8
+    """Rows of the grid of the nearest patches."""
+    tracking_uri: str | None = None
+    """MLflow's store of models:/ URIs. If set, the audit is logged there as a run."""
+    samples: PositiveInt = 1000
+    """Draws of the bootstrap over patients."""
+    level: float = Field(default=0.95, gt=0, lt=1)
+    """Simultaneous confidence level of the verdict's intervals."""
+    seed: NonNegativeInt = 0
+    """Seed of all draws."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -105,12 +140,18 @@ def _draw_rows(
 
 def run_attacks(network: Network, sides: Sides, config: AuditConfig, level: float) -> list[Attack]:
     """Run all attacks that the export allows; `level` is that of each attack's interval."""
-    attacks = [_score_members("loss", _measure_loss(sides), sides, config, level, sign=-1)]
+    difference = np.abs(sides.made - sides.patches.images, dtype=np.float64) * sides.weights
+    total = sides.weights.sum(axis=(1, 2, 3), dtype=np.float64)
+    loss = difference.sum(axis=(1, 2, 3)) / np.maximum(total, 1)
+    attacks = [_score_members("loss", loss, sides, config, level, sign=-1)]
     logits = find_logits(network, sides)
     if logits is not None:
         attacks.append(_score_members("discriminator", logits, sides, config, level))
     scorer = load_published() if config.networks else None
-    attacks += list(_compare_nearest(sides, scorer, config, level))
+    attacks += [
+        _score_members(f"nearest, {space}", distances, sides, config, level, sign=-1)
+        for space, distances in _measure_nearest(sides, scorer).items()
+    ]
     attacks.append(_extract(sides, config, level))
     if (attack := _identify(sides, scorer, level)) is not None:
         attacks.append(attack)
@@ -136,13 +177,6 @@ def find_logits(network: Network, sides: Sides) -> Array | None:
     return logits.reshape(len(logits), -1).mean(axis=1).astype(np.float64)
 
 
-def _measure_loss(sides: Sides) -> Array:
-    """Measure the mean absolute difference between generated and real patch."""
-    difference = np.abs(sides.made - sides.patches.images, dtype=np.float64) * sides.weights
-    total = sides.weights.sum(axis=(1, 2, 3), dtype=np.float64)
-    return difference.sum(axis=(1, 2, 3)) / np.maximum(total, 1)
-
-
 def _score_members(
     name: str, scores: Array, sides: Sides, config: AuditConfig, level: float, sign: int = 1
 ) -> Attack:
@@ -154,42 +188,22 @@ def _score_members(
     return Attack(name, estimate_auc(*arguments, level), rate, details)
 
 
-def _compare_nearest(
-    sides: Sides, scorer: PerceptualScorer | None, config: AuditConfig, level: float
-) -> Iterator[Attack]:
-    """Compare how near training and unseen patches are to those generated for other patients.
+def _measure_nearest(sides: Sides, scorer: PerceptualScorer | None) -> dict[str, Array]:
+    """Measure each real patch's distance to the nearest one made for another patient, by space.
 
     Real patches are the units. Generated ones are not independent: if they are all alike, all have
     the same nearest patch.
     """
-    allowed = sides.patients[:, None] != sides.patients
-    for space, search in _list_spaces(sides, scorer).items():
-        yield _score_members(f"nearest, {space}", search(allowed), sides, config, level, sign=-1)
-
-
-def _list_spaces(
-    sides: Sides, scorer: PerceptualScorer | None
-) -> dict[str, Callable[[NDArray[np.bool_]], Array]]:
-    """List functions from allowed pairs to each real patch's least distance, by space."""
     real, made = sides.patches.images, sides.made
-
-    def in_pixels(allowed: NDArray[np.bool_]) -> Array:
-        return perceptual.find_nearest_turned(real, made, allowed, sides.weights)[0]
-
-    spaces: dict[str, Callable[[NDArray[np.bool_]], Array]] = {"pixels": in_pixels}
-    if scorer is None or sides.weights.min() == 0:  # shown tissue would decide both
-        return spaces
-    networks = scorer
-
-    def in_features(allowed: NDArray[np.bool_]) -> Array:
-        features = networks.inception.features
-        return perceptual.find_nearest(features(real), features(made), allowed)[0]
-
-    def in_lpips(allowed: NDArray[np.bool_]) -> Array:
-        distances = networks.lpips.matrix(real, made)
-        return np.where(allowed, distances, np.inf).min(axis=1)
-
-    return {**spaces, "LPIPS": in_lpips, "Inception": in_features}
+    others = sides.patients[:, None] != sides.patients
+    distances = {"pixels": perceptual.find_nearest_turned(real, made, others, sides.weights)[0]}
+    if scorer and sides.weights.min() == 1:  # shown tissue would decide the others
+        lpips = scorer.lpips.matrix(real, made)
+        features = scorer.inception.features
+        nearest, _ = perceptual.find_nearest(features(real), features(made), others)
+        distances["LPIPS"] = np.where(others, lpips, np.inf).min(axis=1)
+        distances["Inception"] = nearest
+    return distances
 
 
 def _extract(sides: Sides, config: AuditConfig, level: float) -> Attack:

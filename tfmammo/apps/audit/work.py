@@ -13,13 +13,20 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tfmammo.apps.audit import verdict as verdicts
-from tfmammo.apps.audit.attacks import Attack, Sides, count_attacks, draw_sides, run_attacks
-from tfmammo.apps.audit.config import AuditConfig
+from tfmammo.apps.audit.attacks import (
+    Attack,
+    AuditConfig,
+    Sides,
+    count_attacks,
+    draw_sides,
+    run_attacks,
+)
 from tfmammo.apps.audit.verdict import Verdict
 from tfmammo.data import datasets
 from tfmammo.evaluation.networks import open_first
 from tfmammo.evaluation.report import EXPERIMENT, write_markdown
 from tfmammo.metrics import perceptual
+from tfmammo.metrics.rows import Fact, write_facts
 from tfmammo.metrics.significance import Estimate
 from tfmammo.metrics.summary import Measure, Table
 from tfmammo.tracking import runs
@@ -28,11 +35,15 @@ from tfmammo.training import image_grid
 log = logging.getLogger(__name__)
 _SUCCESS = Measure("success", "", 1, 3).show
 _RATE = Measure("TPR at 1 % FPR", "%", 100, 1).show
+JOINT = "simultaneous intervals by patient"
 SOURCES = ("tri_label", "mask")  # inputs of a generator that is audited; the first is preferred
 
 
 def audit(config: AuditConfig, output: Path) -> list[Table]:
-    """Audit a generator; write table.md, audit.json, nearest.png, and the verdict into the card."""
+    """Audit a generator, and write the verdict into its card.
+
+    The output has table.md, rows.csv, audit.json and nearest.png.
+    """
     network = open_first(config.model, SOURCES, "image", config.tracking_uri)
     if config.write_card:
         verdicts.check_place(config.model, network.folder)
@@ -53,6 +64,7 @@ def audit(config: AuditConfig, output: Path) -> list[Table]:
     tables = [tabulate(attacks, verdict, config, facts, str(network.card["name"]))]
     output.mkdir(parents=True, exist_ok=True)
     write_markdown(output / "table.md", tables)
+    write_facts(output / "rows.csv", list_facts(attacks, sides, str(network.card["name"])))
     content = {**record, "details": {attack.name: describe(attack) for attack in attacks}}
     (output / "audit.json").write_text(json.dumps(content, indent=1), encoding="utf-8")
     write_nearest(sides, config.rows, output / "nearest.png")
@@ -65,6 +77,20 @@ def audit(config: AuditConfig, output: Path) -> list[Table]:
         parameters = config.model_dump(mode="json") | {"verdict": verdict.decision}
         runs.log_folder(output, config.tracking_uri, EXPERIMENT, parameters, metrics)
     return tables
+
+
+def list_facts(attacks: Sequence[Attack], sides: Sides, model: str) -> list[Fact]:
+    """List success and, where it was measured, the TPR at 1 % FPR of each attack."""
+    patients, images = len(np.unique(sides.patients)), len(sides.patients)
+    facts = []
+    for attack in attacks:
+        name = ("attacks", f"attack={attack.name}", model, "")
+        value, low, high = dataclasses.astuple(attack.success)
+        facts.append(Fact(*name, "success", "", value, low, high, patients, images, JOINT))
+        if rate := attack.rate:
+            numbers = 100 * rate.value, 100 * rate.low, 100 * rate.high
+            facts.append(Fact(*name, "tpr@1%fpr", "%", *numbers))
+    return facts
 
 
 def describe(attack: Attack) -> dict[str, Any]:

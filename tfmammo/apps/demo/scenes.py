@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -24,6 +23,7 @@ from tfmammo.inference.pipeline import Pipeline, PipelineConfig
 from tfmammo.inference.report import draw_overlay, format_label
 from tfmammo.mammogram import Mammogram, Skipped
 from tfmammo.metrics import segmentation
+from tfmammo.metrics.summary import write_csv
 from tfmammo.synthesis.editor import Editor, EditorConfig, EditRequest, EditResult
 from tfmammo.tracking import export, zoo
 from tfmammo.training.image_grid import draw_grid, draw_outline, encode_png
@@ -93,19 +93,16 @@ class Method:
         return self.editor["renderer"]
 
 
+ZOO = zoo.PREFIX
 METHODS = (
     Method(
         "Infilling: a network inpaints a mass; the mask GAN draws its shape",
-        {
-            "renderer": "infilling",
-            "generator": "models:/zoo/infilling",
-            "gan": "models:/zoo/mask_gan",
-        },
+        {"renderer": "infilling", "generator": f"{ZOO}infilling", "gan": f"{ZOO}mask_gan"},
         "--config synthesis_full --set generator={generator} shapes.gan={gan}",
     ),
     Method(
         "Blending: a network merges a real mass with other tissue",
-        {"renderer": "blending", "generator": "models:/zoo/blending"},
+        {"renderer": "blending", "generator": f"{ZOO}blending"},
         "--config synthesis_blending --set generator={generator}",
         is_real=True,
     ),
@@ -117,7 +114,7 @@ METHODS = (
     ),
     Method(
         "Contextual GAN: a network adds a mass to a window of tissue",
-        {"renderer": "contextual", "generator": "models:/zoo/contextual_mass"},
+        {"renderer": "contextual", "generator": f"{ZOO}contextual_mass"},
     ),
 )
 
@@ -155,45 +152,39 @@ def _write_phantom(output: Path) -> Case:
     assert mammogram.spacing
     scale = SIDE / max(mammogram.rows, mammogram.cols)
     rows, cols = round(mammogram.rows * scale), round(mammogram.cols * scale)
-    image = preprocess.resize_image(mammogram.pixels(), rows, cols)[..., 0]
-    whole = mammogram.lesions[0].mask(mammogram.rows, mammogram.cols)
-    mask = preprocess.resize_mask_to(whole, rows, cols) > 0
-    return _write_case(
-        output / "mammograms",
-        ("phantom", "a phantom, drawn by this package", mammogram.spacing[0] / scale),
-        np.rint(255 * image).astype(np.uint8),
-        mask,
-        (mammogram.laterality or "", mammogram.view or ""),
-    )
+    image = np.rint(255 * preprocess.resize_image(mammogram.pixels(), rows, cols)[..., 0])
+    mask = mammogram.lesions[0].mask(mammogram.rows, mammogram.cols)
+    mask = preprocess.resize_mask_to(mask, rows, cols)
+    facts = ("phantom", "a phantom, drawn by this package", mammogram.spacing[0] / scale)
+    side = (mammogram.laterality or "", mammogram.view or "")
+    return _write_case(output, facts, image.astype(np.uint8), mask, side)
 
 
 def _write_real(output: Path) -> Case:
-    image = cv2.imread(str(HERE / "mammogram.jpg"), cv2.IMREAD_GRAYSCALE)
-    mask = cv2.imread(str(HERE / "mask.png"), cv2.IMREAD_GRAYSCALE)
-    assert image is not None
-    assert mask is not None
+    image, mask = (
+        np.asarray(cv2.imread(str(HERE / name), cv2.IMREAD_GRAYSCALE))
+        for name in ("mammogram.jpg", "mask.png")
+    )
     facts = ("mammogram", "a mammogram of CBIS-DDSM", REAL_SPACING)
-    return _write_case(output / "mammograms", facts, image, np.asarray(mask) > 127, ("R", "MLO"))
+    return _write_case(output, facts, image, (mask > 127).astype(np.uint8), ("R", "MLO"))
 
 
 def _write_case(
-    parent: Path,
+    output: Path,
     facts: tuple[str, str, float],
-    image: NDArray[np.generic],
-    mask: NDArray[np.bool],
+    image: NDArray[np.uint8],
+    mask: NDArray[np.uint8],
     side: tuple[str, str],
 ) -> Case:
-    """Write a mammogram, uint8 [rows, cols], with its mask as an archive of the kind `folder`."""
+    """Write a mammogram, [rows, cols], with its mask as an archive of the kind `folder`."""
     name, title, spacing = facts
-    root = parent / name
-    # Not by archives.writers.folder, which numbers its files: the page's commands name this one.
-    for folder_name, content in (("images", image), ("masks", np.where(mask, 255, 0))):
+    root = output / "mammograms" / name
+    for folder_name, content in (("images", image), ("masks", 255 * mask)):
         (root / folder_name).mkdir(parents=True)
-        cv2.imwrite(str(root / folder_name / f"{name}.png"), content.astype(np.uint8))
-    with (root / "metadata.csv").open("w", newline="", encoding="utf-8") as file:
-        writer = csv.writer(file)
-        writer.writerow(["file", "patient", "laterality", "view", "pathology", "kind"])
-        writer.writerow([f"{name}.png", name, *side, "malignant", "mass"])
+        cv2.imwrite(str(root / folder_name / f"{name}.png"), content)
+    columns = ("file", "patient", "laterality", "view", "pathology", "kind")
+    values = (f"{name}.png", name, *side, "malignant", "mass")
+    write_csv(root / "metadata.csv", [dict(zip(columns, values, strict=True))])
     (mammogram,) = folder.read(root)
     return Case(name, title, spacing, root, mammogram)
 
@@ -279,8 +270,7 @@ def _list_places(case: Case) -> Iterator[tuple[int, int]]:
 
 
 def _show_removal(cases: Sequence[Case], pictures: dict[str, bytes]) -> Iterator[Block]:
-    network = f"{zoo.PREFIX}contextual_removal"
-    editor = Editor.load(EditorConfig(renderer="contextual", generator=network))
+    editor = Editor.load(EditorConfig(renderer="contextual", generator=f"{ZOO}contextual_removal"))
     yield Heading(2, "Contextual GAN: a network removes a mass")
     for case in cases:
         top, left, bottom, right = case.mammogram.lesions[0].box
@@ -315,9 +305,8 @@ def _measure_remaining(result: EditResult, mask: NDArray[np.uint8]) -> float:
 
 def crop_edit(result: EditResult) -> dict[str, NDArray[np.float32]]:
     """Crop the surroundings of an edit: before, after, and after with the outline, RGB."""
-    before = _crop(result.before.image(), result)
-    after = _crop(result.after.image(), result)
-    mask = _crop(result.mask[..., np.newaxis], result)
+    images = (result.before.image(), result.after.image(), result.mask[..., np.newaxis])
+    before, after, mask = (_crop(image, result) for image in images)
     return {
         "before": np.repeat(before, 3, axis=-1),
         "after": np.repeat(after, 3, axis=-1),
@@ -345,7 +334,7 @@ def _crop(image: NDArray[Any], result: EditResult) -> NDArray[Any]:
 
 def _show_reading(cases: Sequence[Case], pictures: dict[str, bytes]) -> Iterator[Block]:
     names = {"detector": "light_head", "segmenter": "cgan", "classifier": "shape"}
-    handles = {stage: f"{zoo.PREFIX}{name}" for stage, name in names.items()}
+    handles = {stage: f"{ZOO}{name}" for stage, name in names.items()}
     pipeline = Pipeline.load(PipelineConfig.model_validate(handles))
     yield Heading(2, "CAD pipeline: masses found, outlined and classified by shape")
     yield Text(

@@ -21,14 +21,15 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from tfmammo import cli
-from tfmammo.apps.exchange.config import ExchangeConfig
-from tfmammo.apps.exchange.writing import NAMES, write_dataset
+from tfmammo.apps.exchange.cases import ExchangeConfig
+from tfmammo.apps.exchange.formats import FORMATS
+from tfmammo.apps.exchange.writing import write_dataset
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command; an error becomes one line on stderr and exit code 2."""
     parser = cli.make_command_parser("export", __doc__)
-    parser.add_argument("format", choices=NAMES, help="format to write")
+    parser.add_argument("format", choices=tuple(FORMATS), help="format to write")
     config_help = "a YAML file, or a shipped config: exchange, or that of a train script"
     parser.add_config(ExchangeConfig, config_help)
     parser.add_argument("output", type=Path, metavar="DIR", help="where to write")

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import NoReturn
+from typing import Any, Literal, NoReturn
 
 import numpy as np
+from pydantic import model_validator
 
-from tfmammo.apps.exchange.config import ExchangeConfig
 from tfmammo.archives import read_mammograms
+from tfmammo.config import DataConfig, Frozen
 from tfmammo.data import jobs, splits
 from tfmammo.data.datasets import announce_phantom, refuse_added
 from tfmammo.data.extraction import extract_patches
@@ -23,6 +24,37 @@ from tfmammo.mammogram import Mammogram, Skipped, hash_patient, hold_pixels, tra
 
 # Columns of the table of the archive `folder`
 COLUMNS = ("patient", "laterality", "view", "pathology", "birads", "density", "spacing")
+# Sections of a train script's or a build's config, of which `data` alone counts.
+_OTHERS = ("name", "model", "training", "tracking", "build")
+
+
+class ExchangeOptions(Frozen):
+    """The contents of the data set."""
+
+    items: Literal["mammograms", "patches"] = "mammograms"
+    """"mammograms": whole ones, after data.preprocess.remove_marks to data.preprocess.spacing;
+    "patches": those of a training run with this data section, of one kind of lesion.
+    """
+    boxes: bool = False
+    """COCO and YOLO: write boxes alone. Otherwise YOLO skips mammograms with a lesion without an
+    outline.
+    """
+
+
+class ExchangeConfig(Frozen):
+    """A config file of this command, or of a train script, whose data section counts."""
+
+    data: DataConfig = DataConfig()
+    """Mammograms, their patches, and the held-out patients."""
+    exchange: ExchangeOptions = ExchangeOptions()
+    """The contents of the data set."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _drop_others(cls, content: Any) -> Any:
+        if not isinstance(content, dict):
+            return content
+        return {key: value for key, value in content.items() if key not in _OTHERS}
 
 
 @dataclass(frozen=True)
@@ -63,11 +95,26 @@ def make_plan(config: ExchangeConfig, skipped: Skipped) -> Plan:
     Patches are made twice, now and when they are written, because a split by patient depends on
     their number: no more than one mammogram is in memory.
     """
-    _refuse_keys(config)
+    refuse_added(config.data)
+    is_patches = config.exchange.items == "patches"
+    if config.data.records:
+        raise ConfigError(
+            "data.records: patches without the facts of their mammograms; set data.name and "
+            "data.root instead"
+        )
+    if config.data.split == "paper":
+        raise ConfigError(
+            "data.split=paper: keeps patients in both subsets; use data.split=patient or official"
+        )
+    if is_patches and config.data.patches != "normal" and len(config.data.kinds) > 1:
+        raise ConfigError(
+            "data.kinds: a patch's mask does not distinguish kinds; name one kind, or use "
+            "exchange.items=mammograms"
+        )
     announce_phantom(config.data)
     records = read_mammograms(config.data, skipped)
     items = records
-    if config.exchange.items == "patches":
+    if is_patches:
         # what is skipped is noted when they are written
         items = [
             replace(item, read=_no_pixels, lesions=())
@@ -99,28 +146,6 @@ def translate_split(saved: SavedSplit) -> SavedSplit:
     """Return a split under the pseudonyms that the archive `folder` gives to these pseudonyms."""
     places = {hash_patient("folder", patient): place for patient, place in saved.patients.items()}
     return saved.model_copy(update={"archive": "folder", "patients": places})
-
-
-def _refuse_keys(config: ExchangeConfig) -> None:
-    refuse_added(config.data)
-    if config.data.records:
-        raise ConfigError(
-            "data.records: patches without the facts of their mammograms; set data.name and "
-            "data.root instead"
-        )
-    if config.data.split == "paper":
-        raise ConfigError(
-            "data.split=paper: keeps patients in both subsets; use data.split=patient or official"
-        )
-    if (
-        config.exchange.items == "patches"
-        and config.data.patches != "normal"
-        and len(config.data.kinds) > 1
-    ):
-        raise ConfigError(
-            "data.kinds: a patch's mask does not distinguish kinds; name one kind, or use "
-            "exchange.items=mammograms"
-        )
 
 
 def _find_folds(index: Mammograms, saved: SavedSplit, config: ExchangeConfig) -> dict[str, int]:

@@ -11,7 +11,6 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,10 +18,15 @@ from rich.console import Console
 from rich.progress import track
 
 from tfmammo import archives, filesystem
-from tfmammo.apps.exchange.cases import COLUMNS, Case, make_cases, make_plan, translate_split
-from tfmammo.apps.exchange.config import ExchangeConfig
-from tfmammo.apps.exchange.instances import Coco, HuggingFace, Yolo
-from tfmammo.apps.exchange.label_maps import Monai, NNUNet
+from tfmammo.apps.exchange.cases import (
+    COLUMNS,
+    Case,
+    ExchangeConfig,
+    make_cases,
+    make_plan,
+    translate_split,
+)
+from tfmammo.apps.exchange.formats import FORMATS, Format
 from tfmammo.archives.stored import Stored
 from tfmammo.archives.writers.synthetic import encode_png
 from tfmammo.data.datasets import SPLIT, log_skipped
@@ -34,26 +38,8 @@ log = logging.getLogger(__name__)
 
 IDENTITY = "export.json"
 METADATA = "metadata.csv"
-Name = Literal["nnunet", "coco", "yolo", "hf", "monai"]
-NAMES: tuple[Name, ...] = ("nnunet", "coco", "yolo", "hf", "monai")
 # keys without influence on what is written: places of files, and what only training does
 _IRRELEVANT = ("root", "records", "split_file", "augment")
-
-
-class Format(Protocol):
-    """The files of a format; paths are relative to the data set's folder."""
-
-    needs_masks: bool  # it cannot state a lesion without an outline
-    splits_by_folds: bool  # its own files list all folds, so that no case is held out
-
-    def image_path(self, case: Case) -> str:
-        """Return the path of a case's image."""
-
-    def add(self, case: Case, lesions: Sequence[Lesion]) -> dict[str, bytes]:
-        """Add a case; return its other files by their paths."""
-
-    def finish(self) -> dict[str, str]:
-        """Return the files that list all cases, the one that others look for first last."""
 
 
 @dataclass(frozen=True)
@@ -65,8 +51,8 @@ class Summary:
     skipped: int  # images with something skipped
 
 
-def write_dataset(name: Name, config: ExchangeConfig, output: Path) -> Summary:
-    """Write a data set for another tool, or resume one in the same folder.
+def write_dataset(name: str, config: ExchangeConfig, output: Path) -> Summary:
+    """Write a data set in one of the FORMATS, or resume one in the same folder.
 
     One mammogram is in memory at a time. Images that are newer than the archive's files are not
     written again.
@@ -79,7 +65,7 @@ def write_dataset(name: Name, config: ExchangeConfig, output: Path) -> Summary:
         )
     skipped = Skipped()
     plan = make_plan(config, skipped)
-    form = _open(name, config, plan.split.folds or config.data.folds)
+    form = FORMATS[name](config, plan.split.folds or config.data.folds)
     identity = {
         "format": name,
         "data": config.data.model_dump(mode="json", exclude=set(_IRRELEVANT)),
@@ -125,16 +111,6 @@ def write_dataset(name: Name, config: ExchangeConfig, output: Path) -> Summary:
             _write(output / path, text)
     log_skipped(skipped)
     return Summary(dict(images), dict(kinds), len(skipped))
-
-
-def _open(name: Name, config: ExchangeConfig, folds: int) -> Format:
-    if name == "coco":
-        return Coco(config.data, config.exchange.boxes)
-    if name == "yolo":
-        return Yolo(config.data, config.exchange.boxes)
-    if name == "hf":
-        return HuggingFace(config.data)
-    return NNUNet(config.data, folds) if name == "nnunet" else Monai(config.data)
 
 
 def _find_lesions(case: Case, form: Format, skipped: Skipped) -> list[Lesion] | None:

@@ -17,12 +17,13 @@ read only the database. Overrides come last: `... results --set level=0.9`.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
 from tfmammo import cli, filesystem
 from tfmammo.apps.reader_study.answers import Answers, write_answers
-from tfmammo.apps.reader_study.cases import ReaderStudyConfig, Task
+from tfmammo.apps.reader_study.cases import ReaderStudyConfig
 from tfmammo.apps.reader_study.results import (
     compute_results,
     plot_roc,
@@ -54,11 +55,11 @@ def _draw(config: ReaderStudyConfig, _: Path | None) -> None:
     """Draw the cases if the database has none, and print how many each system has."""
     ReaderStudy(config)
     cases = Answers(config).cases()
-
-    def count(system: str, task: Task) -> str:
-        return str(sum((case.system, case.task) == (system, task) for case in cases))
-
-    body = [[system, count(system, "choice"), count(system, "rating")] for system in config.systems]
+    counts = Counter((case.system, case.task) for case in cases)
+    body = [
+        [system, str(counts[system, "choice"]), str(counts[system, "rating"])]
+        for system in config.systems
+    ]
     title = f"{config.name}: {len(cases)} cases in {config.database}"
     cli.console.print(Table(title, ["system", "pairs", "ratings"], body))
 

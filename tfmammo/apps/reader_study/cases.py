@@ -11,7 +11,6 @@ from typing import Final, Literal
 
 import cv2
 import numpy as np
-from numpy.typing import NDArray
 from pydantic import Field, NonNegativeInt, PositiveInt, ValidationError, model_validator
 from scipy import optimize, sparse
 
@@ -28,17 +27,8 @@ SCALE: Final = range(1, 7)
 # How patches are cut. The section `real` decides it for all systems, so that patches differ in
 # their lesions only.
 CUT: Final = (
-    "preprocess",
-    "patches",
-    "sampling",
-    "kinds",
-    "size",
-    "frame",
-    "context",
-    "padding",
-    "pad",
-    "percentiles",
-    "window",
+    *("preprocess", "patches", "sampling", "kinds", "size", "frame", "context", "padding", "pad"),
+    *("percentiles", "window"),
 )
 Task = Literal["choice", "rating"]
 Truth = Literal["left", "right", "real", "synthetic"]
@@ -269,42 +259,34 @@ def _select_patches(
 ) -> dict[str, list[str]]:
     """Select random patches of each source so that no patient is shown twice.
 
-    An integer linear programme, solved exactly: with patients shared by several sources, a greedy
-    selection can miss a possible study.
-
-    Args:
-        sources: The patches to select from.
-        counts: Number of patches of each source.
-        random: Chooses among the solutions.
-
-    Returns:
-        Patch ids by source, in random order.
+    `counts` says how many of each source; their ids come back in random order. An integer linear
+    programme, solved exactly: with patients shared by several sources, a greedy selection can miss
+    a possible study.
     """
     items = [(name, row) for name, source in sources.items() for row in range(len(source.patches))]
     everybody = sorted(
         {patient for source in sources.values() for shown in source.patients for patient in shown}
     )
-    patients = {patient: number for number, patient in enumerate(everybody)}
-    names = list(sources)
-    shows = [
-        (patients[patient], item)
+    limits = {("patient", patient): 1 for patient in everybody}
+    limits |= {("source", name): counts[name] for name in sources}
+    numbers = {key: number for number, key in enumerate(limits)}
+    entries = [
+        (numbers["patient", patient], item)
         for item, (name, row) in enumerate(items)
         for patient in sources[name].patients[row]
     ]
-    belongs = [(names.index(name), item) for item, (name, _) in enumerate(items)]
-    limits = [
-        optimize.LinearConstraint(_incidence_matrix(shows, len(patients), len(items)), ub=1),
-        optimize.LinearConstraint(
-            _incidence_matrix(belongs, len(names), len(items)), ub=[counts[name] for name in names]
-        ),
-    ]
+    entries += [(numbers["source", name], item) for item, (name, _) in enumerate(items)]
+    places = np.array(entries, np.intp).reshape(-1, 2).T
+    matrix = sparse.csr_array(
+        (np.ones(len(entries)), tuple(places)), shape=(len(limits), len(items))
+    )
     # The random parts add up to less than one patch, so the number of patches is maximal.
     gain = 1 + random.random(len(items)) / (2 * sum(counts.values()))
     solution = optimize.milp(
         -gain,
         integrality=1,
         bounds=optimize.Bounds(0, 1),
-        constraints=limits,
+        constraints=optimize.LinearConstraint(matrix, ub=list(limits.values())),
         options={"mip_rel_gap": 0},
     )
     selected: dict[str, list[str]] = {name: [] for name in sources}
@@ -322,13 +304,6 @@ def _select_patches(
             "fewer pairs or ratings"
         )
     return selected
-
-
-def _incidence_matrix(pairs: Sequence[tuple[int, int]], rows: int, cols: int) -> sparse.csr_array:
-    """Make a matrix that is 1 at each (row, col), else 0."""
-    places: NDArray[np.intp] = np.array(pairs, np.intp).reshape(-1, 2)
-    ones = np.ones(len(places))
-    return sparse.csr_array((ones, (places[:, 0], places[:, 1])), shape=(rows, cols))
 
 
 def encode_images(

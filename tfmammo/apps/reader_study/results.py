@@ -65,11 +65,13 @@ def compute_results(config: ReaderStudyConfig, answers: Answers) -> list[Result]
     for system in config.systems:
         readers, choices, _ = _scores(everything, system, "choice")
         _, ratings, real = _scores(everything, system, "rating")
-        for row, reader in enumerate(readers):
-            estimates = _estimate(choices[row], ratings[row], real, config.level)
-            results.append(Result(system, reader, *estimates))
+        groups = {reader: [row] for row, reader in enumerate(readers)}
         if len(readers) > 1:
-            results.append(Result(system, ALL, *_pool(choices, ratings, real, config)))
+            groups[ALL] = list(range(len(readers)))
+        results += [
+            Result(system, reader, *_estimate(choices[rows], ratings[rows], real, config))
+            for reader, rows in groups.items()
+        ]
     return _correct(results)
 
 
@@ -122,9 +124,8 @@ def _scores(
 ) -> tuple[list[str], NDArray[np.float64], NDArray[np.bool_]]:
     """Arrange the scores of one system and task.
 
-    Returns:
-        All readers of the study; their scores [readers, cases], NaN where unanswered; and for each
-        case whether only a real patch was shown.
+    All readers of the study; their scores [readers, cases], NaN where unanswered; and for each case
+    whether only a real patch was shown.
     """
     answered = [
         answer for answer in answers if (answer.case.system, answer.case.task) == (system, task)
@@ -144,34 +145,25 @@ def _estimate(
     choices: NDArray[np.float64],
     ratings: NDArray[np.float64],
     real: NDArray[np.bool_],
-    level: float,
-) -> tuple[Choices | None, Ratings | None]:
-    """Estimate one reader's results from a row of `_scores`."""
-    answered = choices[~np.isnan(choices)]
-    choice = None
-    if len(answered) >= MIN_CHOICES:
-        choice = observer.estimate_choices(answered, level)
-    rating = None
-    if _has_enough_ratings(real, ratings):
-        is_rated = ~np.isnan(ratings)
-        rating = observer.estimate_ratings(real[is_rated], ratings[is_rated], level)
-    return choice, rating
-
-
-def _pool(
-    choices: NDArray[np.float64],
-    ratings: NDArray[np.float64],
-    real: NDArray[np.bool_],
     config: ReaderStudyConfig,
 ) -> tuple[Choices | None, Ratings | None]:
-    """Estimate the results of all readers from `_scores`."""
+    """Estimate the results of one reader or of several from rows of `_scores`."""
     options = (config.samples, config.seed, config.level)
-    choice = None
-    if np.sum(~np.isnan(choices)) >= MIN_CHOICES:
-        choice = observer.pool_choices(choices, *options)
-    rating = None
+    is_one = len(choices) == 1
+    choice, rating = None, None
+    answered = choices[~np.isnan(choices)]
+    if len(answered) >= MIN_CHOICES:
+        choice = (
+            observer.estimate_choices(answered, config.level)
+            if is_one
+            else observer.pool_choices(choices, *options)
+        )
     if any(_has_enough_ratings(real, row) for row in ratings):
-        rating = observer.pool_ratings(real, ratings, *options)
+        if is_one:
+            is_rated = ~np.isnan(ratings[0])
+            rating = observer.estimate_ratings(real[is_rated], ratings[0][is_rated], config.level)
+        else:
+            rating = observer.pool_ratings(real, ratings, *options)
     return choice, rating
 
 

@@ -58,14 +58,7 @@ class ReaderStudy:
         return next((case for case in self.cases(reader) if case.number not in done), None)
 
     def answer(self, reader: str, case: Case, value: str | int, seconds: float) -> bool:
-        """Store an answer at once; False if the reader had already answered the case.
-
-        Args:
-            reader: Name as typed.
-            case: The question.
-            value: One of case.allowed.
-            seconds: Time that the reader took, at least 0.
-        """
+        """Store one of case.allowed at once; False if the reader had already answered the case."""
         if (
             self._cases.get(case.number) != case
             or str(value) not in case.allowed

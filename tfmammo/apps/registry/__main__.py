@@ -23,7 +23,6 @@ import json
 import sys
 import tempfile
 from collections.abc import Sequence
-from pathlib import Path
 
 import rich.table
 
@@ -97,13 +96,13 @@ def parse_config(path: str | None, overrides: Sequence[str]) -> PromotionConfig:
     """Parse the config from a file, or from overrides alone."""
     if path:
         return configuration.parse(PromotionConfig, path, overrides)
-    with tempfile.TemporaryDirectory() as folder:  # `parse` reads files
-        empty = Path(folder) / "empty.yaml"
-        empty.write_text("{}", encoding="utf-8")
+    with tempfile.NamedTemporaryFile("w", suffix=".yaml") as empty:  # `parse` reads files
+        empty.write("{}")
+        empty.flush()
         try:
-            return configuration.parse(PromotionConfig, empty, overrides)
+            return configuration.parse(PromotionConfig, empty.name, overrides)
         except ConfigError as error:
-            raise ConfigError(str(error).removeprefix(f"{empty}: ")) from None
+            raise ConfigError(str(error).removeprefix(f"{empty.name}: ")) from None
 
 
 def _make_parser() -> cli.Parser:
@@ -112,7 +111,7 @@ def _make_parser() -> cli.Parser:
     command = commands.add_parser(
         "list", help="show models, versions, aliases, metrics and promotions"
     )
-    command.set_defaults(work=_list)
+    command.set_defaults(work=lambda options: cli.console.print(list_models(options.tracking_uri)))
     command.add_tracking_uri()
 
     command = commands.add_parser(
@@ -131,10 +130,6 @@ def _make_parser() -> cli.Parser:
     command.add_argument("--model", required=True, metavar=FLAGS["model"])
     command.add_tracking_uri()
     return parser
-
-
-def _list(options: argparse.Namespace) -> None:
-    cli.console.print(list_models(options.tracking_uri))
 
 
 def _promote(options: argparse.Namespace) -> None:

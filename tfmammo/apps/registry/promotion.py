@@ -56,17 +56,8 @@ PREFIX = "promotion."
 # from image to mask.
 SYNTHESIS_METRICS = {"ssim": 1, "l1": -1}
 EVALUATION_TAGS = (
-    "gain",
-    "interval",
-    "p",
-    "comparisons",
-    "patients",
-    "images",
-    "data",
-    "archive",
-    "metric",
-    "min_gain",
-    "alpha",
+    *("gain", "interval", "p", "comparisons", "patients", "images", "data", "archive"),
+    *("metric", "min_gain", "alpha"),
 )
 
 Decision = Literal["first", "promoted", "refused", "already best"]
@@ -185,10 +176,7 @@ def find_audit_fault(
 ) -> str | None:
     """Say why a version's audit does not suffice; None if it does.
 
-    Args:
-        config: Of the promotion.
-        tags: The version's, with an audit of the version itself.
-        card: The export's, with an audit before it was registered.
+    Its tags have an audit of the version itself, its card one before it was registered.
     """
     if config.audit == "none":
         return None
@@ -216,20 +204,12 @@ def evaluate(candidate: Network, best: Network, config: PromotionConfig) -> Eval
         )
     patches = patches.take(new)
     sign = SYNTHESIS_METRICS.get(config.metric, 1)
-    candidate_scores = _scores(candidate, patches, config)
-    best_scores = _scores(best, patches, config)
-    gain = paired_test(
-        sign * candidate_scores,
-        sign * best_scores,
-        patches.patient_ids,
-        config.samples,
-        config.seed,
-        config.level,
-    )
+    ours, its = (sign * _scores(network, patches, config) for network in (candidate, best))
+    options = (config.samples, config.seed, config.level)
     return Evaluation(
-        candidate=float(candidate_scores.mean()),
-        best=float(best_scores.mean()),
-        gain=gain,
+        candidate=sign * float(ours.mean()),
+        best=sign * float(its.mean()),
+        gain=paired_test(ours, its, patches.patient_ids, *options),
         patients=len(set(patches.patient_ids.tolist())),
         images=len(patches),
         archive=data.archive_name,
@@ -269,10 +249,7 @@ def rollback(name: str, tracking_uri: str | None = None) -> tuple[int, int]:
     """Move the alias back to the version that had it before the last promotion.
 
     If the best version got the alias without a promotion, the alias moves to the version that was
-    promoted last.
-
-    Returns:
-        The version that loses the alias, and the version that gets it.
+    promoted last. The version that loses it and the one that gets it are returned.
     """
     uri = store.store_uri(tracking_uri)
     with store.open_registry(uri) as client:

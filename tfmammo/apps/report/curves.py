@@ -18,16 +18,9 @@ _REPETITION = re.compile(r"(/fold\d+)?(/seed\d+|/fold\d+-seed\d+)?$")
 
 @dataclass(frozen=True)
 class Curve:
-    """The held-out measure that chose a run's best weights, over its steps.
+    """The held-out measure that chose a run's best weights, over its steps."""
 
-    Attributes:
-        run: The run's folder in the report: "can/seed0".
-        measure: "dice".
-        steps: The steps after which it was measured.
-        values: Its values.
-    """
-
-    run: str
+    run: str  # its folder in the report: "can/seed0"
     measure: str
     steps: tuple[int, ...]
     values: tuple[float, ...]
@@ -108,7 +101,10 @@ def _wrap(parts: Sequence[str], width: int, height: int) -> str:
 
 
 def _draw_panel(measure: str, curves: Sequence[Curve], models: list[str], top: int) -> list[str]:
-    low, high = _span(curves)
+    values = [value for curve in curves for value in curve.values]
+    low, high = min(values), max(values)
+    if low == high:
+        low, high = low - 1, high + 1
     last = max(curve.steps[-1] for curve in curves)
     bottom = top + HEIGHT
     parts = [
@@ -131,12 +127,6 @@ def _draw_panel(measure: str, curves: Sequence[Curve], models: list[str], top: i
         y, colour = top + 14 + LINE * number, COLOURS[number % len(COLOURS)]
         parts.append(_write(LEFT + WIDTH + 8, y, model, colour=colour))
     return parts
-
-
-def _span(curves: Sequence[Curve]) -> tuple[float, float]:
-    values = [value for curve in curves for value in curve.values]
-    low, high = min(values), max(values)
-    return (low, high) if high > low else (low - 1, high + 1)
 
 
 def _write(x: float, y: float, text: str, anchor: str = "start", colour: str = "#444") -> str:

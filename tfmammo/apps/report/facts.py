@@ -101,12 +101,7 @@ class Facts:
     ) -> Fact | None:
         """Find a row; of a difference also the opposite one, with its signs changed.
 
-        Args:
-            model: As of `Fact`.
-            measure: As of `Fact`.
-            against: As of `Fact`.
-            table: "": means, or differences where `against` is given.
-            subset: As of `Fact`.
+        Without `table` it is one of means, or of differences where `against` is given.
         """
         table = table or ("differences" if against else "means")
         opposite = None
@@ -115,8 +110,15 @@ class Facts:
                 if (row.model, row.against) == (model, against):
                     return row
                 if against and (row.against, row.model) == (model, against):
-                    opposite = row
-        return negate(opposite) if opposite else None
+                    opposite = replace(
+                        row,
+                        model=model,
+                        against=against,
+                        value=-row.value,
+                        low=-row.high,
+                        high=-row.low,
+                    )
+        return opposite
 
     def list_repeats(self, table: str, model: str, measure: str) -> list[float]:
         """List a measure's mean in each run or fold of a model, in order."""
@@ -135,13 +137,6 @@ class Facts:
         )
 
 
-def negate(row: Fact) -> Fact:
-    """Return the difference of the opposite sign."""
-    return replace(
-        row, model=row.against, against=row.model, value=-row.value, low=-row.high, high=-row.low
-    )
-
-
 def write(facts: Facts, folder: Path) -> None:
     """Write the files of an item; those that it has nothing for are removed."""
     folder.mkdir(parents=True, exist_ok=True)
@@ -154,27 +149,19 @@ def write(facts: Facts, folder: Path) -> None:
     else:
         rows.unlink(missing_ok=True)
     if facts.curves:
-        filesystem.write_atomically(curves, _format_curves(facts.curves), durable=False)
+        file = io.StringIO()
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerow(CURVE_COLUMNS)
+        for curve in facts.curves:
+            for step, value in zip(curve.steps, curve.values, strict=True):
+                writer.writerow((curve.run, curve.measure, step, f"{value:.4g}"))
+        filesystem.write_atomically(curves, file.getvalue(), durable=False)
     else:
         curves.unlink(missing_ok=True)
 
 
-def _format_curves(curves: Iterable[Curve]) -> str:
-    file = io.StringIO()
-    writer = csv.writer(file, lineterminator="\n")
-    writer.writerow(CURVE_COLUMNS)
-    for curve in curves:
-        for step, value in zip(curve.steps, curve.values, strict=True):
-            writer.writerow((curve.run, curve.measure, step, f"{value:.4g}"))
-    return file.getvalue()
-
-
 def read(folder: Path, keys: Iterable[str]) -> dict[str, Facts]:
-    """Read the facts of items at their largest scales, smaller ones where these have no result.
-
-    Raises:
-        DataError: A file holds no facts.
-    """
+    """Read the facts of items at their largest scales, smaller ones where these have no result."""
     found = {}
     for key in keys:
         scales = [
@@ -204,11 +191,7 @@ def _read_one(folder: Path, name: str) -> Facts:
 
 
 def read_curves(path: Path) -> Iterator[Curve]:
-    """Read what `write` wrote.
-
-    Raises:
-        DataError: The file has other columns or no numbers.
-    """
+    """Read what `write` wrote; a DataError names a file with other columns or no numbers."""
     points: dict[tuple[str, str], list[tuple[int, float]]] = {}
     try:
         with path.open(newline="", encoding="utf-8") as file:

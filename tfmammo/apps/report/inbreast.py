@@ -36,19 +36,13 @@ Scores = dict[str, NDArray[np.float64]]  # lesion -> its measures, in per cent
 
 @dataclass(frozen=True)
 class Study:
-    """The scores of the study so far.
+    """The scores of the study so far."""
 
-    Attributes:
-        scores: (arm, model, fold, seed) -> lesion -> the mean over its copies.
-        patients: Lesion -> patient.
-        curves: The validation curves.
-        code: The commits that made them.
-    """
-
+    # (arm, model, fold, seed) -> lesion -> the mean over its copies
     scores: Mapping[tuple[str, str, int, int], Scores]
-    patients: Mapping[str, str]
+    patients: Mapping[str, str]  # of each lesion
     curves: tuple[Curve, ...]
-    code: tuple[str, ...]
+    code: tuple[str, ...]  # the commits that made them
 
     def count_runs(self, arm: str, model: str) -> int:
         """Count the finished runs of a model."""

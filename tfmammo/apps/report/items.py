@@ -1,17 +1,77 @@
-"""The tables and figures that the report decides and shows, from items.yaml."""
+"""The five papers, and the tables and figures of them that the report decides and shows.
+
+evaluation/printed.json has every number that the papers print, items.yaml what is made of them, and
+verified.csv what tests verify of the implementation, whatever the runs say. All are read without
+TensorFlow, which the package `evaluation` imports.
+"""
 
 from __future__ import annotations
 
+import csv
+import json
+from collections.abc import Collection
+from functools import cache
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, NamedTuple
 
 from pydantic import BeforeValidator
 
-from tfmammo.apps.report.papers import PrintedItem, read_papers
 from tfmammo.apps.report.verdicts import Difference, Level, Trivial
 from tfmammo.config import Frozen, read_yaml
 
-FILE = Path(__file__).with_name("items.yaml")
+HERE = Path(__file__).parent
+
+
+class PrintedItem(Frozen):
+    """A table or figure of a paper."""
+
+    label: str
+    """What the paper calls it."""
+    shows: str
+    """What it shows, in a sentence."""
+    values: dict[str, dict[str, float]]
+    """Row -> column -> the number as printed."""
+
+
+class Paper(Frozen):
+    """A paper."""
+
+    title: str
+    authors: str
+    name: str
+    """What this package calls its system."""
+    claim: str
+    """What it claims, in a sentence."""
+    items: dict[str, PrintedItem]
+    """Key -> table or figure, in the paper's order."""
+
+
+@cache
+def read_papers() -> dict[str, Paper]:
+    """Read all papers, by their keys."""
+    path = HERE.parents[1] / "evaluation" / "printed.json"
+    content = json.loads(path.read_text(encoding="utf-8"))
+    return {key: Paper.model_validate(paper) for key, paper in content.items()}
+
+
+class Check(NamedTuple):
+    """A fact that a test verifies."""
+
+    item: str  # the key of an item, or of a paper for what concerns all its items
+    what: str
+    test: str  # FOLDER_OR_FILE::FUNCTION, or how the function's name begins
+
+
+@cache
+def read_checks() -> tuple[Check, ...]:
+    """Read what is verified about the implementation."""
+    with (HERE / "verified.csv").open(newline="", encoding="utf-8") as file:
+        return tuple(Check(**row) for row in csv.DictReader(file))
+
+
+def list_checks(keys: Collection[str]) -> list[Check]:
+    """List what is verified of papers and items."""
+    return [check for check in read_checks() if check.item in keys]
 
 
 def _pair(value: Any) -> Any:
@@ -84,7 +144,7 @@ class _Items(Frozen):
     items: tuple[Item, ...]
 
 
-ITEMS = _Items.model_validate(read_yaml(FILE)).items
+ITEMS = _Items.model_validate(read_yaml(HERE / "items.yaml")).items
 # train scripts of networks whose own papers start them from ImageNet's weights
 FROM_IMAGENET = {getattr(claim, "imagenet", "") for item in ITEMS for claim in item.claims} - {""}
 FACT_KEYS = tuple(dict.fromkeys(key for item in ITEMS for key in item.fact_keys))

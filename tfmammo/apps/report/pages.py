@@ -7,11 +7,17 @@ from collections.abc import Mapping, Sequence
 
 from tfmammo.apps.report import curves, inbreast
 from tfmammo.apps.report.facts import Facts
-from tfmammo.apps.report.items import ITEMS, Item, Shown, find_item
+from tfmammo.apps.report.items import (
+    ITEMS,
+    Item,
+    Paper,
+    Shown,
+    find_item,
+    list_checks,
+    read_papers,
+)
 from tfmammo.apps.report.measures import format_interval, format_printed, name_measure
-from tfmammo.apps.report.papers import Paper, read_papers
-from tfmammo.apps.report.verdicts import NO_RUN, OTHER_DATA, WORDS, Evidence, Word, judge_claims
-from tfmammo.apps.report.verified import list_checks
+from tfmammo.apps.report.verdicts import NO_RUN, OTHER_DATA, WORDS, Evidence, Word, judge_claim
 
 WIDTH = 118
 LONGEST = 8  # lines of a table
@@ -60,15 +66,21 @@ def list_sources(item: Item, facts: AllFacts) -> list[Facts]:
 
 
 def judge_item(item: Item, facts: AllFacts) -> tuple[Evidence, ...]:
-    """Judge the claims of an item."""
-    evidence = judge_claims(
-        item.claims, list_sources(item, facts), item.printed.values, item.trivial, item.is_sized
-    )
-    reason = find_reason(item, facts)
-    if not reason:
-        return evidence
-    why = NO_RUN if reason == NO_RUN else NO_RESULT
-    return tuple(Evidence(one.says, "not tested", why=why, detail=reason) for one in evidence)
+    """Judge each claim of an item by the first facts that have its row."""
+    if reason := find_reason(item, facts):
+        why = NO_RUN if reason == NO_RUN else NO_RESULT
+        return tuple(
+            Evidence(one.says, "not tested", why=why, detail=reason) for one in item.claims
+        )
+    judged = []
+    for claim in item.claims:
+        evidence = [
+            judge_claim(claim, source, item.printed.values, item.trivial, item.is_sized)
+            for source in list_sources(item, facts)
+        ]
+        tested = [one for one in evidence if one.word != "not tested"]
+        judged.append((tested or evidence)[0])
+    return tuple(judged)
 
 
 def find_reason(item: Item, facts: AllFacts) -> str:
@@ -94,13 +106,7 @@ def name_counts(evidence: Sequence[Evidence]) -> str:
 
 
 def build_page(paper: str, facts: AllFacts, captions: Captions = NO_CAPTIONS) -> str:
-    """Build the page of a paper.
-
-    Args:
-        paper: Its key.
-        facts: Key -> facts of all items.
-        captions: Name of a picture -> what it shows, and whose mammograms.
-    """
+    """Build the page of a paper from the facts of all items."""
     source = read_papers()[paper]
     items = [item for item in ITEMS if item.paper == paper]
     lines = [f"# {source.name}: results", "", *_introduce(paper, source, items, facts)]
@@ -298,11 +304,7 @@ def _describe_inbreast(facts: Facts, item: Item) -> list[str]:
 
 
 def draw_curves(facts: AllFacts) -> dict[str, str]:
-    """Draw the curves of all facts.
-
-    Returns:
-        File, as seen from the pages -> SVG.
-    """
+    """Draw the curves of all facts as SVG, by the file as the pages see it."""
     return {
         f"{CURVES}/{one.name}.svg": curves.draw(one.curves)
         for key, one in facts.items()
@@ -312,15 +314,17 @@ def draw_curves(facts: AllFacts) -> dict[str, str]:
 
 def _draw_leak(facts: Facts | None) -> dict[str, str]:
     """Draw the Dice of each model by both protocols, where both were measured."""
+    if facts is None:
+        return {}
     protocols = {"unseen": "unseen patients", "leak": "leaking split"}
     rows = []
-    for model in inbreast.MODELS if facts else ():
-        numbers = {
+    for model in inbreast.MODELS:
+        found = {
             name: facts.find(model, "dice", table=inbreast.PROGRESS, subset=f"protocol={protocol}")
             for protocol, name in protocols.items()
         }
-        if all(numbers.values()):
-            rows += [(f"{model}, {name}", number) for name, number in numbers.items()]
+        both = [(f"{model}, {name}", fact) for name, fact in found.items() if fact]
+        rows += both if len(both) == len(protocols) else []
     if not rows:
         return {}
     return {LEAK: curves.draw_intervals(rows, list(protocols.values()), "% Dice")}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from importlib import metadata
 from pathlib import Path
@@ -26,19 +26,12 @@ COMPLETE = Path("DIR")  # in place of every folder from elsewhere, where all of 
 
 @dataclass(frozen=True)
 class Planned:
-    """A step of the plan, and what it is of.
+    """A step of the plan."""
 
-    Attributes:
-        command: The name of its command.
-        step: The step.
-        parsed: Its config.
-        export: The export that takes its place, so that it is not run; None: it is run.
-    """
-
-    command: str
+    command: str  # the name of its command
     step: Step
-    parsed: Any
-    export: Path | None = None
+    parsed: Any  # its config
+    export: Path | None = None  # takes its place, so that it is not run
 
     @property
     def is_training(self) -> bool:
@@ -48,17 +41,11 @@ class Planned:
 
 @dataclass
 class Plan:
-    """The commands of a scale.
-
-    Attributes:
-        scale: The scale.
-        planned: All steps, each after those that it depends on.
-        skipped: Command -> why it is not run.
-    """
+    """The commands of a scale."""
 
     scale: Scale
-    planned: list[Planned] = field(default_factory=list)
-    skipped: dict[str, str] = field(default_factory=dict)
+    planned: list[Planned] = field(default_factory=list)  # each after those that it depends on
+    skipped: dict[str, str] = field(default_factory=dict)  # command -> why it is not run
 
     @property
     def steps(self) -> list[Step]:
@@ -96,8 +83,7 @@ def make_plan(
         wanted: Names of commands.
 
     Raises:
-        ConfigError: A command is not in the config, has a wrong key, or commands need each other in
-            a circle. It names the command, the file and the key.
+        ConfigError: A command is not in the config, has a wrong key, or needs itself.
     """
     planner = _Planner(config, scale, output, root)
     wanted = list(wanted)
@@ -127,17 +113,15 @@ def get_tracking_uri(output: Path) -> str:
     return f"sqlite:///{output / 'mlflow.db'}"
 
 
-@dataclass
 class _Planner:
     """Adds commands to a plan."""
 
-    config: ReportConfig
-    scale: Scale
-    output: Path
-    root: Path
-
-    def __post_init__(self) -> None:
-        self.plan = Plan(self.scale)
+    def __init__(self, config: ReportConfig, scale: Scale, output: Path, root: Path) -> None:
+        self.config = config
+        self.scale = scale
+        self.output = output
+        self.root = root
+        self.plan = Plan(scale)
 
     def add(self, name: str) -> None:
         """Add a command, after those that it needs; nothing of it where one of them can't run."""
@@ -147,8 +131,8 @@ class _Planner:
             self.plan.skipped[name] = reason
             return
         command = self.config.commands[name]
-        for reference in self._list_references(command):
-            self.add(reference.partition("/")[0])
+        for needed in self._list_needed(command):
+            self.add(needed)
         schema = find_schema(command.run)
         script = command.run.split(maxsplit=1)[0]
         if schema is None:
@@ -210,43 +194,39 @@ class _Planner:
             return f"needs {self.config.data[archive or ''].title}: set data.{archive}.root"
         if command.package and not _is_installed(command.package):
             return f"needs the package {command.package}"
-        for reference in self._list_references(command, are_all=True):
+        for reference in self._list_references(command):
             section, _, key = reference.partition(".")
             if section in FOLDERS and getattr(self.config, section).get(key) is None:
                 return f"needs {FOLDERS[section]}: set {reference}"
         obstacles = (
-            self._find_obstacle(reference.partition("/")[0], (*path, name))
-            for reference in self._list_references(command)
+            self._find_obstacle(needed, (*path, name)) for needed in self._list_needed(command)
         )
         return next(filter(None, obstacles), None)
 
-    def _list_references(self, command: CommandConfig, are_all: bool = False) -> list[str]:
-        """List what the mappings of a command name: other commands, or everything."""
-        found: dict[str, None] = {}
-        for override in command.get_overrides(self.scale) or ():
-            if isinstance(override, dict):
-                found |= dict.fromkeys(_list_leaves(override))
-        if are_all:
-            return list(found)
-        known = (TRACKING, "weights.", *(f"{section}." for section in FOLDERS))
-        return [reference for reference in found if not reference.startswith(known)]
+    def _list_references(self, command: CommandConfig) -> list[str]:
+        """List what the mappings of a command name."""
+        overrides = command.get_overrides(self.scale) or ()
+        trees = [override for override in overrides if isinstance(override, dict)]
+        return list(dict.fromkeys(leaf for tree in trees for leaf in _list_leaves(tree)))
+
+    def _list_needed(self, command: CommandConfig) -> list[str]:
+        """List the commands among them."""
+        elsewhere = (TRACKING, "weights.", *(f"{section}." for section in FOLDERS))
+        references = self._list_references(command)
+        names = [name.partition("/")[0] for name in references if not name.startswith(elsewhere)]
+        return list(dict.fromkeys(names))
 
     def _make_steps(self, name: str, command: CommandConfig) -> Iterator[Step]:
-        overrides = command.get_overrides(self.scale)
-        assert overrides is not None
-        depends_on = [
-            one.step.name
-            for reference in self._list_references(command)
-            for one in self._select(reference)
-        ]
-        references = self._list_references(command, are_all=True)
-        inputs = [path for reference in references for path in self._list_inputs(reference)]
+        found = [self._find(reference) for reference in self._list_references(command)]
+        depends_on = dict.fromkeys(one.step.name for each in found for one in each.runs)
         values = self._list_archive_overrides(command)
-        for override in overrides:
+        for override in command.get_overrides(self.scale) or ():
             if isinstance(override, str):
                 values.append(override)
-            else:
-                values += [f"{key}={self._resolve(tree)}" for key, tree in override.items()]
+                continue
+            for key, tree in override.items():
+                value = self._resolve(tree)
+                values.append(f"{key}={value if isinstance(value, str) else json.dumps(value)}")
         run, *flags = command.run.split()
         script = (run, *flags) if run == "-m" else (str(self.root / run), *flags)
         is_training = run.startswith("train/")
@@ -272,10 +252,10 @@ class _Planner:
             yield Step(
                 step_name,
                 arguments,
-                tuple(dict.fromkeys(depends_on)),
+                tuple(depends_on),
                 ignored_args=("--set", *quiet) if is_training else (),
                 outputs=outputs if command.outputs is None else command.outputs,
-                inputs=tuple(inputs),
+                inputs=tuple(path for each in found for path in each.inputs),
             )
 
     def _list_archive_overrides(self, command: CommandConfig) -> list[str]:
@@ -287,55 +267,48 @@ class _Planner:
         archive = self.config.data[key]
         return [f"{command.section}.{value}" for value in (*archive.set, f"root={archive.root}")]
 
-    def _list_inputs(self, reference: str) -> list[Path]:
-        """List the files from elsewhere that a reference names, whose content counts."""
+    def _resolve(self, tree: Any) -> Any:
+        """Replace the references of an override's value by what they name."""
+        if isinstance(tree, Mapping):
+            return {key: self._resolve(inner) for key, inner in tree.items()}
+        values = self._find(str(tree)).values
+        return values[0] if len(values) == 1 else values
+
+    def _find(self, reference: str) -> _Found:
+        """Find what a reference names: files from elsewhere, or one run or all of a command."""
         section, _, key = reference.partition(".")
+        if reference == TRACKING:
+            return _Found([get_tracking_uri(self.output)])
         if section == "weights":
             path = self.config.weights.get(key)
-            return [path] if path and path.is_file() else []
+            return _Found([str(path or "none")], inputs=[path] if path and path.is_file() else [])
         if section in FOLDERS:
             folder = getattr(self.config, section)[key]
-            return sorted(path for path in folder.rglob("*") if path.is_file())
-        exports = [one.export for one in self._select(reference)] if section != TRACKING else []
-        return [export / CARD for export in exports if export]
-
-    def _resolve(self, tree: Any) -> str:
-        """Replace the references of an override's value."""
-        found = self._look_up(tree)
-        return found if isinstance(found, str) else json.dumps(found)
-
-    def _look_up(self, tree: Any) -> Any:
-        if isinstance(tree, Mapping):
-            return {key: self._look_up(inner) for key, inner in tree.items()}
-        section, _, key = str(tree).partition(".")
-        if tree == TRACKING:
-            return get_tracking_uri(self.output)
-        if section == "weights":
-            return str(self.config.weights.get(key) or "none")
-        if section in FOLDERS:
             prefix = "masks:" if section == "predictions" else ""
-            return f"{prefix}{getattr(self.config, section)[key]}"
-        name, _, rest = str(tree).partition("/")
-        number, _, file = rest.partition("/")
-        folders = [
-            str(one.export or self.output / one.step.name) + (f"/{file}" if file else "")
-            for one in self._select(f"{name}/{number}" if number else name)
-        ]
-        return folders[0] if len(folders) == 1 else folders
-
-    def _select(self, reference: str) -> list[Planned]:
-        """Select the runs of a command that a reference names, all or one by its number."""
+            files = sorted(path for path in folder.rglob("*") if path.is_file())
+            return _Found([f"{prefix}{folder}"], inputs=files)
         name, _, rest = reference.partition("/")
-        number = rest.partition("/")[0]
+        number, _, file = rest.partition("/")
         runs = self.plan.list_of(name)
-        if not number:
-            return runs
-        if not number.isdigit() or int(number) >= len(runs):
-            raise ConfigError(
-                f"commands: {reference} is none of the {len(runs)} runs of {name} at the scale "
-                f"{self.scale}; they count from 0"
-            )
-        return [runs[int(number)]]
+        if number:
+            if not number.isdigit() or int(number) >= len(runs):
+                raise ConfigError(
+                    f"commands: {reference} is none of the {len(runs)} runs of {name} at the scale "
+                    f"{self.scale}; they count from 0"
+                )
+            runs = [runs[int(number)]]
+        folders = [one.export or self.output / one.step.name for one in runs]
+        values = [str(folder / file) if file else str(folder) for folder in folders]
+        return _Found(values, runs, [one.export / CARD for one in runs if one.export])
+
+
+@dataclass(frozen=True)
+class _Found:
+    """What a reference names."""
+
+    values: list[str]  # in its place in an override
+    runs: Sequence[Planned] = ()  # of a command
+    inputs: Sequence[Path] = ()  # files from elsewhere, whose content counts
 
 
 def _list_leaves(tree: Any) -> Iterator[str]:

@@ -1,18 +1,130 @@
-"""Make all pages from committed rows alone, without TensorFlow."""
+"""All pages, from committed rows and templates alone, without TensorFlow; and the README's lines.
+
+A placeholder {ITEM:MODEL|MEASURE} in index.md and readme.md is a row of an item, with its interval.
+Further parts name the rest of its key, as in |against=cGAN|subset=frame=tight; |p adds the p-value.
+"""
 
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from tfmammo import filesystem
 from tfmammo.apps.report import facts as fact_files
-from tfmammo.apps.report import inbreast, index, pages
+from tfmammo.apps.report import inbreast, pages
 from tfmammo.apps.report.config import ReportConfig, Scale
 from tfmammo.apps.report.facts import Facts
-from tfmammo.apps.report.items import FACT_KEYS
-from tfmammo.apps.report.papers import read_papers
-from tfmammo.errors import ConfigError
+from tfmammo.apps.report.items import FACT_KEYS, ITEMS, find_item, list_checks, read_papers
+from tfmammo.apps.report.measures import format_interval
+from tfmammo.apps.report.pages import AllFacts, count_words, judge_item, name_counts, tabulate, wrap
+from tfmammo.apps.report.verdicts import WORDS, Evidence
+from tfmammo.errors import ConfigError, DataError
+
+BEGIN = "<!-- written by evaluate/report.py -->"
+END = "<!-- end of what evaluate/report.py writes -->"
+UNKNOWN = "not measured"
+AllEvidence = Mapping[str, Sequence[Evidence]]
+
+
+class Placeholder:
+    """An item in a template, whose format is the key of a row."""
+
+    def __init__(self, facts: Facts | None) -> None:
+        self.facts = facts
+
+    def __format__(self, key: str) -> str:
+        model, measure, *others = key.split("|")
+        keys = dict(part.split("=", 1) for part in others if part != "p")
+        row = self.facts.find(model, measure, **keys) if self.facts else None
+        return format_interval(row, with_p="p" in others) if row else UNKNOWN
+
+
+def build_index(facts: AllFacts) -> str:
+    """Build the page docs/results/index.md."""
+    evidence = {item.key: judge_item(item, facts) for item in ITEMS}
+    every = [one for of_item in evidence.values() for one in of_item]
+    counts = f"The five papers make {len(every)} claims that can be tested with numbers: "
+    return _fill(
+        "index.md",
+        facts,
+        counts=f"{counts}{name_counts(every)}.",
+        runs=_count_runs(facts),
+        leak=_describe_leak(facts),
+        claims="\n".join(_tabulate_claims(evidence)),
+        open="\n".join(_list_open(evidence)),
+    )
+
+
+def build_readme(text: str, facts: AllFacts) -> str:
+    """Replace what is between the two marks of the README by five lines of results."""
+    head, begin, rest = text.partition(BEGIN)
+    _, end, tail = rest.partition(END)
+    if not end:
+        raise DataError(f"readme: it needs the lines {BEGIN} and {END}")
+    return f"{head}{begin}\n\n{_fill('readme.md', facts)}\n{end}{tail}"
+
+
+def _fill(name: str, facts: AllFacts, **texts: str) -> str:
+    """Fill a template, and wrap its paragraphs and points."""
+    template = Path(__file__).with_name(name).read_text(encoding="utf-8")
+    rows = {key: Placeholder(facts.get(key)) for key in FACT_KEYS}
+    lines = []
+    for line in template.format(**rows, **texts).splitlines():
+        if line.startswith(("|", "#", " ")):
+            lines.append(line)
+        else:
+            lines += wrap(line, then="  " if line.startswith("- ") else "") or [""]
+    return "\n".join(lines) + "\n"
+
+
+def _count_runs(facts: AllFacts) -> str:
+    """Say how far the study on INbreast is."""
+    done = len(facts[inbreast.KEY].curves) if inbreast.KEY in facts else 0
+    return f"{done} of {inbreast.count_planned()} runs are finished"
+
+
+def _describe_leak(facts: AllFacts) -> str:
+    """Say what a leaking split is worth on INbreast, as far as it is known."""
+    found = []
+    for model in inbreast.MODELS if inbreast.KEY in facts else ():
+        row = facts[inbreast.KEY].find(inbreast.name_leaking(model), "dice", model, inbreast.LEAK)
+        found += [f"{model} {format_interval(row, with_p=True)}"] if row else []
+    return "; ".join(found) or f"still to be measured, {_count_runs(facts)}"
+
+
+def _tabulate_claims(evidence: AllEvidence) -> list[str]:
+    body = []
+    for key, paper in read_papers().items():
+        keys = [item.key for item in ITEMS if item.paper == key]
+        of_paper = [one for item in keys for one in evidence[item]]
+        counts = [str(count) for count in count_words(of_paper).values()]
+        checks = len(list_checks({key, *keys}))
+        body.append([f"[{paper.name}]({key}.md)", str(len(of_paper)), *counts, f"{checks} facts"])
+    lines = tabulate(("paper", "claims", *WORDS, "verified in the implementation"), body)
+    for key, of_item in evidence.items():
+        for one in of_item:
+            if one.is_decided:
+                name = read_papers()[find_item(key).paper].name
+                verdict = f"**{one.word}**, certainty {one.certainty}: {one.numbers}."
+                lines += ["", *wrap(f"{name}. {one.says} It {verdict}", "- ", "  ")]
+    return lines
+
+
+def _list_open(evidence: AllEvidence) -> list[str]:
+    """List why claims are not decided or not tested, the most frequent reason first."""
+    reasons: dict[tuple[str, str], list[str]] = {}
+    for key, of_item in evidence.items():
+        item = find_item(key)
+        label = f"{read_papers()[item.paper].name}, {item.printed.label}"
+        for one in of_item:
+            if not one.is_decided:
+                reasons.setdefault((one.word, one.why), []).append(label)
+    lines = []
+    for (word, why), labels in sorted(reasons.items(), key=lambda pair: -len(pair[1])):
+        places = "; ".join(dict.fromkeys(labels))
+        lines += wrap(f"{len(labels)} {word}, {why}: {places}.", "- ", "  ")
+    return lines
 
 
 def find_folder(config: ReportConfig, scale: Scale, output: Path) -> Path:
@@ -35,18 +147,11 @@ def build_files(folder: Path) -> dict[str, str]:
         record = json.loads(path.read_text(encoding="utf-8"))
         captions[path.stem] = (record["caption"], record["source"])
     files = {f"{paper}.md": pages.build_page(paper, facts, captions) for paper in read_papers()}
-    return {"index.md": index.build_index(facts)} | files | pages.draw_curves(facts)
+    return {"index.md": build_index(facts)} | files | pages.draw_curves(facts)
 
 
 def write_pages(config: ReportConfig, scale: Scale, output: Path) -> list[str]:
-    """Write the pages, and the README's lines but at the scale smoke.
-
-    Returns:
-        Where they were written, in words.
-
-    Raises:
-        ConfigError: There is no folder of facts.
-    """
+    """Write the pages, and the README's lines but at the scale smoke; say where."""
     folder = find_folder(config, scale, output)
     if not folder.is_dir():
         raise ConfigError(f"results: {folder}: no such folder, so there is nothing to report")
@@ -59,6 +164,6 @@ def write_pages(config: ReportConfig, scale: Scale, output: Path) -> list[str]:
         if f"{pages.CURVES}/{path.name}" not in files:  # of facts that have changed since
             path.unlink()
     if config.readme and scale != "smoke":
-        text = index.build_readme(config.readme.read_text(encoding="utf-8"), read_all(folder))
+        text = build_readme(config.readme.read_text(encoding="utf-8"), read_all(folder))
         filesystem.write_atomically(config.readme, text, durable=False)
     return [f"pages: {folder / 'index.md'}"]

@@ -13,7 +13,7 @@ from tfmammo.apps.report import facts as fact_files
 from tfmammo.apps.report import rebuild
 from tfmammo.apps.report.config import ReportConfig, Scale
 from tfmammo.apps.report.curves import Curve
-from tfmammo.apps.report.facts import About, Facts, make_curve
+from tfmammo.apps.report.facts import Facts, make_curve
 from tfmammo.apps.report.items import ITEMS, Item
 from tfmammo.apps.report.plan import Plan, Planned, complete, get_tracking_uri, make_plan
 from tfmammo.apps.report.work import describe_work
@@ -32,32 +32,19 @@ EXPORTED = "curve.csv"  # beside the export of a run that was made elsewhere: st
 
 @dataclass(frozen=True)
 class Options:
-    """How a report is run.
-
-    Attributes:
-        scale: Which overrides of the commands.
-        only: Papers and items, as "can" or "can_table1"; empty: all.
-        jobs: How many commands run at once.
-        keep_going: After a failure, run what does not need the failed command.
-        any_version: Continue with the results of another version of the package.
-    """
+    """How a report is run."""
 
     scale: Scale = "small"
-    only: tuple[str, ...] = ()
-    jobs: int = 1
-    keep_going: bool = False
-    any_version: bool = False
+    only: tuple[str, ...] = ()  # papers and items, as "can" or "can_table1"; empty: all
+    jobs: int = 1  # commands that run at once
+    keep_going: bool = False  # after a failure, run what does not need the failed command
+    any_version: bool = False  # continue with the results of another version of the package
 
 
 def choose_items(only: Iterable[str], scale: Scale = "small") -> list[Item]:
     """Choose items that have commands, by the names of papers or items; all without a name.
 
-    Args:
-        only: Names.
-        scale: The scale; that of the papers has no studies of our own.
-
-    Raises:
-        ConfigError: A name is neither.
+    The scale of the papers has no studies of our own.
     """
     names = set(only)
     known = {name for item in ITEMS for name in (item.paper, item.key)}
@@ -112,11 +99,7 @@ class _Report:
 
 
 def plan_report(config: ReportConfig, options: Options, output: Path, root: Path) -> _Report:
-    """Plan the wanted items and, to describe their scale, the same commands as in the papers.
-
-    Raises:
-        ConfigError: A command would be refused, at this scale or at the paper's.
-    """
+    """Plan the wanted items and, to describe their scale, the same commands as in the papers."""
     items = choose_items(options.only, options.scale)
     wanted = list(dict.fromkeys(name for item in items for name in item.sources))
     plan = make_plan(config, options.scale, output, root, wanted)
@@ -133,7 +116,7 @@ def print_plan(config: ReportConfig, options: Options, root: Path) -> list[str]:
 
 
 def run_report(config: ReportConfig, options: Options, output: Path, root: Path) -> list[str]:
-    """Run what is not finished, write facts, and write the pages.
+    """Run what is not finished, write facts and pages, and say where the pages are.
 
     The facts of an item are written as soon as its last command is finished.
 
@@ -142,9 +125,6 @@ def run_report(config: ReportConfig, options: Options, output: Path, root: Path)
         options: Scale, items, and how to run them.
         output: The folder of commands.
         root: The root of the repository.
-
-    Returns:
-        Where the pages were written, in words.
 
     Raises:
         ConfigError: A command would be refused, or there is no such readme.
@@ -216,19 +196,11 @@ def _write_item(report: _Report, item: Item, failures: Mapping[str, str]) -> Non
     """Write the facts of an item, or why there are none, but that not at the scale smoke."""
     plan, output = report.plan, report.output
     behind = plan.list_behind(item.sources)
-    work = describe_work(report.config, plan, report.papers, behind)
-    about = About(
-        item=item.key,
-        scale=plan.scale,
-        data=work.data,
-        papers_data="" if item.study else work.papers_data,
-        work=work.text,
-        runs=work.runs,
-        trained=0,
-        is_smaller=work.is_smaller,
-        random_starts=work.random_starts,
-        commands=tuple(map(report.format_command, behind)),
+    about = describe_work(report.config, plan, report.papers, behind).model_copy(
+        update={"item": item.key, "commands": tuple(map(report.format_command, behind))}
     )
+    if item.study:
+        about = about.model_copy(update={"papers_data": ""})
     folder = rebuild.find_folder(report.config, plan.scale, output)
     if reasons := _list_obstacles(report, item, failures):
         log.info("%s: no result, %s", item.key, "; ".join(reasons))
@@ -237,7 +209,13 @@ def _write_item(report: _Report, item: Item, failures: Mapping[str, str]) -> Non
             fact_files.write(Facts(about), folder)
         return
     curves = [curve for one in behind for curve in _read_curves(one, output)]
-    code = {_read_code(output, one.step) for one in behind if one.export is None}
+    code = set()
+    for one in behind:
+        if one.export is None:
+            file = output / DONE / f"{one.step.name}.json"
+            note = json.loads(file.read_text(encoding="utf-8"))
+            commit = f", commit {note['commit']}" if note.get("commit") else ""
+            code.add(f"tfmammo {note['code']}{commit}")
     known = tuple(curve for curve in curves if curve.steps)
     about = about.model_copy(update={"trained": len(curves), "code": tuple(sorted(code))})
     rows = [row for one in _list_run(plan, item) for row in _read_rows(output / one.step.name)]
@@ -250,12 +228,6 @@ def _read_rows(folder: Path) -> list[Fact]:
         if (folder / name).is_file():
             return read_facts(folder / name)
     return []
-
-
-def _read_code(output: Path, step: Step) -> str:
-    note = json.loads((output / DONE / f"{step.name}.json").read_text(encoding="utf-8"))
-    commit = f", commit {note['commit']}" if note.get("commit") else ""
-    return f"tfmammo {note['code']}{commit}"
 
 
 def _read_curves(one: Planned, output: Path) -> list[Curve]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -45,31 +45,18 @@ class Trivial(Frozen):
 
 @dataclass(frozen=True)
 class Evidence:
-    """What the rows say about one claim.
+    """What the rows say about one claim; texts are "" where there is nothing to say."""
 
-    Attributes:
-        says: The claim.
-        word: The verdict.
-        numbers: The numbers behind it; "" where there are none.
-        why: Why nothing is decided, or was tested, one of a few sentences; "" elsewhere.
-        detail: What is behind that; "" for nothing.
-        p: p of the test; NaN where there is none.
-        seen: The smallest difference that the test sees, in words; "" where it is not known.
-        gain: Our interval beside the printed gain, in words; "" where the paper prints none.
-        certainty: "high", "moderate" or "low" of a decided claim; "" elsewhere.
-        facts: The facts that were judged; None where there are none.
-    """
-
-    says: str
-    word: Word
-    numbers: str = ""
-    why: str = ""
-    detail: str = ""
-    p: float = math.nan
-    seen: str = ""
-    gain: str = ""
-    certainty: str = ""
-    facts: Facts | None = None
+    says: str  # the claim
+    word: Word  # the verdict
+    numbers: str = ""  # behind it
+    why: str = ""  # nothing is decided, or was tested: one of a few sentences
+    detail: str = ""  # what is behind that
+    p: float = math.nan  # of the test
+    seen: str = ""  # the smallest difference that the test sees
+    gain: str = ""  # our interval beside the printed gain
+    certainty: str = ""  # "high", "moderate" or "low" of a decided claim
+    facts: Facts | None = None  # that were judged
 
     @property
     def is_decided(self) -> bool:
@@ -273,12 +260,8 @@ def judge_claim(
 ) -> Evidence:
     """Judge a claim by the rule.
 
-    Args:
-        claim: The claim.
-        facts: The rows.
-        printed: Row -> column -> number, as the paper prints them.
-        trivial: The trivial baseline; None where there is none.
-        is_sized: Whether the claim depends on the pixels of a patch.
+    `printed` has the paper's numbers, row -> column -> number. A claim that `is_sized` depends on
+    the pixels of a patch.
     """
     evidence = replace(claim.judge(facts, printed), facts=facts)
     if not evidence.is_decided:
@@ -311,28 +294,3 @@ def _rate_certainty(evidence: Evidence, facts: Facts) -> str:
         return "low"
     strengths = facts.about.is_papers_data + (facts.about.runs >= FEWEST_RUNS)
     return ("low", "moderate", "high")[strengths]
-
-
-def judge_claims(
-    claims: Sequence[Claim],
-    sources: Sequence[Facts],
-    printed: Printed,
-    trivial: Trivial | None = None,
-    is_sized: bool = False,
-) -> tuple[Evidence, ...]:
-    """Judge each claim by the first facts that have its row.
-
-    Args:
-        claims: The claims of an item.
-        sources: Its facts, those on the paper's data first; without any nothing is tested.
-        printed: As for `judge_claim`.
-        trivial: As for `judge_claim`.
-        is_sized: As for `judge_claim`.
-    """
-    judged = []
-    for claim in claims:
-        evidence = [judge_claim(claim, facts, printed, trivial, is_sized) for facts in sources]
-        tested = [one for one in evidence if one.word != "not tested"]
-        missing = Evidence(claim.says, "not tested", why=NO_RUN)
-        judged.append((tested or evidence or [missing])[0])
-    return tuple(judged)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -11,43 +10,19 @@ from typing import Any
 import numpy as np
 
 from tfmammo.apps.report.config import PHANTOM, ReportConfig, Scale
+from tfmammo.apps.report.facts import About
 from tfmammo.apps.report.items import FROM_IMAGENET
 from tfmammo.apps.report.plan import Plan, Planned
 from tfmammo.config import DataConfig
 from tfmammo.tracking.export.card import read_card
 
 
-@dataclass(frozen=True)
-class Work:
-    """What the commands of an item do.
-
-    Attributes:
-        text: "20,000 of 210,000 steps; 128 of 256 px; 1/4 of the width".
-        data: The data in words.
-        papers_data: The paper's data in words; "" of a study that no paper has.
-        runs: The smallest number of seeds or folds behind a model.
-        is_smaller: Whether patches have fewer pixels than the paper's.
-        random_starts: The train scripts whose networks start from random weights.
-    """
-
-    text: str
-    data: str
-    papers_data: str
-    runs: int
-    is_smaller: bool
-    random_starts: tuple[str, ...]
-
-
 def describe_work(
     config: ReportConfig, plan: Plan, papers: Plan, behind: Sequence[Planned]
-) -> Work:
-    """Describe the work of steps.
+) -> About:
+    """Describe the work of an item's steps and of all that they need, for an item without a name.
 
-    Args:
-        config: The report.
-        plan: The plan.
-        papers: The plan of the scale paper.
-        behind: The steps of an item and all that they need.
+    `papers` is the plan of the scale paper.
     """
     of_command: dict[str, list[Planned]] = {}
     for one in behind:
@@ -69,13 +44,24 @@ def describe_work(
             sizes[_compare_sizes(small.data, large.data)] = None
             widths |= set(_compare_widths(small.model, large.model))
     parts = [*_name_lengths(lengths), *sizes, _name_widths(widths)]
-    return Work(
-        "; ".join(filter(None, parts)),
-        _list_titles(config, plan.scale, of_command),
-        _list_titles(config, "paper", of_command),
-        min((count for steps in of_command.values() for count in _count_runs(steps)), default=1),
-        any(sizes),
-        tuple(sorted(set(_list_random_starts(behind)))),
+    scripts = [(Path(one.step.command[0]).stem, one) for one in behind]
+    random_starts = {
+        script
+        for script, one in scripts
+        if script in FROM_IMAGENET and one.parsed.model.weights == "none"
+    }
+    return About(
+        item="",
+        scale=plan.scale,
+        data=_list_titles(config, plan.scale, of_command),
+        papers_data=_list_titles(config, "paper", of_command),
+        work="; ".join(filter(None, parts)),
+        runs=min(
+            (count for steps in of_command.values() for count in _count_runs(steps)), default=1
+        ),
+        trained=0,
+        is_smaller=any(sizes),
+        random_starts=tuple(sorted(random_starts)),
     )
 
 
@@ -108,14 +94,7 @@ def _count_steps(trainings: Iterable[Planned]) -> str:
 
 
 def _relate(ours: str, papers: str) -> str:
-    """Say how much of the paper's length ours is, or both where their units differ.
-
-    Examples:
-        >>> _relate("20,000 steps", "210,000 steps")
-        '20,000 of 210,000 steps'
-        >>> _relate("4,000 steps", "150 epochs")
-        '4,000 steps (the paper: 150 epochs)'
-    """
+    """Say how much of the paper's length ours is, or both where their units differ."""
     if not papers or ours == papers:
         return ours
     number, _, unit = ours.rpartition(" ")
@@ -123,12 +102,7 @@ def _relate(ours: str, papers: str) -> str:
 
 
 def _name_lengths(lengths: Mapping[str, Sequence[str]]) -> Iterator[str]:
-    """Say which command has which length, where there are several lengths.
-
-    Examples:
-        >>> list(_name_lengths({"2,000 steps": ["can"], "50 epochs": ["shape"], "4 tests": []}))
-        ['can: 2,000 steps', 'shape: 50 epochs', '4 tests']
-    """
+    """Say which command has which length, where there are several lengths."""
     for length, names in lengths.items():
         is_named = names and len(lengths) > 1
         yield f"{', '.join(names)}: {length}" if is_named else length
@@ -152,12 +126,7 @@ def _compare_widths(small: Any, large: Any) -> Iterator[Fraction]:
 
 
 def _name_widths(widths: Collection[Fraction]) -> str:
-    """Say how wide networks are.
-
-    Examples:
-        >>> _name_widths({Fraction(1, 4), Fraction(1, 8)})
-        '1/8 to 1/4 of the width'
-    """
+    """Say how wide networks are: "1/8 to 1/4 of the width"."""
     if not widths:
         return ""
     return " to ".join(map(str, sorted({min(widths), max(widths)}))) + " of the width"
@@ -172,10 +141,3 @@ def _count_runs(steps: Sequence[Planned]) -> list[int]:
         # a generator is trained once a fold, for the detectors of all seeds
         return [len(study.held_out) * (1 if study.generators else len(study.seeds))]
     return [len(study.seeds)] if hasattr(study, "shares") else []
-
-
-def _list_random_starts(behind: Iterable[Planned]) -> Iterator[str]:
-    for one in behind:
-        script = Path(one.step.command[0]).stem
-        if script in FROM_IMAGENET and one.parsed.model.weights == "none":
-            yield script

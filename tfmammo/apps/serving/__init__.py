@@ -5,7 +5,6 @@ requests.py     the images of a request
 entry.py        the pyfunc model of a service, which MLflow loads
 saving.py       what the registry stores, and the check before it is loaded
 server.py       MLflow's protocol over HTTP, with limits, short errors, /health and /metrics
-parsing.py      bodies of requests
 web.py          what the server and the studio share: uvicorn, who may ask, a private folder
 
 `tfmammo serve` registers services, serves models, and exports SavedModels for

@@ -69,6 +69,7 @@ BATCH_SIZE = 8  # patches in one call, so that memory does not grow with the req
 MAX_IMAGES = 1024  # in one request
 MAX_PIXELS = 2 * LARGEST  # of all images of one request together
 MODEL_KEYS = ("detector", "segmenter", "classifier", "generator", "gan", "handle")
+KINDS = ("network", "case", "system")  # of services, by the keys of ServiceConfig
 
 
 class NetworkConfig(Frozen):
@@ -117,9 +118,14 @@ class ServiceConfig(Frozen):
 
     @model_validator(mode="after")
     def _one(self) -> ServiceConfig:
-        if sum(part is not None for part in (self.network, self.case, self.system)) != 1:
+        if sum(getattr(self, kind) is not None for kind in KINDS) != 1:
             raise ValueError("give one of network, case and system")
         return self
+
+    @property
+    def kind(self) -> str:
+        """Which of KINDS it is."""
+        return next(kind for kind in KINDS if getattr(self, kind) is not None)
 
 
 Answer = dict[str, Any]
@@ -190,8 +196,7 @@ def gather(config: ServiceConfig, folder: Path) -> None:
     An archive of real lesions is not copied: the server must find it where the config says. Nor is
     a detector of TensorFlow Hub or the Object Detection API.
     """
-    part = config.network or config.case or config.system
-    assert part
+    part = getattr(config, config.kind)
     copies = {}
     uri = getattr(part, "tracking_uri", None) or config.tracking_uri
     for key in MODEL_KEYS:
@@ -203,10 +208,10 @@ def gather(config: ServiceConfig, folder: Path) -> None:
         export_folder = folder / copies["handle"]
         name = config.network.find_function(export_folder)
         export.write_onnx(export_folder, name, export_folder / f"{name}.onnx")
-    kinds = ("network", "case", "system")
-    (kind,) = (kind for kind in kinds if getattr(config, kind) is not None)
-    content = config.model_dump(mode="json", exclude={"tracking_uri": True, kind: {"tracking_uri"}})
-    content[kind] |= copies
+    content = config.model_dump(
+        mode="json", exclude={"tracking_uri": True, config.kind: {"tracking_uri"}}
+    )
+    content[config.kind] |= copies
     (folder / FILE).write_text(json.dumps(content, indent=2), encoding="utf-8")
 
 
@@ -214,7 +219,7 @@ def unpack(folder: Path) -> ServiceConfig:
     """Read the config of a folder that `gather` made; its model URIs point into the folder."""
     try:
         values = json.loads((folder / FILE).read_text(encoding="utf-8"))
-        for part in (values[key] for key in ("network", "case", "system") if values.get(key)):
+        for part in (values[kind] for kind in KINDS if values.get(kind)):
             part |= {
                 key: str(folder / key)
                 for key in MODEL_KEYS

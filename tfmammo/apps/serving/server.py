@@ -16,6 +16,7 @@ from __future__ import annotations
 import asyncio
 import errno
 import io
+import json
 import logging
 import os
 import sys
@@ -30,6 +31,7 @@ from pathlib import Path
 from typing import Any
 
 import mlflow
+import numpy as np
 import uvicorn
 from mlflow.exceptions import MlflowException
 from mlflow.pyfunc import PyFuncModel, scoring_server
@@ -45,7 +47,7 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
-from tfmammo.apps.serving import parsing, saving, web
+from tfmammo.apps.serving import saving, web
 
 log = logging.getLogger(__name__)
 
@@ -54,12 +56,15 @@ SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60)
 MAX_ERROR_LENGTH = 500  # characters
 MAX_CONNECTIONS = 64  # each may hold a body in memory
 RECEIVING_SECONDS = 120.0  # a body may take
+# Numbers, texts and lists of a request: as Python objects they take up to forty bytes each, however
+# short their text. The largest mammograms have half as many pixels.
+MAX_VALUES = 2**24
 
 
 class RequestRefused(Exception):
-    """A request that is answered by an error, with an HTTP status."""
+    """A request that is answered by an error; the sentence repeats nothing of its body."""
 
-    def __init__(self, status: int, sentence: str) -> None:
+    def __init__(self, sentence: str, status: int = 400) -> None:
         super().__init__(sentence)
         self.status = status
 
@@ -126,7 +131,7 @@ def run(
         port: Port to listen on.
         limit: Largest body of a request, MB.
         parallel: Requests that are computed at once; others wait.
-        names: See `web.guard`.
+        names: Further names of this machine, see `web.guard`.
     """
     with web.stoppable(), _exiting_at_once(), web.private_folder("tfmammo_serving_") as folder:
         target = None if Path(uri).is_dir() else str(folder)
@@ -199,10 +204,10 @@ async def _receive(request: Request, limit: int) -> bytearray:
     """Receive a JSON body of at most `limit` bytes, in time."""
     kind = request.headers.get("content-type", "").partition(";")[0]
     if kind.strip().lower() != "application/json":
-        raise RequestRefused(415, "the content type must be application/json")
+        raise RequestRefused("the content type must be application/json", 415)
     if request.headers.get("content-encoding", "identity") != "identity":
-        raise RequestRefused(415, "the request must not be compressed (content-encoding)")
-    too_large = RequestRefused(413, f"the request is larger than {limit / 2**20:g} MB")
+        raise RequestRefused("the request must not be compressed (content-encoding)", 415)
+    too_large = RequestRefused(f"the request is larger than {limit / 2**20:g} MB", 413)
     if int(request.headers.get("content-length", 0)) > limit:
         raise too_large
     body = bytearray()
@@ -213,7 +218,7 @@ async def _receive(request: Request, limit: int) -> bytearray:
                 if len(body) > limit:
                     raise too_large
     except TimeoutError:
-        raise RequestRefused(408, "the request came too slowly") from None
+        raise RequestRefused("the request came too slowly", 408) from None
     return body
 
 
@@ -228,26 +233,75 @@ def _predict(model: Any, body: bytearray, gone: threading.Event) -> str:
     _current.gone = gone
     _check_client()
     try:
-        inputs, params = parsing.parse(body, getattr(model, "pictures", False))
+        inputs, params = parse(body, getattr(model, "pictures", False))
         result = io.StringIO()
         scoring_server.predictions_to_json(model.predict(None, inputs, params=params), result)
         return result.getvalue()
-    except parsing.BadRequest as error:
-        raise RequestRefused(400, str(error)) from None
     except MlflowException as error:
-        raise RequestRefused(error.get_http_status_code(), short_message(error)) from None
-    except ClientGone:
+        raise RequestRefused(short_message(error), error.get_http_status_code()) from None
+    except (RequestRefused, ClientGone):
         raise
     except Exception as error:
         if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
             log.error("the disk of %s is full", tempfile.gettempdir())
-            raise RequestRefused(503, "the server has no space for the request") from None
+            raise RequestRefused("the server has no space for the request", 503) from None
         # The message may quote the request, the frames do not.
         frames = "".join(traceback.format_tb(error.__traceback__))
         log.error("%s\n%s", type(error).__name__, frames)
         raise RequestRefused(
-            400, f"the model can't answer this request ({type(error).__name__})"
+            f"the model can't answer this request ({type(error).__name__})"
         ) from None
+
+
+def parse(body: bytes | bytearray, of_images: bool) -> tuple[Any, dict[str, Any] | None]:
+    """Parse a JSON body into inputs and params.
+
+    The inputs are a list of objects, `of_images`, or else become a float32 array, or name -> array.
+    MLflow's parser is not used: its errors repeat the request, which holds a patient's image.
+    """
+    if sum(map(body.count, (b",", b"[", b"{"))) > MAX_VALUES:
+        raise RequestRefused(
+            f"the request holds more than {MAX_VALUES} values; send a large image as a file, in "
+            "image"
+        )
+    try:
+        request = json.loads(body, parse_constant=_refuse_constant)
+    except json.JSONDecodeError as error:
+        raise RequestRefused(
+            f"the request is not valid JSON ({error.msg} at character {error.pos})"
+        ) from None
+    except (ValueError, RecursionError):  # not UTF-8, a number of too many digits, too deep
+        raise RequestRefused("the request is not valid JSON") from None
+    if not isinstance(request, dict) or "inputs" not in request:
+        raise RequestRefused("the request must be an object with the key inputs")
+    inputs = request["inputs"]
+    params = request.get("params")
+    if not isinstance(params, dict | None):
+        raise RequestRefused("params must be an object")
+    if of_images:
+        if not isinstance(inputs, list) or not all(isinstance(item, dict) for item in inputs):
+            raise RequestRefused(
+                "inputs must be a list of images, each an object with image or pixels"
+            )
+        return inputs, params
+    if isinstance(inputs, dict):
+        return {name: _to_array(value) for name, value in inputs.items()}, params
+    return _to_array(inputs), params
+
+
+def _refuse_constant(name: str) -> None:
+    raise RequestRefused(f"{name} is not a number in JSON")
+
+
+def _to_array(value: Any) -> np.ndarray:
+    try:
+        array = np.asarray(value)
+    except (ValueError, TypeError, OverflowError):
+        array = np.empty(0, object)
+    if array.dtype.kind not in "iuf" or not isinstance(value, list):
+        raise RequestRefused("inputs must be an array of numbers, or an object of such arrays")
+    with np.errstate(over="ignore"):  # too large for float32 becomes infinite
+        return array.astype(np.float32)
 
 
 def short_message(error: MlflowException) -> str:

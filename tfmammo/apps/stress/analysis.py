@@ -43,31 +43,16 @@ def fit_curves(
 
     What is found at the same place before insertion gives the guess rate.
     """
-    sizes = [outcome.size for outcome in outcomes]
-    return Curves(
-        _fit_contrast(outcomes, limit, config, interval),
-        # The pairs of one requested size differ by rounding alone.
-        _fit(outcomes, sizes, limit, config, interval) if len(config.sizes) > 1 else None,
-    )
-
-
-def _fit_contrast(
-    outcomes: Sequence[Outcome], limit: float, config: StressConfig, interval: bool = True
-) -> Psychometric | None:
-    if len(config.contrasts) == 1:
-        return None
-    contrasts = [outcome.contrast for outcome in outcomes]
-    return _fit(outcomes, contrasts, limit, config, interval)
+    fits = (_fit(name, outcomes, limit, config, interval) for name in ("contrast", "size"))
+    return Curves(*fits)
 
 
 def _fit(
-    outcomes: Sequence[Outcome],
-    stimuli: Sequence[float],
-    limit: float,
-    config: StressConfig,
-    interval: bool,
+    name: str, outcomes: Sequence[Outcome], limit: float, config: StressConfig, interval: bool
 ) -> Psychometric | None:
-    if len(set(stimuli)) < 2:
+    stimuli = [getattr(outcome, name) for outcome in outcomes]
+    # The pairs of one requested contrast or size differ by rounding alone.
+    if len(getattr(config, f"{name}s")) == 1 or len(set(stimuli)) < 2:
         return None
     patients = [outcome.patient for outcome in outcomes]
     return fit(
@@ -196,7 +181,7 @@ def tabulate_strata(trials: Mapping[str, Trial], config: StressConfig) -> Table:
                 found = [outcome.after > limit for outcome in part]
                 cells = [detector, method, f"{name}: {value}", str(len(part))]
                 cells.append(_format_share(found, part, config))
-                cells.append(format_threshold(_fit_contrast(part, limit, config)))
+                cells.append(format_threshold(_fit("contrast", part, limit, config, True)))
                 body.append(cells)
     header = ["detector", "method", "part", "pairs", "found, %", "contrast of 50 %"]
     return Table("By tissue, place, margin and density", header, body, NOTES)

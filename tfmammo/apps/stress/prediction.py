@@ -97,13 +97,9 @@ def predict(
     patients: Sequence[str],
     config: StressConfig,
 ) -> list[Prediction]:
-    """Correlate the stress scores of every method with recall.
+    """Correlate the stress scores of every method with recall in unseen mammograms.
 
-    Args:
-        trials: By detector.
-        matches: By detector, in each unseen mammogram.
-        patients: Patient of each unseen mammogram.
-        config: The test's.
+    Each of these has a patient, and matches by each detector.
     """
     stressed = np.array(
         sorted({outcome.patient for trial in trials.values() for outcome in trial.outcomes})

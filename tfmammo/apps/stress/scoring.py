@@ -99,12 +99,8 @@ def choose_limit(
 ) -> tuple[float, float]:
     """Choose the score above which a detection counts: `score` if given, else by `fppi`.
 
-    Args:
-        false_positives: Scores of the false positives in each mammogram.
-        config: The test's.
-
-    Returns:
-        The limit, and the number of false positives per mammogram above it.
+    Given the scores of the false positives in each mammogram, also return how many per mammogram
+    are above that limit.
     """
     scores = np.sort(np.concatenate([np.empty(0), *false_positives]))[::-1]
     images = max(1, len(false_positives))

@@ -12,7 +12,7 @@ from fastapi import FastAPI
 
 from tfmammo.apps.reader_study.session import ReaderStudy
 from tfmammo.apps.serving import web
-from tfmammo.apps.studio import guard, windowing
+from tfmammo.apps.studio import guard
 from tfmammo.apps.studio.config import StudioConfig
 from tfmammo.apps.studio.inserting import InsertTab
 from tfmammo.apps.studio.judging import StudyTab
@@ -37,6 +37,36 @@ STYLE = """
         background: color-mix(in srgb, #d55e00 12%, transparent); }
 """
 
+# Window and level of every mammogram on the page, as in a radiology viewer: the browser maps
+# intensities from level - window / 2 to level + window / 2 to black to white. Nothing is sent, no
+# file changes, and both images of a pair change alike. The images have 256 levels, so a narrow
+# window shows steps.
+FILTER = "grey-window"
+_CHANNELS = "".join(f'<feFunc{name} type="linear" slope="1" intercept="0"/>' for name in "RGB")
+# A filter that is not displayed at all would make the pictures vanish.
+SVG = (
+    '<svg width="0" height="0" style="position: absolute" aria-hidden="true">'
+    f'<filter id="{FILTER}" color-interpolation-filters="sRGB">'
+    f"<feComponentTransfer>{_CHANNELS}</feComponentTransfer></filter></svg>"
+)
+WINDOW_STYLE = f"""
+#mammogram img, #overlay img, #before-after img, #detail img, .pictures img {{
+    filter: url(#{FILTER}); }}
+"""
+# grey -> (grey - (level - window / 2)) / window
+APPLY = f"""
+(window_, level) => {{
+    const slope = 100 / window_;
+    const intercept = 0.5 - level / window_;
+    for (const map of document.querySelectorAll('#{FILTER} feComponentTransfer > *')) {{
+        map.setAttribute('slope', slope);
+        map.setAttribute('intercept', intercept);
+    }}
+}}
+"""
+# Else the arrow keys that answer a reader study would move the slider.
+LEAVE = "() => document.activeElement?.blur()"
+
 Section = TypeVar("Section")
 Loaded = TypeVar("Loaded")
 
@@ -53,7 +83,7 @@ def build(config: StudioConfig) -> gr.Blocks:
         title="tfmammo studio", analytics_enabled=False, delete_cache=(60, 3600)
     ) as page:
         gr.Markdown(ABOUT)
-        windowing.add_controls()
+        add_windowing()
         if systems:
             with gr.Tab("Insert or remove"):
                 InsertTab(systems, config.parallel)
@@ -88,13 +118,24 @@ def serve(config: StudioConfig, folder: Path) -> None:
             font=["system-ui", "sans-serif"],
             font_mono=["ui-monospace", "monospace"],
         ),
-        css=STYLE + windowing.STYLE,
+        css=STYLE + WINDOW_STYLE,
     )
     bounded = guard.BoundedUploads(app, folder, config.total_mb * 2**20)
     guarded = web.guard(bounded, config.host, config.names)
     with web.listen(config.host, config.port) as listener:
         log.info("the studio is at http://%s:%s", config.host, config.port)
         web.make_server(guarded, MAX_CONNECTIONS).run([listener])
+
+
+def add_windowing() -> None:
+    """Add the two sliders to a gr.Blocks, for all pictures of all its tabs."""
+    gr.HTML(SVG, padding=False)
+    with gr.Accordion("Window and level", open=False), gr.Row():
+        window = gr.Slider(5, 200, 100, step=1, label="Window, % of the grey scale")
+        level = gr.Slider(0, 100, 50, step=1, label="Level, % of the grey scale")
+    for slider in (window, level):
+        slider.change(None, [window, level], js=APPLY, api_visibility="private")
+        slider.release(None, js=LEAVE, api_visibility="private")
 
 
 def _load(key: str, load: Callable[[Section], Loaded], config: Section) -> Loaded:

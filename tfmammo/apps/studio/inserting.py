@@ -19,7 +19,7 @@ import gradio as gr
 import numpy as np
 
 from tfmammo.apps.studio import uploads
-from tfmammo.apps.studio.uploads import COLOUR, COMPUTE, Facts, OpenMammogram, Picture, Updates
+from tfmammo.apps.studio.uploads import COLOUR, Facts, OpenMammogram, Picture, Updates
 from tfmammo.archives.writers import synthetic
 from tfmammo.errors import DataError
 from tfmammo.mammogram import Box, Mammogram, trace_borders
@@ -77,9 +77,7 @@ class ResultView:
 class InsertTab:
     """The tab's components and their events, on a gr.Blocks.
 
-    Args:
-        systems: Editors by the names that the page shows.
-        parallel: Requests computed at once.
+    The page shows editors by their names, and computes `parallel` requests at once.
     """
 
     def __init__(self, systems: Mapping[str, Editor], parallel: int) -> None:
@@ -119,13 +117,8 @@ class InsertTab:
         self.factor = gr.Slider(
             0.5, 2, 1, step=0.05, label="Scale of the real lesion", visible=control == "factor"
         )
-        self.seed = gr.Number(
-            0,
-            label="Seed",
-            info="The same seed gives the same lesion again.",
-            precision=0,
-            minimum=0,
-        )
+        again = "The same seed gives the same lesion again."
+        self.seed = gr.Number(0, label="Seed", info=again, precision=0, minimum=0)
         self.facts = uploads.add_facts_inputs()
         self.make = gr.Button("Apply", variant="primary", interactive=False)
         self.note = gr.Markdown(visible=False, elem_classes="note")
@@ -136,17 +129,20 @@ class InsertTab:
                 self.text = gr.Markdown(elem_id="insert-result")
                 self.marked = gr.Checkbox(False, label="Show box and outline", min_width=160)
             with gr.Row():
-                options: dict[str, Any] = {
-                    "format": "png",
-                    "interactive": False,
-                    "buttons": ["fullscreen"],
-                    "type": "numpy",
-                }
-                self.slider = gr.ImageSlider(
-                    label="Before | after", max_height=640, elem_id="before-after", **options
-                )
-                self.detail = gr.ImageSlider(
-                    label="Detail, native pixels", max_height=640, elem_id="detail", **options
+                self.slider, self.detail = (
+                    gr.ImageSlider(
+                        label=label,
+                        format="png",
+                        type="numpy",
+                        interactive=False,
+                        buttons=["fullscreen"],
+                        max_height=640,
+                        elem_id=element,
+                    )
+                    for label, element in (
+                        ("Before | after", "before-after"),
+                        ("Detail, native pixels", "detail"),
+                    )
                 )
             self.files = gr.Files(
                 label="Downloads: marked as synthetic, without patient data",
@@ -155,58 +151,24 @@ class InsertTab:
             )
 
     def _connect(self, parallel: int) -> None:
-        quick: dict[str, Any] = {
-            "api_visibility": "private",
-            "show_progress": "hidden",
-            "concurrency_limit": None,
-        }
-        long: dict[str, Any] = {
-            "api_visibility": "private",
-            "concurrency_id": COMPUTE,
-            "concurrency_limit": parallel,
-        }
-        opening = [
-            self.held,
-            self.centre,
-            self.picture,
-            self.hint,
-            self.height,
-            self.width,
-            self.make,
-            self.note,
-            self.upload,
-            self.example,
-        ]
+        long = uploads.computing(parallel)
+        quick = uploads.QUICK
+        opening = [self.held, self.centre, self.picture, self.hint, self.height, self.width]
+        opening += [self.make, self.note, self.upload, self.example]
         self.upload.upload(self._open, [self.upload, self.held], opening, **long)
         # Gradio's `input` comes twice for one choice, and its `select` not at all for the keyboard.
         self.example.change(self._example, [self.example, self.held], opening, **long)
         self.picture.select(
             self._place, [self.held], [self.centre, self.picture, self.hint, self.make], **quick
         )
-        self.system.change(
-            self._system,
-            [self.system],
-            [self.sizes, self.size_text, self.shape, self.factor],
-            **quick,
-        )
-        sizes = [self.height.change, self.width.change, self.facts[2].change, self.held.change]  # type: ignore[attr-defined]
-        gr.on(
-            sizes,
-            self._size,
-            [self.held, self.height, self.width, self.facts[2]],
-            [self.size_text],
-            **quick,
-        )
+        controls = [self.sizes, self.size_text, self.shape, self.factor]
+        self.system.change(self._system, [self.system], controls, **quick)
+        sized = [self.held, self.height, self.width, self.facts[2]]
+        changes = [each.change for each in sized]  # type: ignore[attr-defined]
+        gr.on(changes, self._size, sized, [self.size_text], **quick)
         options = [self.system, self.height, self.width, self.shape, self.factor, self.seed]
-        result = [
-            self.view,
-            self.result,
-            self.text,
-            self.slider,
-            self.detail,
-            self.files,
-            self.note,
-        ]
+        result = [self.view, self.result, self.text, self.slider, self.detail, self.files]
+        result.append(self.note)
         self.make.click(
             self._make,
             [self.held, self.centre, self.view, self.marked, *options, *self.facts],
@@ -263,25 +225,13 @@ class InsertTab:
             self.factor: gr.update(visible=control == "factor"),
         }
 
-    def _size(
-        self,
-        held: OpenMammogram | None,
-        height: float | None,
-        width: float | None,
-        spacing: float | None,
-    ) -> str:
+    def _size(self, held: OpenMammogram | None, height: Any, width: Any, spacing: Any) -> str:
         stated = (spacing, spacing) if spacing else None
         of_file = held.mammogram.spacing if held else None
         return format_size(height, width, of_file or stated)
 
     def _make(
-        self,
-        held: OpenMammogram | None,
-        centre: Any,
-        old: ResultView | None,
-        marked: bool,
-        name: str,
-        *options: Any,
+        self, held: Any, centre: Any, old: Any, marked: bool, name: str, *options: Any
     ) -> Updates:
         """Edit; the options are height, width, shape, factor, seed and what `Facts.parse` takes."""
 

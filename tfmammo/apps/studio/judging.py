@@ -11,10 +11,8 @@ import base64
 import logging
 import tempfile
 import time
-from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import gradio as gr
 
@@ -22,6 +20,7 @@ from tfmammo.apps.reader_study.answers import write_answers
 from tfmammo.apps.reader_study.cases import SCALE, Case
 from tfmammo.apps.reader_study.results import FEW, plot_roc, results_table, write_results
 from tfmammo.apps.reader_study.session import ReaderStudy, parse_reader_name
+from tfmammo.apps.studio.uploads import QUICK, Updates
 from tfmammo.errors import ConfigError, DataError
 from tfmammo.metrics import observer
 
@@ -54,7 +53,6 @@ STYLE = """
 
 # the reader, the case that the page shows, and since when (time.monotonic)
 Place = tuple[str, Case, float]
-Updates = dict[Any, Any]
 
 
 class StudyTab:
@@ -86,35 +84,13 @@ class StudyTab:
             self.table = gr.Dataframe(interactive=False, wrap=True)
             self.curves = gr.Plot(show_label=False)
             self.files = gr.Files(label="CSV files", interactive=False)
-        outputs = [
-            self.place,
-            self.welcome,
-            self.reading,
-            self.progress,
-            self.question,
-            self.pictures,
-            self.sides,
-            self.scale,
-        ]
-        outputs += [self.closing, self.results, self.table, self.curves, self.files]
-        gr.on(
-            [start.click, self.name.submit],
-            self._start,
-            [self.name],
-            outputs,
-            api_visibility="private",
-            show_progress="hidden",
-        )
+        outputs = [self.place, self.welcome, self.reading, self.progress, self.question]
+        outputs += [self.pictures, self.sides, self.scale, self.closing, self.results, self.table]
+        outputs += [self.curves, self.files]
+        entering = [start.click, self.name.submit]
+        gr.on(entering, self._start, [self.name], outputs, **QUICK)
         for value, button in buttons.items():
-            answer = partial(self._answer, value)
-            button.click(
-                answer,
-                [self.place],
-                outputs,
-                api_visibility="private",
-                show_progress="hidden",
-                concurrency_limit=None,
-            )
+            button.click(partial(self._answer, value), [self.place], outputs, **QUICK)
 
     def _start(self, name: str) -> Updates:
         try:
@@ -143,13 +119,15 @@ class StudyTab:
             return self._end(reader)
         done = len(self.study.answers.completed(reader))
         count = len(self.study.cases(reader))
+        encoded = (base64.b64encode(picture).decode() for picture in self.study.images(case))
+        images = (f'<img alt="patch" src="data:image/png;base64,{text}">' for text in encoded)
         return {
             self.place: (reader, case, time.monotonic()),
             self.welcome: gr.update(visible=False),
             self.reading: gr.update(visible=True),
             self.progress: f"Case {done + 1} of {count}",
             self.question: f"### {CHOICE if case.task == 'choice' else RATING}",
-            self.pictures: _format_images(self.study.images(case)),
+            self.pictures: f'<div class="pictures">{"".join(images)}</div>',
             self.sides: gr.update(visible=case.task == "choice"),
             self.scale: gr.update(visible=case.task == "rating"),
         }
@@ -207,12 +185,6 @@ def format_own_result(study: ReaderStudy, reader: str) -> str:
             "Guessing gives 0.5."
         )
     return "\n\n".join(lines or [f"There are {FEW} for a result."])
-
-
-def _format_images(pictures: Sequence[bytes]) -> str:
-    encoded = [base64.b64encode(picture).decode() for picture in pictures]
-    images = [f'<img alt="patch" src="data:image/png;base64,{text}">' for text in encoded]
-    return f'<div class="pictures">{"".join(images)}</div>'
 
 
 def _to_page_error(error: Exception) -> gr.Error:

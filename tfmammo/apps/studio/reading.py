@@ -14,24 +14,14 @@ from typing import Any
 import gradio as gr
 
 from tfmammo.apps.studio import uploads
-from tfmammo.apps.studio.uploads import COMPUTE, Facts, Updates
+from tfmammo.apps.studio.uploads import Facts, Updates
 from tfmammo.inference import case as files
 from tfmammo.inference.pipeline import Pipeline
 from tfmammo.inference.report import build_report, draw_overlay, write_segmentation
 from tfmammo.mammogram import Mammogram
 from tfmammo.synthesis import editor
 
-HEADER = (
-    "no.",
-    "kind",
-    "score",
-    "box, px",
-    "size, px",
-    "size, mm",
-    "shape",
-    "uncertainty",
-    "remarks",
-)
+HEADER = "no. | kind | score | box, px | size, px | size, mm | shape | uncertainty | remarks"
 HINT = """Three trained models find lesions, and mark their boxes, outlines and shapes.
 First state what the file does not.
 
@@ -47,12 +37,7 @@ class Results:
 
 
 class ReadTab:
-    """The tab's components and their events, on a gr.Blocks.
-
-    Args:
-        pipeline: Shared by all sessions.
-        parallel: Requests computed at once.
-    """
+    """The tab's components and their events, on a gr.Blocks; all sessions share the pipeline."""
 
     def __init__(self, pipeline: Pipeline, parallel: int) -> None:
         self.pipeline = pipeline
@@ -71,26 +56,13 @@ class ReadTab:
                 elem_id="overlay",
             )
             self.table = gr.Dataframe(
-                headers=list(HEADER), interactive=False, wrap=True, elem_id="lesions"
+                headers=HEADER.split(" | "), interactive=False, wrap=True, elem_id="lesions"
             )
             self.remarks = gr.Markdown()
             self.files = gr.Files(label="Downloads", interactive=False, elem_id="read-files")
-        outputs = [
-            self.results,
-            self.note,
-            self.findings,
-            self.overlay,
-            self.table,
-            self.remarks,
-            self.files,
-            self.upload,
-            self.example,
-        ]
-        options: dict[str, Any] = {
-            "api_visibility": "private",
-            "concurrency_id": COMPUTE,
-            "concurrency_limit": parallel,
-        }
+        outputs = [self.results, self.note, self.findings, self.overlay, self.table, self.remarks]
+        outputs += [self.files, self.upload, self.example]
+        options = uploads.computing(parallel)
         self.upload.upload(
             self._upload, [self.upload, self.results, *self.facts], outputs, **options
         )

@@ -15,12 +15,12 @@ import re
 import shutil
 import tempfile
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import cv2
 import gradio as gr
@@ -38,9 +38,6 @@ from tfmammo.errors import ArchiveError, DataError, TfmammoError
 from tfmammo.mammogram import Laterality, Mammogram, View, hash_id
 from tfmammo.synthesis import editor
 
-if TYPE_CHECKING:
-    from collections.abc import Iterator
-
 log = logging.getLogger(__name__)
 
 MAX_SIDE = 1600  # px of the longer side of what is shown, at most
@@ -50,8 +47,13 @@ PHANTOMS = 8
 ENDINGS = folder.DICOMS + folder.PICTURES
 SIDES: dict[str, Laterality | None] = {"unknown": None, "left": "L", "right": "R"}
 VIEWS: dict[str, View | None] = {"unknown": None, "CC": "CC", "MLO": "MLO"}
-COMPUTE = "compute"  # Gradio's queue of all that takes long
 COLOUR = (230, 159, 0)
+# options of events that take no time
+QUICK: dict[str, Any] = {
+    "api_visibility": "private",
+    "show_progress": "hidden",
+    "concurrency_limit": None,
+}
 
 Updates = dict[Any, Any]
 Picture = NDArray[np.uint8]
@@ -226,18 +228,22 @@ def add_opening_inputs(label: str, element: str) -> tuple[gr.UploadButton, gr.Dr
     return upload, phantoms
 
 
+def computing(parallel: int) -> dict[str, Any]:
+    """Return options of events that take long, of which `parallel` run at once in all tabs."""
+    return {
+        "api_visibility": "private",
+        "concurrency_id": "compute",
+        "concurrency_limit": parallel,
+    }
+
+
 def add_state() -> gr.State:
     """Add a session's state, whose files are deleted with it."""
     return gr.State(None, time_to_live=KEPT_SECONDS, delete_callback=release)
 
 
 def run_with_note(note: Any, work: Callable[[], Updates]) -> Updates:
-    """Do a page's work; an error becomes the tab's note, and nothing else changes.
-
-    Args:
-        note: A gr.Markdown of the tab.
-        work: Returns updates of components.
-    """
+    """Do a page's work; an error becomes the tab's note, and nothing else changes."""
     try:
         return {note: gr.update(value="", visible=False)} | work()
     except Exception as error:

@@ -33,18 +33,18 @@ def main(arguments: Sequence[str] | None = None) -> None:
     )
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     listing = commands.add_parser("list", help="list the networks")
-    listing.set_defaults(act=lambda _: _list())
+    listing.set_defaults(act=_list)
     showing = commands.add_parser("show", help="show what is known of a network")
     showing.add_argument("name")
-    showing.set_defaults(act=lambda options: _show(options.name))
+    showing.set_defaults(act=_show)
     getting = commands.add_parser("get", help="unpack a network")
     getting.add_argument("name")
     getting.add_argument("directory", type=Path, nargs="?", help="by default the cache")
-    getting.set_defaults(act=lambda options: _get(options.name, options.directory))
+    getting.set_defaults(act=_get)
     converting = commands.add_parser("convert", help="convert a published file of weights")
     converting.add_argument("source", type=Path, metavar="IN")
     converting.add_argument("target", type=Path, metavar="OUT")
-    converting.set_defaults(act=lambda options: _convert(options.source, options.target))
+    converting.set_defaults(act=_convert)
     adding = commands.add_parser("add", help="pack a run's export")
     adding.add_argument("name", help="of the entry in tfmammo/tracking/zoo/networks to update")
     adding.add_argument("--run", type=Path, help="the run's output folder, or its export")
@@ -54,45 +54,45 @@ def main(arguments: Sequence[str] | None = None) -> None:
     adding.set_defaults(act=_add)
     paging = commands.add_parser("page", help="write the page of all networks")
     paging.add_argument("file", type=Path)
-    paging.set_defaults(act=lambda options: _write_page(options.file))
+    paging.set_defaults(act=_write_page)
     options = parser.parse_args(arguments)
     cli.run(lambda: options.act(options))
 
 
-def _list() -> None:
+def _list(_: argparse.Namespace) -> None:
     for name in zoo.list_names():
         entry = zoo.read_entry(name)
         print(f"{name:<22}{entry.size / 1e6:4.1f} MB  {entry.title}")
 
 
-def _show(name: str) -> None:
+def _show(options: argparse.Namespace) -> None:
     from tfmammo.apps.zoo import page  # imports TensorFlow, which a list does not need
 
-    print(page.describe(name.removeprefix(zoo.PREFIX), zoo.read_entry(name)), end="")
+    name = options.name.removeprefix(zoo.PREFIX)
+    print(page.describe(name, zoo.read_entry(name)), end="")
 
 
-def _get(name: str, directory: Path | None) -> None:
+def _get(options: argparse.Namespace) -> None:
     from tfmammo.tracking.zoo.packing import unpack  # takes seconds to import
 
+    name, directory = options.name.removeprefix(zoo.PREFIX), options.directory
     if directory is None:
         print(zoo.fetch(name))
         return
     if directory.exists():
         raise ConfigError(f"{directory}: already exists")
-    unpack(find_file(name.removeprefix(zoo.PREFIX), zoo.read_entry(name)), directory)
+    unpack(find_file(name, zoo.read_entry(name)), directory)
     print(directory)
 
 
-def _convert(source: Path, target: Path) -> None:
+def _convert(options: argparse.Namespace) -> None:
     from tfmammo.nn import pretrained  # takes seconds to import
 
-    pretrained.convert_and_print(source, target)
+    pretrained.convert_and_print(options.source, options.target)
 
 
 def _add(options: argparse.Namespace) -> None:
     """Pack a run's export, or record an evaluation's tables, in an entry."""
-    from tfmammo.apps.zoo import page
-
     name = options.name.removeprefix(zoo.PREFIX)
     entry = zoo.read_entry(name)
     changes: dict[str, object] = {}
@@ -116,14 +116,14 @@ def _add(options: argparse.Namespace) -> None:
         others = [result for result in entry.results if result.command != options.command]
         changes["results"] = [*others, *results]
     zoo.write_entry(name, entry.model_copy(update=changes))
-    print(page.describe(name, zoo.read_entry(name)), end="")
+    _show(options)
 
 
-def _write_page(file: Path) -> None:
+def _write_page(options: argparse.Namespace) -> None:
     from tfmammo.apps.zoo import page
 
-    filesystem.write_atomically(file, page.render())
-    print(file)
+    filesystem.write_atomically(options.file, page.render())
+    print(options.file)
 
 
 if __name__ == "__main__":
