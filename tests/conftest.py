@@ -187,7 +187,7 @@ def environment_as_before():
 def collect_networks():
     """Networks of one test do not stay in memory for the next.
 
-    Collecting takes time, so that it is left out after tests that were too short to build a
+    Collecting takes time, so that it is skipped after tests that were too short to build a
     network.
     """
     start = time.monotonic()
@@ -202,7 +202,7 @@ def collect_networks():
 def forget_networks():
     """Full-size networks of one file do not stay in memory for the next.
 
-    What outlives a file, modules above all, is left out of later collections. They would look
+    What outlives a file, modules above all, is skipped of later collections. They would look
     through more objects from file to file, and take a quarter of all time.
     """
     yield
@@ -248,7 +248,7 @@ def _reset_policy() -> None:
 
 @pytest.fixture(scope="session")
 def where():
-    """A function (config) -> the overrides that say where its archives and its generator lie, which
+    """A function (config) -> the overrides that say where its archives and its generator are, which
     its recipes don't.
     """
 

@@ -29,7 +29,7 @@ SQUARE = np.float32([[10, 20], [10, 30], [18, 30], [18, 20]])
 
 
 def ramp(first: float, last: float = 1.0) -> np.ndarray:
-    """Grey values that rise from row to row: float32 [ROWS, COLS, 1]."""
+    """Intensities that rise from row to row: float32 [ROWS, COLS, 1]."""
     return np.linspace(first, last, ROWS * COLS, dtype=np.float32).reshape(ROWS, COLS, 1)
 
 
@@ -104,7 +104,7 @@ def make_normal(name: str = "n", read: object = draw_half, **facts: object) -> M
 
 
 def noisy_disc(disc: np.ndarray, random: np.random.Generator) -> np.ndarray:
-    """Grey values of a bright disc in noise: a bool array -> int64 of the same shape."""
+    """Intensities of a bright disc in noise: a bool array -> int64 of the same shape."""
     return 90 * disc + random.integers(20, 140, disc.shape)
 
 
@@ -119,8 +119,8 @@ def write_discs(
     Args:
         root: A folder.
         patients: How many.
-        draw: Returns grey values in [0, 255] where a disc lies, bool [96, 96].
-        jitter: px by which an outline may lie beside its disc.
+        draw: Returns intensities in [0, 255] where a disc is, bool [96, 96].
+        jitter: px by which an outline may be beside its disc.
     """
     random = np.random.default_rng(0)
     regions, clinical = [], []

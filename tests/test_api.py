@@ -115,7 +115,7 @@ def test_a_model_goes_by_whatever_names_it(can, patches):
         "<Model can inverter: image [n, 32, 32, 1] in [0, 1] -> mask [n, 32, 32, 1] in [0, 1], "
         "step 1,000>"
     )
-    # more than one call of eight, by hand: 1 where the grey value is above 0.5
+    # more than one call of eight, by hand: 1 where the intensity is above 0.5
     images = np.tile(np.float32([0.2, 0.8]).reshape(2, 1, 1, 1), (10, 32, 32, 1))
     masks = inverter(images)["mask"]
     assert masks.shape == images.shape and np.array_equal(masks > 0.5, images > 0.5)
@@ -128,7 +128,7 @@ def test_a_model_goes_by_whatever_names_it(can, patches):
         ((zeros, zeros), "takes image"),
         ((0.5,), "takes image"),
         ((np.zeros((2, 16, 16, 1)),), r"must have the shape \[n, 32, 32, 1\]"),
-        ((zeros + 255,), "must lie in"),
+        ((zeros + 255,), "must be in"),
     ):
         with pytest.raises(ExportError, match=said):
             inverter(*arguments)
@@ -160,11 +160,11 @@ def test_a_model_is_a_function_of_tensors(can):
     traced = tf.function(lambda mask: generator(mask)["image"])
     with pytest.raises(Exception, match=r"must have the shape \[n, 32, 32, 1\]"):
         traced(tf.zeros([1, 16, 16, 1]))
-    with pytest.raises(ExportError, match="must lie in"):
+    with pytest.raises(ExportError, match="must be in"):
         generator(tf.constant(255 * masks))
-    with pytest.raises(tf.errors.InvalidArgumentError, match=r"mask must lie in \[0, 1\]"):
+    with pytest.raises(tf.errors.InvalidArgumentError, match=r"mask must be in \[0, 1\]"):
         traced(tf.constant(255 * masks))
-    with pytest.raises(tf.errors.InvalidArgumentError, match=r"mask must lie in \[0, 1\]"):
+    with pytest.raises(tf.errors.InvalidArgumentError, match=r"mask must be in \[0, 1\]"):
         list(tf.data.Dataset.from_tensors(255 * masks).map(traced))
 
 

@@ -96,7 +96,7 @@ def float32_policy():
 
 
 def within(name: str, prefix: str) -> bool:
-    """Whether a dotted name is the prefix or lies below it."""
+    """Whether a dotted name is the prefix or is below it."""
     return name == prefix or name.startswith(f"{prefix}.")
 
 
@@ -146,7 +146,7 @@ def part_of(name: str) -> str:
 
 
 def arrow_faults(names: set[str], path: str) -> Iterator[str]:
-    """Imports against the direction of the layers, and modules that stand in no layer."""
+    """Imports against the direction of the layers, and modules that are in no layer."""
     own = module_name(path)
     if not within(own, "tfmammo") or own in ("tfmammo", "tfmammo.__init__"):
         return
@@ -154,7 +154,7 @@ def arrow_faults(names: set[str], path: str) -> Iterator[str]:
         return
     part = part_of(own)
     if part not in ROW:
-        yield f"{own} stands in no layer"
+        yield f"{own} is in no layer"
         return
     if own.endswith(".__main__") or own in ENTRY_POINTS:
         return
@@ -165,7 +165,7 @@ def arrow_faults(names: set[str], path: str) -> Iterator[str]:
     }
     for name in others:
         if ROW.get(part_of(name), -1) > ROW[part]:
-            yield f"tfmammo.{part} may not import {name}, which stands in a later layer"
+            yield f"tfmammo.{part} may not import {name}, which is in a later layer"
         if name.endswith(".__main__"):
             yield f"{own} may not import {name}, which is a command"
     for restricted, targets in FORBIDDEN.items():
@@ -237,7 +237,7 @@ def test_source_keeps_the_rules(path):
         ("tfmammo/models/can.py", "from . import cgan", "tfmammo.models may not import"),
         ("tfmammo/models/can.py", "import tfmammo.archives.phantom", "tfmammo.models may not"),
         ("tfmammo/metrics/x.py", "from tfmammo.apps.studio import app", "tfmammo.metrics may not"),
-        ("tfmammo/helpers.py", "import os", "tfmammo.helpers stands in no layer"),
+        ("tfmammo/helpers.py", "import os", "tfmammo.helpers is in no layer"),
         ("tfmammo/apps/x.py", "from tfmammo.apps.studio import __main__", "tfmammo.apps.x may not"),
         ("train/can.py", "import mlflow", "mlflow belongs in tfmammo/tracking/"),
         ("tfmammo/config/parsing.py", "import yaml as y\ny.full_load('')", "yaml.full_load: only"),

@@ -64,7 +64,7 @@ def is_right(line):
 
 
 def is_one_side_alone(found):
-    """Whether the loss of several workers lies between those of the rounds, by either clock."""
+    """Whether the loss of several workers is between those of the rounds, by either clock."""
     for clock in (found, found["cpu"]):
         lost = [1 - alone / together for alone, together in clock["rounds"]]
         # the rounds are printed to a millisecond
@@ -207,7 +207,7 @@ def test_patches_for_a_gpu_are_those_of_a_run(run, tmp_path):
 
 
 def read_weights(function):
-    """Read the weights of an export's function, in their order; dropout's state is left out."""
+    """Read the weights of an export's function, in their order; dropout's state is skipped."""
     values = tf.train.load_checkpoint(str(function / "variables/variables"))
     paths = [name for name in values.get_variable_to_shape_map() if name.startswith("weights/")]
     ordered = sorted(paths, key=lambda name: int(name.split("/")[1]))

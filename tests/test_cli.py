@@ -51,7 +51,7 @@ def read_error(capsys, parse, arguments):
 
 
 def test_a_section_is_no_key(capsys):
-    """--set data=DIR would be refused, too."""
+    """--set data=DIR would be refused."""
     made = cli.make_parser("x", CaseConfig, "case")
     for arguments in (["--pacs", "x"], ["--pacs=x"]):
         said = read_error(capsys, made.parse_args, arguments)

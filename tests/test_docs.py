@@ -77,7 +77,7 @@ def inline(page):
 
 
 def as_python(words):
-    """Return the command of `python` that a command of tfmammo stands for, or that command."""
+    """Return the command of `python` that a command of tfmammo means, or that command."""
     command, *others = words
     if command != "tfmammo" or others[0] not in {*command_line.FOLDERS, *shipped.COMMANDS}:
         return words
@@ -245,7 +245,7 @@ RUN = re.compile(r"runs/[\w./-]*\w")
 def test_runs_are_called_alike_in_readme_configs_and_pages(tmp_path):
     """A run that a page or a config reads is one that a command of some page or config makes.
 
-    A command for one fold stands for all of them. Measurements are of the past.
+    A command for one fold means all of them. Measurements are of the past.
     """
     made = set()
     read = set()
@@ -330,7 +330,7 @@ def test_every_measured_number_stands_in_a_row_of_the_results():
                         wanted = {float(number.replace(",", "")) for number in wanted if number}
                         seen += len(wanted)
                         assert any(wanted <= line for line in lines), (
-                            f"{page}: {cell} stands in no row of the results"
+                            f"{page}: {cell} is in no row of the results"
                         )
     assert seen > 100
 

@@ -77,7 +77,7 @@ def names(requirements):
 
 def imported(*folders):
     """The distributions that the sources in these folders import, the standard library and our own
-    left out.
+    skipped.
 
     What makes a golden file runs by hand, and says at its head what it needs.
     """

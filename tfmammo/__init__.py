@@ -8,12 +8,12 @@ The names in `__all__` are all that a script needs. They are imported when they 
 import os
 from typing import TYPE_CHECKING, Any
 
-# All are read once, when TensorFlow and Keras are first imported, so they stand before any import
+# All are read once, when TensorFlow and Keras are first imported, so they precede any import
 # of ours.
 os.environ["KERAS_BACKEND"] = "tensorflow"
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 # TensorFlow leaves oneDNN out on processors without instructions for neural networks (AVX-512 VNNI,
-# AMX). Its convolutions are faster there, too, and TensorFlow's own can't be transposed with a
+# AMX). Its convolutions are faster there, and TensorFlow's own can't be transposed with a
 # dilation.
 os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "1")
 

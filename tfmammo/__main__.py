@@ -167,7 +167,7 @@ def _complete(words: Sequence[str]) -> None:
 
 complete -o default -C "tfmammo complete" tfmammo
 
-zsh does so, too, after
+zsh does so as well, after
 autoload -U bashcompinit && bashcompinit""",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )

@@ -95,7 +95,7 @@ def open_archive(
     Args:
         name: "inbreast", "cbis_ddsm", "folder", ..., or "phantom", which needs no files.
         root: The archive's folder.
-        skipped: Takes what is left out, and why.
+        skipped: Takes what is skipped, and why.
         phantoms: How many mammograms a phantom archive has.
         seed: Of the phantom archive.
 
@@ -118,7 +118,7 @@ def make_patches(
 
     Args:
         mammograms: Of `open_archive`.
-        skipped: Takes what is left out, and why.
+        skipped: Takes what is skipped, and why.
         data: Keys of `DataConfig`: size=64, frame="loose", kinds=("mass",), ...
 
     Raises:
@@ -213,7 +213,7 @@ def load(
     """Load a trained model by its handle, whatever names it in a command.
 
     Args:
-        handle: See the module. A training's folder gives its last weights, its folder `best` the
+        handle: See the module. A run's folder gives its last weights, its folder `best` the
             best ones.
         function: The name of one of its functions: "generator", "inverter", ... None: the one that
             a server would answer with.
@@ -310,7 +310,7 @@ def insert_lesion(
         mammogram: Of `open_archive` or `open_mammogram`. It stays as it is.
         model: Handle of an infilling, a CAN's generator, a blending network, a vanilla GAN or a
             contextual GAN. Its card says what it is. None: a real lesion, without a network.
-        centre: (row, col), native px; None draws a place where masses lie.
+        centre: (row, col), native px; None draws a place where masses are.
         size: (height, width) of a made-up mass, native px.
         shape: Of a made-up mass; None takes it from `gan`, else from `lesions`.
         factor: Of a real lesion's size.
@@ -439,7 +439,7 @@ def train(
         config: A config file, or the name of a shipped one; None: `name`.
         values: What differs from the config: {"data": {"name": "inbreast", "root": DIR},
             "training.steps": 3}.
-        output: The training's folder; None: one in runs/ that follows from the config.
+        output: The run's folder; None: one in runs/ that follows from the config.
         quiet: Print nothing.
 
     Returns:

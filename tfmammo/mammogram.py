@@ -146,7 +146,7 @@ class Lesion:
 
         Args:
             kind: Of the lesion.
-            outline: float [points, 2], (row, col), native px; points may lie outside the image.
+            outline: float [points, 2], (row, col), native px; points may be outside the image.
             rows: Of the image.
             cols: Of the image.
             details: Further fields of Lesion.
@@ -206,8 +206,8 @@ class Lesion:
 
 
 def find_box(outlines: tuple[NDArray[np.float32], ...], rows: int, cols: int) -> Box:
-    """Return the box of all pixels that outlines cover; ValueError if none lies in the image."""
-    # Drawn only where they lie: a canvas of the whole image costs 45 ms for each of an archive's
+    """Return the box of all pixels that outlines cover; ValueError if none is in the image."""
+    # Drawn only where they are: a canvas of the whole image costs 45 ms for each of an archive's
     # outlines.
     points = np.concatenate(outlines)
     low = np.clip(points.min(axis=0) - 1, 0, (rows, cols))
@@ -219,12 +219,12 @@ def find_box(outlines: tuple[NDArray[np.float32], ...], rows: int, cols: int) ->
         shifted = tuple(outline - np.array([top, left], np.float32) for outline in outlines)
         near = Lesion("mass", (0, 0, 0, 0), shifted).mask(bottom - top, right - left)
     if not near.any():
-        raise ValueError("the outline lies outside the image")
+        raise ValueError("the outline is outside the image")
     col, row, width, height = cv2.boundingRect(near)
     return top + row, left + col, top + row + height, left + col + width
 
 
-# OpenCV fills a polygon row by row, whether a row lies in the image or not, and sorts the edges
+# OpenCV fills a polygon row by row, whether a row is in the image or not, and sorts the edges
 # that a row meets by exchanging neighbours. So outlines are cut near the image, and (edges that a
 # row meets)^2 * rows, what all that sorting costs, is bounded.
 _MARGIN = 64  # px around the image that are kept of an outline
@@ -383,10 +383,10 @@ class Mammogram:
         bits: Given where pixels are stored whole numbers over 2^bits - 1, else None (DICOM, film).
         file: The file behind the pixels; None where they are computed or held in memory. Its name
             may be a patient's, so `repr` leaves it out.
-        read_stored: Returns the grey values as the file stores them, an `archives.stored.Stored`;
+        read_stored: Returns the intensities as the file stores them, an `archives.stored.Stored`;
             None where pixels and bits tell them. Call `archives.read_stored` instead.
         source: The mammogram as its reader gave it, where this one was preprocessed.
-        chest_wall: Side of the image at which the file says that the chest wall lies, or None.
+        chest_wall: Side of the image at which the file says that the chest wall is, or None.
         lost: Lesions that are marked and can't be read; see `lacks`.
 
     Examples:
@@ -430,7 +430,7 @@ class Mammogram:
 
     @property
     def wall_side(self) -> Laterality | None:
-        """Side of the image of the chest wall: as its file says, else as mammograms usually lie."""
+        """Side of the image of the chest wall: as its file says, else as mammograms usually are."""
         return self.chest_wall or self.laterality
 
     def lacks(self, kinds: Iterable[LesionKind] | None = None) -> bool:
@@ -469,7 +469,7 @@ def escape_cell(cell: str) -> str:
 
 @dataclass
 class Skipped:
-    """What a reader left out, and why: readers append to it, callers log it.
+    """What a reader skipped, and why: readers append to it, callers log it.
 
     Attributes:
         reasons: A file, beneath `root`, or an image_id -> one sentence. File names may be
@@ -482,7 +482,7 @@ class Skipped:
     root: Path | None = None
 
     def add(self, file: object, reason: object) -> None:
-        """Note that `file` was left out; several reasons for one file are joined."""
+        """Note that `file` was skipped; several reasons for one file are joined."""
         noted = self.reasons.get(str(file))
         self.reasons[str(file)] = f"{noted}; {reason}" if noted else str(reason)
 

@@ -1,6 +1,6 @@
 """The configs and scripts that come with the package.
 
-In a checkout, configs/, train/ and evaluate/ lie beside the package. A wheel has the same three
+In a checkout, configs/, train/ and evaluate/ are next to the package. A wheel has the same three
 folders inside of it, where setup.py puts them.
 """
 

@@ -187,7 +187,7 @@ RAMP = np.arange(ROWS * COLS).astype(np.uint8).reshape(ROWS, COLS)
         (lambda path: path.write_bytes(path.read_bytes()[:-100]), "ends early"),
         (lambda path: change_dicom(path, FLAT), "marks nothing"),
         (lambda path: change_dicom(path, FLAT + 255), "marks nothing"),
-        (lambda path: change_dicom(path, RAMP), "more than two grey values"),
+        (lambda path: change_dicom(path, RAMP), "more than two intensities"),
         (lambda path: change_dicom(path, SPECK), "nothing that is left"),
         (lambda path: change_dicom(path, 255 * (RAMP != 70).astype(np.uint8)), "inverted"),
         (lambda path: change_dicom(path, SeriesDescription="full mammogram images"), "full"),
@@ -287,7 +287,7 @@ def test_a_uid_that_two_rows_claim_is_nobodys(tmp_path):
     records, reasons = read(tmp_path)
     assert len(records) == 2 and "a mask that is not" in reasons.pop(MASS_TRAIN)
     assert "1 further DICOM files" in next(iter(reasons.values()))
-    assert records[1].lesions[0].box == MASS.box  # by its crop's path, which lies beside the mask
+    assert records[1].lesions[0].box == MASS.box  # by its crop's path, which is next to the mask
 
 
 def test_second_copies_and_strange_files_are_noted(small):
@@ -319,7 +319,7 @@ def test_damaged_rows_of_a_table_share_one_note(small, cells, word):
     records, reasons = read(small)
     assert [record.view for record in records] == ["MLO", "CC"]
     reason = reasons.pop(MASS_TRAIN)
-    assert reason.startswith("1 of its 2 rows left out, the first is row 2: ") and word in reason
+    assert reason.startswith("1 of its 2 rows skipped, the first is row 2: ") and word in reason
 
 
 def test_a_damaged_table_is_noted(small):
@@ -387,7 +387,7 @@ def test_the_real_crop_that_the_table_calls_a_mask(real_data, tmp_path, bare):
     write_dicom(image_path, np.zeros((rows, cols), np.uint16), 16, Modality="MG")
     (record,), reasons = read(tmp_path)
     assert reasons == {table: "1545 of its 1546 rows name images that are not here"}
-    reason = "more than two grey values" if bare else "it is a crop"
+    reason = "more than two intensities" if bare else "it is a crop"
     with pytest.raises(ArchiveError, match=rf"LEFT_MLO_1: has no usable mask \(.*{reason}"):
         _ = record.lesions[0].box
     mask = np.zeros((rows, cols), np.uint8)

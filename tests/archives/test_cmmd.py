@@ -70,5 +70,5 @@ def test_a_csv_of_it_and_files_of_nobody(root):
     (record,), reasons = read(root)
     assert record.pathology == "malignant"
     assert reasons == {
-        "CMMD_clinicaldata_revision.csv": "3 DICOM files lie in no patient's folder (D1-0001)"
+        "CMMD_clinicaldata_revision.csv": "3 DICOM files are in no patient's folder (D1-0001)"
     }

@@ -153,7 +153,7 @@ LISTS = ([1, 2, 3, 4, 5, 6, 7], [1, 2, 3, 4, 5, "six"], [[1, 2], [3, 4], [5, 6]]
         ({"bbox": [1, 2, 3]}, "neither a segmentation nor a bbox"),
         ({"bbox": [1, 2, float("nan"), 3]}, "not finite"),
         *(
-            ({"bbox": [x, 5, width, 3]}, "empty or lies outside")
+            ({"bbox": [x, 5, width, 3]}, "empty or is outside")
             for x, width in ((5, 0), (5, -2), (44, 5), (-6, 5))
         ),
         ({"segmentation": [[1, 2, 3, 4]]}, "neither a segmentation nor a bbox"),

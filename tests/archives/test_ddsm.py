@@ -280,9 +280,9 @@ def test_scanners(small, letter, digitizer, scanner):
         ("DIGITIZER LUMISYS LASER\n", "", "digitizer (not named) and cases B"),
         ("LUMISYS LASER", "HOWTEK 43.5", "digitizer HOWTEK and cases B"),
         ("PIXELS_PER_LINE", "PIXELS", "no image with its LINES"),
-        ("LINES 60", "LINES 00", "RIGHT_MLO left out: its size is 0 x 44"),
+        ("LINES 60", "LINES 00", "RIGHT_MLO skipped: its size is 0 x 44"),
         ("LINES 60 PIXELS_PER_LINE 44", "LINES 99999 PIXELS_PER_LINE 99999", "99999 x 99999"),
-        ("filename B-0001-1", "filename B-0002-1", "RIGHT_MLO left out: its file is missing"),
+        ("filename B-0001-1", "filename B-0002-1", "RIGHT_MLO skipped: its file is missing"),
     ],
 )
 def test_a_case_that_can_not_be_read_is_noted_and_the_others_stay(small, old, new, word):

@@ -41,7 +41,7 @@ MAMMOGRAPHY = "1.2.840.10008.5.1.4.1.1.1.2"
 
 
 def write_file(path: Path, stored=STORED, bits=12, syntax=ExplicitVRLittleEndian, **tags) -> Path:
-    """A small mammogram of 16 allocated bits; a tag set to None is left out."""
+    """A small mammogram of 16 allocated bits; a tag set to None is skipped."""
     elements = {"BitsStored": bits, "HighBit": bits - 1, **tags}
     pixels = elements.pop("PixelData", b"")
     write_dicom(path, stored, 8 * stored.itemsize, syntax=syntax, **elements)
@@ -71,7 +71,7 @@ def save_stream(path: Path, syntax, stream: bytes, **tags) -> Path:
 
 
 def assert_grey(path: Path, expected, atol: float = 0.0) -> None:
-    """Compare an image with grey values [rows, cols]."""
+    """Compare an image with intensities [rows, cols]."""
     image = dicom.read_pixels(path)[..., 0]
     np.testing.assert_allclose(image, np.float32(expected), rtol=0, atol=atol)
 

@@ -311,7 +311,7 @@ def test_a_resampled_mask_and_grey_values_that_use_few_bits_are_spoken_of_once(s
         for record in read(small)[0]:
             assert record.lesions[0].box == (12, 7, 28, 23)
             record.pixels()
-    assert ["grey values" in text for text in caplog.messages] == [True, False]
+    assert ["intensities" in text for text in caplog.messages] == [True, False]
     assert "values use 6 % of 16 bits; state bits=12" in caplog.messages[1]
     table(small, "file,patient,bits", "a.png,p,12", "b.png,q,12")
     caplog.clear()
@@ -344,7 +344,7 @@ def test_images_without_a_folder_of_their_own(tmp_path):
     assert found == {"a": 1, "b": 1, "c": 1, "d": 1}
     for record in records:
         np.testing.assert_array_equal(record.lesions[0].mask(ROWS, COLS), REGION // 255)
-    assert "2 masks lie next to their images" in reasons["images/*"]
+    assert "2 masks are next to their images" in reasons["images/*"]
     assert "1 files of other kinds" in reasons["./*"]
     table(tmp_path, "file,patient", "left/*,anna", "*,berta")
     assert len({record.patient_id for record in read(tmp_path)[0]}) == 2

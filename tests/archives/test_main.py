@@ -46,7 +46,7 @@ def test_a_sheet_draws_each_kind_in_its_colour_where_it_lies():
     sheet = draw_contact_sheet(originals, Skipped(), 2)
     assert sheet.dtype == np.uint8
     assert sheet.shape == (2 * (CELL[0] + CAPTION) + CAPTION, 2 * CELL[1], 3)
-    # Native px p lies at 2 p + 0.5 here, so a line there covers rows 2 p and 2 p + 1.
+    # Native px p is at 2 p + 0.5 here, so a line there covers rows 2 p and 2 p + 1.
     assert np.abs(sheet[80:82, 100].astype(int).max(axis=0) - COLOURS["mass"]).max() < 140
     # red on the line, grey beside it
     assert sheet[80, 100, 0] > sheet[80, 100, 2] + 40 and np.ptp(sheet[75, 100]) == 0

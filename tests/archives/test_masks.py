@@ -127,7 +127,7 @@ def test_of_two_values_the_higher_is_the_lesion_and_what_is_transparent_is_not_t
         assert read_mask(save(tmp_path / "a.png", mask), ROWS, COLS).any()
 
 
-# Where masks lie
+# Where masks are
 
 PLACES = (
     "images/a_mask.png images/a-seg.png images/a_label.tif images/a_GT.png images/a_mask_2.png "

@@ -1,4 +1,4 @@
-"""Pictures and DICOM files in a folder: grey values as they are, or the reason why not."""
+"""Pictures and DICOM files in a folder: intensities as they are, or the reason why not."""
 
 import os
 import pickle

@@ -61,7 +61,7 @@ def test_no_name_reaches_the_log(archive, caplog, monkeypatch):
     broken = make_pseudonym(f"images/{NAME}/broken.png")
     assert f"skipped {broken}: can't be read as an image" in caplog.text
     assert caplog.text.count("some images: values use 6 % of 16 bits") == 1
-    assert caplog.text.count("some masks have more than two grey values") == 1
+    assert caplog.text.count("some masks have more than two intensities") == 1
     mask = make_pseudonym(f"masks/{NAME}/empty.png")
     empty = hash_id("folder", f"{NAME}/empty")
     assert f"skipped {empty}: lesion 0: {mask}: marks nothing" in caplog.text

@@ -250,8 +250,8 @@ def _set(**elements):
 
 TURNED = {"ImageOrientationPatient": [1, 0, 0, 0, 1, 0]}
 FOREIGN = [
-    ("lie on images that are not read here", _in_source(ReferencedSOPInstanceUID="1.2.3")),
-    ("do not lie on the image's own pixels", _in_source(SpatialLocationsPreserved="NO")),
+    ("are on images that are not read here", _in_source(ReferencedSOPInstanceUID="1.2.3")),
+    ("are not on the image's own pixels", _in_source(SpatialLocationsPreserved="NO")),
     ("are turned against their image", _in_shared("PlaneOrientationSequence", **TURNED)),
     ("are turned against their image", _set(PatientOrientation=["P", "F"])),
     ("have another spacing", _in_shared("PixelMeasuresSequence", PixelSpacing=[0.14, 0.14])),
@@ -328,15 +328,15 @@ def test_structures_by_hand(tmp_path):
 MISPLACED = [
     ("have another frame of reference than their image", {"frame": "1.2.9"}, {}),
     ("share no frame of reference with their image", {"frame": ""}, {}),
-    ("lie off the plane of their image", {"off": 2.0}, {}),
+    ("are off the plane of their image", {"off": 2.0}, {}),
     ("are points or lines, not areas", {"form": "POINT"}, {}),
     ("are of findings that are not known", {"name": "Quibble's heart"}, {}),
     *(
-        ("lie in space, where their image states no position", {}, {"ImagePositionPatient": place})
+        ("are in space, where their image states no position", {}, {"ImagePositionPatient": place})
         for place in (None, [10.0, -20.0])
     ),
     (
-        "lie on an image without a valid orientation",
+        "are on an image without a valid orientation",
         {},
         {"ImageOrientationPatient": [0.0, 1, 0, 0, 1, 0]},
     ),

@@ -1,4 +1,4 @@
-"""Stored values and what they stand for: against pydicom, brute force, and files written back."""
+"""Stored values and what they mean: against pydicom, brute force, and files written back."""
 
 import pickle
 from dataclasses import replace

@@ -55,7 +55,7 @@ def make_file(path: Path, sop_class: str, **elements) -> None:
 
 
 def edit_csv(path: Path, row: int, add: bool = False, **cells: str) -> None:
-    """Change cells of a table's row, or of a copy at its end; _ stands for blanks in columns."""
+    """Change cells of a table's row, or of a copy at its end; _ means blanks in columns."""
     with path.open(newline="", encoding="utf-8-sig") as file:
         rows = list(csv.DictReader(file))
     names = {name.replace(" ", "_"): name for name in rows[0]}

@@ -55,7 +55,7 @@ def test_the_up_sampling_starts_as_interpolation():
     *_, last = [layer for layer in model.layers if isinstance(layer, keras.layers.Conv2DTranspose)]
     ramp = np.arange(4, dtype=np.float32)[None, :, None, None] * np.ones((1, 4, 4, 1), np.float32)
     fine = np.asarray(last(ramp))[0, :, :, 0]
-    # Row r of the fine grid lies at (r + 0.5) / 8 - 0.5 of the coarse one; half a coarse pixel at
+    # Row r of the fine grid is at (r + 0.5) / 8 - 0.5 of the coarse one; half a coarse pixel at
     # the border is lost.
     inside = slice(4, 28)
     expected = ((np.arange(32) + 0.5) / 8 - 0.5)[inside, None] * np.ones((1, 24))

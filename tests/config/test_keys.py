@@ -67,7 +67,7 @@ def test_keys_have_names_types_defaults_and_sentences():
         (("inner", "dpeth"), "inner.depth"),
         (("tiles", "raet"), "tiles.rate"),
         (("systems", "mine", "dept"), "systems.mine.depth"),
-        (("rate",), "inner.rate"),  # of a section that was left out
+        (("rate",), "inner.rate"),  # of a section that was skipped
         (("inner", "name"), "name"),
         (("inner", "xyzzy"), None),
         (("nowhere", "depth"), "inner.depth"),

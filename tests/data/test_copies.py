@@ -91,7 +91,7 @@ def test_what_is_out_of_sight_or_unreadable_is_noted():
     corner = make_square(0, 0, 4)
     lesions = (make_square(15, 25, 9), corner, MaskedLesion("mass", fail))
     moved = transform(make_mammogram(*lesions), factor=2, number=3, skipped=skipped)
-    reasons = "lesion 1: the outline lies outside the image; lesion 2: mask.png: can't be read"
+    reasons = "lesion 1: the outline is outside the image; lesion 2: mask.png: can't be read"
     assert len(moved.lesions) == 1 and skipped.reasons == {"image~3": reasons}
     with pytest.raises(ValueError, match="no lesion"):
         transform(make_mammogram(corner), factor=2)

@@ -1,4 +1,4 @@
-"""Patches of mammograms: where they lie, what their masks show, what is skipped."""
+"""Patches of mammograms: where they are, what their masks show, what is skipped."""
 
 from functools import partial
 
@@ -21,7 +21,7 @@ from tfmammo.data.whole import make_whole
 from tfmammo.errors import DataError
 from tfmammo.mammogram import Lesion, MaskedLesion, Skipped
 
-RAW = {"window": (0, 1), "percentiles": (0, 100)}  # grey values as they are
+RAW = {"window": (0, 1), "percentiles": (0, 100)}  # intensities as they are
 SQUARE = make_rectangle(42, 50, 58, 66)  # 16 px: at context 2 a crop of 32 px
 CROP = draw_noise()[34:66, 42:74]
 MASK = np.zeros((32, 32, 1), np.uint8)
@@ -249,7 +249,7 @@ def test_nothing_left_says_what_was_found():
 
 
 def configure(patches="offset", **changes):
-    """Thirty patches of 32 px near masses, of unscaled grey values."""
+    """Thirty patches of 32 px near masses, of unscaled intensities."""
     values = {"count": 30, "offset": 10, "scale": (1, 1), **changes}
     return DataConfig(patches=patches, size=32, sampling=SamplingConfig(**values), **RAW)
 
@@ -435,7 +435,7 @@ def test_shapes_by_hand(caplog):
     np.testing.assert_allclose(sides, (12 * 22 / 13, 6 * 22 / 13), atol=1)
     assert skipped.reasons["c"] == "lesion 0: P1.jpg: broken"
     assert "lesion 0: this lesion has a box but no outline" in skipped.reasons["d"]
-    assert "of other shapes left out: 2 not stated, 1 round-oval" in caplog.text
+    assert "of other shapes skipped: 2 not stated, 1 round-oval" in caplog.text
     (mask,) = make_shapes(make_noisy(make_rectangle(0, 0, 40, 40, shape="round")), size=44).masks
     assert mask.sum() == 1600 and mask[2:42, 2:42].all(), "at the image's border"
 

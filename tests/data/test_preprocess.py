@@ -1,4 +1,4 @@
-"""Grey values, resampling and whole records: hand-computed values and properties."""
+"""Intensities, resampling and whole records: hand-computed values and properties."""
 
 import pickle
 from dataclasses import replace
@@ -84,7 +84,7 @@ def test_fine_stripes_turn_grey_not_into_coarse_ones(shape):
     [((21, 35), (63, 105)), ((60, 45), (20, 15)), ((9, 13), (31, 35)), ((17, 23), (17, 23))],
 )
 def test_each_pixel_of_a_resampled_mask_is_the_nearest_old_one(old, new):
-    """No centre of a new pixel lies on the border between two old ones, so there is no tie."""
+    """No centre of a new pixel is on the border between two old ones, so there is no tie."""
     mask = np.random.default_rng(0).integers(0, 2, (*old, 1), np.uint8)
     rows = ((np.arange(new[0]) + 0.5) * old[0] / new[0]).astype(int)
     cols = ((np.arange(new[1]) + 0.5) * old[1] / new[1]).astype(int)
@@ -380,7 +380,7 @@ def test_steps_are_done_in_their_order():
     assert not moved[:40, :40].any() and moved[:, :40].max() > 0.2
     for lesion in out.lesions:
         region = lesion.mask(512, 416)[..., None] == 1
-        # masses are bright: they lie where they were drawn
+        # masses are bright: they are where they were drawn
         assert moved[region].mean() > moved[~region & (moved > 0)].mean()
 
 

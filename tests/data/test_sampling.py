@@ -1,4 +1,4 @@
-"""Where random patches lie and how many each mammogram gives; the shapes of masses."""
+"""Where random patches are and how many each mammogram gives; the shapes of masses."""
 
 from collections import Counter
 

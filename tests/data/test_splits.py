@@ -145,7 +145,7 @@ def test_the_official_split():
 
 def test_an_official_split_that_leaks_is_refused():
     sides = np.array(["train"] * len(IDS))
-    sides[[0, 7, 29]] = "test"  # a and b are on both sides, i wholly in the test set
+    sides[[0, 7, 29]] = "test"  # a and b are on both sides, i entirely in the test set
     with pytest.raises(LeakError, match="test set: 2"):
         split(make_patches(official_splits=sides), OFFICIAL)
 

@@ -1,4 +1,4 @@
-"""Windows by hand: where they lie in each crop mode, and what lies beyond the image."""
+"""Windows by hand: where they are in each crop mode, and what is beyond the image."""
 
 import numpy as np
 import pytest

@@ -156,7 +156,7 @@ def test_masks_of_a_foreign_model_are_pasted_into_native_px(tmp_path):
 
 
 def test_a_mask_that_reaches_beyond_the_mammogram_is_cut():
-    """Of the mask of box (-2, -2, 2, 2) one pixel's centre lies inside, at (1, 1).
+    """Of the mask of box (-2, -2, 2, 2) one pixel's centre is inside, at (1, 1).
 
     At the centre of pixel (0, 0) a mask with that pixel alone is 0.75 * 0.75, and one without it
     1 - 0.75 * 0.75.
@@ -278,7 +278,7 @@ def test_a_box_goes_from_native_px_to_training_and_back_without_drift(tmp_path, 
     """459 x 375 px of 0.1 mm are 306 x 250 at 0.15 mm.
 
     A box stays whole in px if its corners are multiples of 3. An image no longer than a tile is one
-    tile, so that every box lies in it.
+    tile, so that every box is in it.
     """
     boxes = [(0, 0, 33, 12), (99, 201, 150, 237), (300, 3, 459, 375), (453, 369, 456, 372)]
     lesions = tuple(Lesion("mass", box) for box in boxes)
@@ -297,7 +297,7 @@ LEVELS = 7
 
 
 def save_squares(folder, images=None):
-    """Save a detector of squares of grey value 0.2, 0.3, ... 0.8, the larger the surer.
+    """Save a detector of squares of intensity 0.2, 0.3, ... 0.8, the larger the surer.
 
     Its masks are the squares' left halves.
     """

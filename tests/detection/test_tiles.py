@@ -57,7 +57,7 @@ MANY = [
     ((0, 0, 10, 10), 0.7, 1, 0),
     ((0, 6, 10, 16), 0.8, 1, 1),  # shares 40 of 100 with the first
     ((0, 4, 10, 14), 0.6, 1, 2),  # shares 60 with the first and 80 with the second
-    ((2, 2, 4, 4), 0.5, 1, 1),  # lies in the first
+    ((2, 2, 4, 4), 0.5, 1, 1),  # is in the first
     ((2, 2, 4, 4), 0.4, 2, 1),  # so does this, of another class
     ((30, 30, 30, 40), 0.9, 1, 3),  # no area
     ((50, 50, 60, 60), 0.1, 1, 3),

@@ -34,7 +34,7 @@ def test_real_patches_and_two_grey_values_are_the_ends_of_the_scale(patches):
     scores = defects.measure_defects(outputs, patches, CONFIG, limits)
     (real,) = scores[defects.REAL]
     (grey,) = scores[defects.TWO_GREYS]
-    # By definition 5 % each of the tissue; quantiles lie between pixels.
+    # By definition 5 % each of the tissue; quantiles are between pixels.
     tissue = SIZE**2 - 64
     assert real["flat"].mean() == pytest.approx(0.05, abs=1 / tissue)
     assert real["harsh"].mean() == pytest.approx(0.05, abs=1 / tissue)

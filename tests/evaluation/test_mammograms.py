@@ -124,6 +124,6 @@ def test_table_lines_and_figure_are_written(synthetic, tmp_path):
     assert {path.name for path in tmp_path.iterdir()} == names
     lines = read_csv(tmp_path / "masses.csv")
     assert len(lines) == 8 and all(line["seam_before"] == "" for line in lines[3:])
-    assert table.notes[-1].startswith("No interval and no p:")
+    assert table.notes[-1].startswith("No interval and no p-value:")
     with pytest.raises(DataError, match="recipe"):
         mammograms.evaluate(make_config(tmp_path), tmp_path / "out")

@@ -62,7 +62,7 @@ def test_each_group_has_its_means_intervals_and_tests(patches):
     fact = find(report.facts, "B", "dice", "groups", "A", "pathology=malignant")
     test = paired_test(values["B"], values["A"], patients, samples=200)
     assert (fact.value, fact.p) == pytest.approx((-10, test.p))
-    # Two comparisons of the attribute have a p: those of benign and of malignant masses.
+    # Two comparisons of the attribute have a p-value: those of benign and of malignant masses.
     assert fact.p_corrected == pytest.approx(2 * fact.p)
     assert find(report.facts, "A", "dice", "groups", subset="margin=unknown").images == 1
     means, differences, of_shapes, *_ = report.tables
@@ -76,7 +76,7 @@ def test_each_group_has_its_means_intervals_and_tests(patches):
 
 def test_each_fold_has_a_mean_of_its_own(patches):
     """B's networks are named in another order, C has one, a disc none. B has no value for A's
-    worst patches, which are left out for all; E has none anywhere.
+    worst patches, which are skipped for all; E has none anywhere.
     """
     folds = np.arange(17) % 2
     one = np.zeros(17, int)

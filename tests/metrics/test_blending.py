@@ -63,7 +63,7 @@ def test_only_mask_border_and_ring_count():
 
 
 def test_contrast_by_hand():
-    """0.7 inside; the ring of 4 px is 0.4 but for 8 pixels of 0.5 beside the mask; what lies beyond
+    """0.7 inside; the ring of 4 px is 0.4 but for 8 pixels of 0.5 beside the mask; what is beyond
     doesn't count.
     """
     mask = square()

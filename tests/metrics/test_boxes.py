@@ -60,7 +60,7 @@ def test_ior_and_centres_by_hand():
     boxes = np.array([[0, 0, 4, 4], [0, 0, 2, 2], [3, 3, 3, 9]])
     truth = np.array([[0, 0, 2, 2], [2, 2, 9, 9]])
     np.testing.assert_allclose(ior(boxes, truth), [[4 / 16, 4 / 16], [1, 0], [0, 0]])
-    # The first one's centre lies at (2, 2), where the second lesion begins and the first has ended:
+    # The first one's centre is at (2, 2), where the second lesion begins and the first has ended:
     # 4 px shared of 16 + 49.
     np.testing.assert_allclose(overlap(boxes, truth, "centre"), [[0, 4 / 61], [1, 0], [0, 0]])
     at_its_end = np.array([[0, 0, 4, 2], [0, 0, 2, 4]])  # in rows or in columns
@@ -141,7 +141,7 @@ def test_boxes_without_area_and_outside_the_image_hit_nothing(criterion):
     truth = np.array([[0, 0, 10, 10], [4, 4, 4, 9]])
     boxes = np.array([[5, 5, 5, 5], [7, 7, 3, 3], [-30, -30, -20, -20], [4, 4, 4, 9]])
     assert count(match(boxes, np.full(4, 0.5), truth, 0, criterion)) == ([], [0.5] * 4, 2, 1)
-    # what lies partly outside is compared as it is
+    # what is partly outside is compared as it is
     assert match(np.array([[-5, 0, 10, 10]]), np.array([0.5]), truth).hits.size == 1
 
 

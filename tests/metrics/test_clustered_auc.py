@@ -193,7 +193,7 @@ def test_an_area_of_one_is_bounded_by_the_class_with_fewer_patients(counts):
     [
         # the limit is the third highest of 200 others, 9: above it are 25 members and one other
         ([25, 75], [10, 0, *[11, 9, 9], *[1] * 197], 0.01, 0.25),
-        # half of four others may lie above: the limit is 2, and a member at it is not above it
+        # half of four others may be above: the limit is 2, and a member at it is not above it
         ([1, 1, 1], [5, 2, 1.5, 4, 3, 2, 1], 0.5, 1 / 3),
     ],
 )

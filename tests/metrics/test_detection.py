@@ -240,7 +240,7 @@ def test_an_interval_of_runs_has_the_mean_of_theirs_in_every_draw(few_patients_s
 @pytest.mark.parametrize(
     ("values", "mean", "deviation"),
     [
-        # means of folds .5 and .8, which lie .15 beside .65
+        # means of folds .5 and .8, which are .15 beside .65
         ({(0, 0): 0.4, (0, 1): 0.6, (1, 0): 0.7, (1, 1): 0.9}, 0.65, 0.3 / 2**0.5),
         # each run counts once in the mean, not each fold: .3 and .9 are .3 from their middle
         ({(0, 0): 0.2, (0, 1): 0.4, (1, 0): 0.9}, 0.5, 0.6 / 2**0.5),
@@ -263,7 +263,7 @@ def test_false_positives_of_images_with_and_without_lesions_by_hand():
     normal = [Matches(NOTHING, np.array(scores), 0, 1) for scores in ([0.9], [0.5], [0.5])]
     images = [*normal, Matches(np.array([0.95]), np.array([0.7, 0.1]), 2, 1)]
     without, beside = false_positives_apart(images, [(0, 0)] * 4, [0.25, 0.5, 0.75, 1.0, 1.25, 9])
-    # From .9: 1 and 0 boxes. From .7: 1 and 1. From .5: 3 and 1; three of four lies half-way. From
+    # From .9: 1 and 0 boxes. From .7: 1 and 1. From .5: 3 and 1; three of four is half-way. From
     # .1: 3 and 2.
     np.testing.assert_allclose(without, np.array([1, 1, 2, 3, 3, 3]) / 3)
     np.testing.assert_allclose(beside, [0, 1, 1, 1, 2, 2])

@@ -105,7 +105,7 @@ def test_tables_by_hand():
     ]
     bootstrap, few = means.notes
     assert bootstrap.startswith("Dice. In brackets: 95 % interval")
-    assert few.startswith("PSNR. No interval and no p: 5 patients")
+    assert few.startswith("PSNR. No interval and no p-value: 5 patients")
     assert differences.title == "Differences from CAN"
     assert differences.body == [["U-Net", "-1.2\n[-2.0, +0.1]\np < 0.001", "+0.88"]]
     assert "one comparison, no correction; 7 patients" in differences.notes[0]

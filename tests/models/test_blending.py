@@ -195,7 +195,7 @@ def square(size=SIZE, top=8, left=10, height=6, width=9):
 
 def test_a_lesion_that_is_neither_turned_nor_resized_is_moved_only():
     image, mask = square(height=6, width=8)  # half its diagonal is 5 px
-    # Of 32 px the middle may lie from 9 to 23: at 9 + 1 = 10 and 9 + 7 = 16, 9.5 and 15.5 counted
+    # Of 32 px the middle may be from 9 to 23: at 9 + 1 = 10 and 9 + 7 = 16, 9.5 and 15.5 counted
     # from the first pixel's middle.
     draws = tf.constant([[0.5, 0.0, 1 / 14, 0.5]])
     moved, place = place_lesion(image, mask, draws, 0.0, (1.0, 1.0))

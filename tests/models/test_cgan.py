@@ -88,7 +88,7 @@ def test_the_encoders_weights_come_from_a_file(monkeypatch, tmp_path):
         cgan.generator.encoder.get_weights(), source.get_weights(), strict=True
     ):
         np.testing.assert_array_equal(ours, theirs)
-    # no name stands for a download
+    # no name means a download
     missing = config.model_copy(update={"weights": module.Path("imagenet")})
     with pytest.raises(WeightsError, match=r"model.encoder.weights: .*imagenet"):
         module.build_encoder(missing, 32, 0.9)

@@ -21,7 +21,7 @@ def make_model(**values):
 
 
 def batch(each=2, pools=4):
-    """The pools in turn, told apart by their grey value: pool / 10."""
+    """The pools in turn, told apart by their intensity: pool / 10."""
     labels = np.tile(np.arange(pools), each).astype(np.int32)
     images = np.ones((len(labels), SIZE, SIZE, 1)) * labels[:, None, None, None] / 10
     return {"image": tf.constant(images, tf.float32), "label": tf.constant(labels)}

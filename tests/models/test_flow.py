@@ -56,7 +56,7 @@ def test_a_step_by_hand(monkeypatch):
             module, "uniform_noise", lambda seeds, size: tf.fill([2, size, size, 1], 0.25)
         )
     model = make_model("flow", SIZE)
-    label = label_of(batch(), 0)  # an untrained network stands still
+    label = label_of(batch(), 0)  # an untrained network is still
     np.testing.assert_allclose(model.infill(label), label[..., :1], atol=1e-6)
     head = model.velocity.head
     head.bias.assign([0.25])

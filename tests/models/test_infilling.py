@@ -104,7 +104,7 @@ def test_an_enlarged_mask_is_the_resized_and_cropped_one(margin):
         border:-border, border:-border
     ]
     found = enlarge(tf.constant(mask[np.newaxis, ..., np.newaxis]), margin)[0, ..., 0]
-    # A few rows and columns lie exactly between two source pixels, where OpenCV's fixed point
+    # A few rows and columns are exactly between two source pixels, where OpenCV's fixed point
     # numbers fall to either side.
     assert np.mean(found != resized) < 1e-3 and 0.2 < mask.mean() < 0.8
 
@@ -231,7 +231,7 @@ def test_a_module_sees_the_downsampled_label_and_the_upsampled_output(shown):
 def numpy_vgg(feature_extractor, image, layers):
     """Compute VGG-19's maps of a grey image, [n, s, s, 1] in [0, 1], in float64.
 
-    Blocks are 3 x 3 convolutions with ReLU, and max pooling by 2 stands between them.
+    Blocks are 3 x 3 convolutions with ReLU, and max pooling by 2 is between them.
     """
     stored = {each.path: each.numpy().astype(np.float64) for each in feature_extractor.variables}
     mean = np.array([0.485, 0.456, 0.406])

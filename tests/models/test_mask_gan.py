@@ -126,7 +126,7 @@ def test_cleaning_by_hand():
     cleaned = clean(mask * 0.4 + 0.2, median=1)  # 0.6 and 0.2
     assert cleaned.dtype == np.uint8
     np.testing.assert_array_equal(cleaned, expected)
-    assert not clean(mask * 0.5, median=1).any(), "nothing lies above 0.5"
+    assert not clean(mask * 0.5, median=1).any(), "nothing is above 0.5"
     np.testing.assert_array_equal(clean(mask * 0.5, threshold=0.4, median=1), expected)
 
 
@@ -174,7 +174,7 @@ def test_measures_by_hand_and_against_scikit_image():
         (region,) = regions.regionprops(blob.astype(int))
         assert measures["area"][i] == region.area / 1024
         assert measures["extent"][i] == pytest.approx(region.extent)
-        # what lies on the hull's edge is counted differently
+        # what is on the hull's edge is counted differently
         assert measures["solidity"][i] == pytest.approx(region.solidity, rel=0.06)
 
 

@@ -292,7 +292,7 @@ def test_lpips_of_its_authors_pictures(published_weights):
     paths = [published_weights / f"ex_{name}.png" for name in ("ref", "p0", "p1")]
     if not all(path.is_file() for path in paths):
         pytest.skip("TFMAMMO_TEST_WEIGHTS has no ex_ref.png, ex_p0.png and ex_p1.png")
-    # The network of three channels stands behind the layers that make them of a grey image.
+    # The network of three channels is behind the layers that make them of a grey image.
     rescale, network = pretrained.alexnet("imagenet").layers[2:4]
     heads = pretrained.lpips_heads("published")
     maps = []
@@ -348,7 +348,7 @@ def test_a_digest_is_of_names_shapes_and_numbers():
 
 
 def test_the_resizing_of_2015_by_hand():
-    """Pixel i lies at i * 2 / 299 of [0, 1]: it rises to 1 at i = 149.5 and stays there."""
+    """Pixel i is at i * 2 / 299 of [0, 1]: it rises to 1 at i = 149.5 and stays there."""
     image = np.array([0, 1], np.float32).reshape(1, 2, 1, 1)
     column = np.asarray(pretrained._ResizeAsIn2015()(image))[0, :, 0, 0]
     np.testing.assert_allclose(column, np.minimum(np.arange(299) * 2 / 299, 1), atol=1e-6)

@@ -143,7 +143,7 @@ def test_facts_and_tables_summarise_the_images(compared, patches):
         expected = [100 * one for one in (dice.mean(), *bounds)]
         assert (fact.value, fact.low, fact.high) == pytest.approx(expected, rel=1e-5)
         mean, jaccard = fact.value / 100, find(facts, model, "jaccard").value / 100
-        assert jaccard >= mean / (2 - mean), "Jaccard is convex in Dice, so means can't lie below"
+        assert jaccard >= mean / (2 - mean), "Jaccard is convex in Dice, so means can't are below"
     test = segmentation.paired_test(values["U-Net"], values["CAN"], patients, samples=500)
     fact = find(facts, "U-Net", "dice", "differences", "CAN")
     assert (fact.value, fact.p) == pytest.approx((100 * test.difference, test.p), rel=1e-5)
@@ -434,13 +434,13 @@ def test_synthesis_facts_and_sheet(run, models, patches):
     greys = np.where(inside, patches.images[inside].mean(), patches.images[~inside].mean())
     blurred = [cv2.GaussianBlur(grey, (0, 0), SIZE / 32)[..., None] for grey in greys]
     for name, images, measure in (
-        ("two grey values", greys, "psnr_edge"),
-        ("two blurred grey values", np.stack(blurred), "ssim"),
+        ("two intensities", greys, "psnr_edge"),
+        ("two blurred intensities", np.stack(blurred), "ssim"),
     ):
         trivial = synthesis.per_image(patches.images, images.astype(np.float32), patches.masks)
         found = find(facts, name, measure).value
         assert found == pytest.approx(trivial[measure].mean(), abs=1e-3)
-    assert find(facts, "two grey values", "psnr_edge").unit == "dB"
+    assert find(facts, "two intensities", "psnr_edge").unit == "dB"
     # The image is even inside the mass.
     assert find(facts, "Pix2Pix", "haar_mass").value == pytest.approx(1e-6)
     real = texture.compute_lattice(patches.images, 4).mean()

@@ -198,7 +198,7 @@ def test_a_set_chosen_by_a_scorer_is_refused_before_anything_is_trained(
 
 
 def predict_mean_grey(folder, images, output, patients):
-    """In place of a run: the probability is a patch's mean grey value."""
+    """In place of a run: the probability is a patch's mean intensity."""
     return images.mean(axis=(1, 2, 3))
 
 
@@ -454,7 +454,7 @@ def test_a_set_whose_lesions_do_not_outscore_its_normal_patches_is_refused(
 
 
 def test_the_gate_scores_both_pools_and_unseen_real_patches(subsets, synthetic, monkeypatch):
-    """By mean grey values: the discs that were added are 0.3 brighter than the tissue, the removals
+    """By mean intensities: the discs that were added are 0.3 brighter than the tissue, the removals
     darker.
     """
     monkeypatch.setattr(

@@ -177,7 +177,7 @@ def test_both_are_compared_where_both_are_eligible(run, runs):
 
 
 def test_the_criterion_and_its_threshold_decide(run, runs):
-    """The middle of a lesion, 0.36 of its area, has that IoU, lies wholly inside, and has its
+    """The middle of a lesion, 0.36 of its area, has that IoU, is entirely inside, and has its
     centre there.
     """
 
@@ -188,7 +188,7 @@ def test_the_criterion_and_its_threshold_decide(run, runs):
     found = count("criterion=iou", "threshold=0.3")
     assert found > 0 == count("criterion=iou", "threshold=0.5")
     assert count("criterion=ior", "threshold=0.9") >= found
-    # of other mammograms' lesions, too, some of which the boxes hit by chance
+    # of other mammograms' lesions, some of which the boxes hit by chance
     assert count("criterion=centre", "threshold=0.9") > found
 
 

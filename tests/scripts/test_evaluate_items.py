@@ -50,9 +50,9 @@ def test_defects_of_an_image_without_texture(run, known):
     output = run("defects", *SMALL, f"models={{CAN: {known}}}", "rows=2")
     facts = read_rows(output)
     means = [fact for fact in facts if fact.table == "means"]
-    assert {fact.model for fact in means} == {"CAN", "two grey values", "real"}
+    assert {fact.model for fact in means} == {"CAN", "two intensities", "real"}
     assert find(facts, "real", "haar").value == pytest.approx(1)
-    # Two grey values, other ones than the baseline's, have no texture either.
+    # Two intensities, other ones than the baseline's, have no texture either.
     assert find(facts, "CAN", "haar").value == pytest.approx(0, abs=1e-9)
     assert find(facts, "CAN", "lattice_8")
     assert find(facts, "CAN", "defects").value > find(facts, "real", "defects").value

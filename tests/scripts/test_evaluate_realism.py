@@ -52,7 +52,7 @@ def know_copy(patch):
 
 
 def disc_in_tissue(disc, random):
-    """Grey values of a bright disc in coarse noise, float64."""
+    """Intensities of a bright disc in coarse noise, float64."""
     tissue = cv2.resize(random.random((12, 12)), disc.shape, interpolation=cv2.INTER_CUBIC)
     return 90 * disc + 120 * np.clip(tissue, 0, 1) + 20
 
@@ -152,11 +152,11 @@ def test_each_model_gets_what_it_takes_and_is_measured(output, patches):
         assert distance.mean() < others, "a patch is nearer to its own real one"
     filled = np.where(inside, patches.images[inside].mean(), patches.images)
     distance = scorer.distance(patches.images, filled.astype(np.float32))
-    rows = read_scores(output, "one grey value")
+    rows = read_scores(output, "one intensity")
     assert [float(row["lpips_random"]) for row in rows] == pytest.approx(distance, abs=1e-5)
     assert {row["nearest_mass"] for row in rows} == {""}  # it was trained on nothing
-    assert find(facts, "one grey value", "fid_random")
-    assert find(facts, "one grey value", "haar_mass")
+    assert find(facts, "one intensity", "fid_random")
+    assert find(facts, "one intensity", "haar_mass")
 
 
 @pytest.mark.long
@@ -228,7 +228,7 @@ def test_random_networks_are_named_and_sheets_written(output):
 
 @pytest.mark.long
 def test_files_of_networks_a_sample_and_the_leaky_protocol(run, models, tmp_path):
-    """With files for AlexNet and heads no number is marked, and the paper's stands below."""
+    """With files for AlexNet and heads no number is marked, and the paper's is below."""
     network = pretrained.alexnet("none").get_layer(index=3)  # the colour network inside
     weights = {
         f"{layer.name}/{v.name}": v.numpy() for layer in network.layers for v in layer.weights
@@ -241,7 +241,7 @@ def test_files_of_networks_a_sample_and_the_leaky_protocol(run, models, tmp_path
     output = run(some, *files, "sample=6", "rows=2", "subset_size=4", "patients=unseen")
     lines = (output / "table.md").read_text(encoding="utf-8").splitlines()
     names = ["G_unet", "G_unet, as printed (on ddsm, a split of its own)"]
-    assert lines[2].split(" | ")[1:] == [*names, "one grey value", "real patches |"]
+    assert lines[2].split(" | ")[1:] == [*names, "one intensity", "real patches |"]
     lpips = next(line for line in lines if line.startswith("| LPIPS to its real patch"))
     assert lpips.split(" | ")[2] == "0.0202"
     markdown = "\n".join(lines)

@@ -11,7 +11,7 @@ SIZE = 8
 
 
 def make_patches(values, kinds, masked, prefix):
-    """Patches of one grey value each, with a square mask in the middle of those that are masked."""
+    """Patches of one intensity each, with a square mask in the middle of those that are masked."""
     count = len(values)
     images = np.full((count, SIZE, SIZE, 1), np.reshape(values, (-1, 1, 1, 1)), np.float32)
     masks = np.zeros((count, SIZE, SIZE, 1), np.uint8)

@@ -1,4 +1,4 @@
-"""Steps: run in order, never twice, refused where others lie, stopped with what they run."""
+"""Steps: run in order, never twice, refused where others are, stopped with what they run."""
 
 import json
 import os

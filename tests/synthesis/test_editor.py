@@ -177,7 +177,7 @@ def test_an_editor_takes_the_lesions_of_another_archive(masses, mammogram, tmp_p
         ({"centre": (500, 10)}, "centre "),
         (OVAL, "size is missing"),
         ({"centre": MIDDLE, "size": (20, 20)}, "shape is missing"),
-        ({**OVAL, "centre": (5, 140), "size": (20, 20)}, "beyond the mammogram|not wholly free"),
+        ({**OVAL, "centre": (5, 140), "size": (20, 20)}, "beyond the mammogram|not entirely free"),
         ({**OVAL, "size": (20_000, 20_000)}, "20000 x 20000 px"),
         ({**OVAL, "size": (20, 151)}, "20 x 151 px"),
         ({**OVAL, "size": (180, 140)}, "larger than the mammogram|beyond the mammogram"),

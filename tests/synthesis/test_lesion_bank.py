@@ -29,7 +29,7 @@ CORNERS = np.array([[30, 50], [30, 53], [38, 53], [38, 58], [43, 58], [43, 50]],
 
 
 def noise():
-    """Grey values of 16 bits, so that storing them loses nothing."""
+    """Intensities of 16 bits, so that storing them loses nothing."""
     return (np.random.default_rng(0).integers(0, 65536, (ROWS, COLS, 1)) / 65535).astype(np.float32)
 
 
@@ -99,7 +99,7 @@ def test_any_angle_keeps_area_and_grey_values(angle):
     assert all(side.any() for side in (*piece.mask[[0, -1]], *piece.mask.T[[0, -1]]))
     inside = piece.crop(0)[piece.mask > 0]
     assert inside.mean() == pytest.approx(shown(ramp(), 0)[MASK > 0].mean(), abs=5e-4)
-    # Counter-clockwise as shown: what was to the right, and brighter, lies up for a positive
+    # Counter-clockwise as shown: what was to the right, and brighter, is up for a positive
     # angle. 0.002 a column, 0.001 a row.
     down, right = (gradient.mean() * 3 for gradient in np.gradient(piece.image))
     cosine = np.cos(np.deg2rad(angle))

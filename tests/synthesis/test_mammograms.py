@@ -244,7 +244,7 @@ def test_size_place_shape_and_seed_are_the_users(config, tmp_path):
     cut_off = cv2.imencode(".png", mask[:, 20:])[1].tobytes()
     for number, (values, content, reason) in enumerate(
         (
-            ({"centre": (100, 120)}, None, "not wholly free"),
+            ({"centre": (100, 120)}, None, "not entirely free"),
             ({"centre": (100, 149)}, None, "it reaches beyond"),
             ({"centre": None, "size": (110, 100)}, None, "breast is too small"),
             ({}, cut_off, "mask.png: .*border"),

@@ -1,4 +1,4 @@
-"""A contextual GAN's lesions back in their mammogram: where they lie and how bright they are."""
+"""A contextual GAN's lesions back in their mammogram: where they are and how bright they are."""
 
 from types import SimpleNamespace
 

@@ -296,7 +296,7 @@ def test_it_is_not_known_whose_the_shapes_of_files_are(infilling, tmp_path):
 def test_a_blending_network_without_prior_sees_the_outline_alone(
     prior, equal, config, both_sides, where, tmp_path
 ):
-    """Other grey values of the real lesions change nothing; with the prior they do."""
+    """Other intensities of the real lesions change nothing; with the prior they do."""
     keras.utils.set_random_seed(0)
     model = BlendingConfig(prior=prior, widths=(4, 8), discriminator_filters=4)
     data = DataConfig(size=64, frame="square", context=2, window=(0, 1))

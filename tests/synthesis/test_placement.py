@@ -1,5 +1,5 @@
 """Sizes, places, seams and blending of inserted lesions, against hand-computed values and
-the training's own patches.
+the run's own patches.
 """
 
 import tracemalloc

@@ -48,7 +48,7 @@ def open_target(bits=16, laterality="L", data=DATA):
 
 
 def make_piece(side=32, around=5, grey=None):
-    """A disc with grain, or of one grey value."""
+    """A disc with grain, or of one intensity."""
     row, col = np.mgrid[:side, :side] - (side - 1) / 2
     image = np.random.default_rng(1).uniform(0.5, 0.9, (side + 2 * around,) * 2).astype(np.float32)
     if grey is not None:
@@ -107,7 +107,7 @@ def test_a_paste_by_hand(bits):
     expected = stored.values.copy()
     on = piece.mask > 0
     expected[60:92, 40:72][on] = np.rint(piece.image[5:-5, 5:-5] * np.float64(2**bits - 1))[on]
-    # where a grey value is just between two
+    # where a intensity is just between two
     assert np.abs(synthetic.values.astype(int) - expected).max() <= (bits > 8)
     assert (synthetic.values != expected).mean() < 1e-3
 
@@ -153,7 +153,7 @@ def test_what_a_method_cant_blend(corner, reason):
 @pytest.mark.parametrize("change", [0.0, 0.125])
 def test_an_echo_puts_the_lesion_into_its_mask(change, window, laterality):
     """A network that gives back what was pasted, at a patch that is not scaled, gives the lesion's
-    own grey values on the mask alone: whatever the network's grey scale and the breast's side, and
+    own intensities on the mask alone: whatever the network's grey scale and the breast's side, and
     whatever it adds all over.
     """
     data = DATA.model_copy(update={"window": window})

@@ -161,10 +161,10 @@ def test_values_outside_the_range_are_one_sentence(exported, kind, bad):
     """A picture times 255 would otherwise be answered, and look right."""
     values = np.full((2, SIZE, SIZE, 1), 0.5, np.float32)
     values[1, 2, 3] = bad
-    said = rf"inverter: image must lie in \[0, 1\], but reaches from .*{bad:g}"
+    said = rf"inverter: image must be in \[0, 1\], but reaches from .*{bad:g}"
     with pytest.raises(ExportError, match=said):
         load(exported[1], "inverter")(kind(values))
-    with pytest.raises(ExportError, match=r"critic: mask must lie in \[0, 1\]"):
+    with pytest.raises(ExportError, match=r"critic: mask must be in \[0, 1\]"):
         load(exported[1], "critic")(mask=kind(values), image=kind(np.zeros_like(values)))
 
 

@@ -64,7 +64,7 @@ def test_inputs_are_checked_as_tensorflows(directory):
     segment = load(directory, "inverter", "onnx")
     with pytest.raises(ExportError, match=r"image must have the shape \[n, 4, 4, 1\]"):
         segment(np.zeros((1, 5, 4, 1)))
-    with pytest.raises(ExportError, match=r"image must lie in \[0, 1\]"):
+    with pytest.raises(ExportError, match=r"image must be in \[0, 1\]"):
         segment(np.full((1, SIZE, SIZE, 1), np.nan))
 
 

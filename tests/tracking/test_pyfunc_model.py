@@ -194,7 +194,7 @@ def test_mlflow_serves_a_registered_model(model, server, batch):
         assert status == 200
         np.testing.assert_allclose(answer["predictions"][key], expected, rtol=1e-5, atol=1e-6)
     status, answer = post(server, {"inputs": (255 * batch).tolist()})
-    assert status == 400 and "image must lie in [0, 1]" in answer
+    assert status == 400 and "image must be in [0, 1]" in answer
     status, answer = post(server, {"inputs": batch.tolist(), "params": {"network": "renderer"}})
     assert status == 400 and "there is no network renderer" in answer
     assert post(server, {"inputs": batch[:, :2].tolist()})[0] == 400

@@ -74,7 +74,7 @@ def stored(run):
 
 
 def test_where_runs_and_their_artifacts_go(folder, monkeypatch):
-    """Artifacts lie beside the database, wherever the training runs."""
+    """Artifacts are next to the database, wherever the training runs."""
     assert store_uri() == f"sqlite:///{folder}/mlflow.db"
     (folder / "elsewhere").mkdir()
     monkeypatch.chdir(folder / "elsewhere")
@@ -299,7 +299,7 @@ def test_an_export_that_is_registered_again_stays_one_version(folder, tmp_path):
     exported = export(Model(), tmp_path / "export", card)
     run = Run(experiment(), folder / "output")
     assert run.register(exported, 1500, {}, best=False) == "1"
-    # killed before it was noted: the alias, too, comes now
+    # killed before it was noted: the alias, comes now
     assert run.register(exported, 1500, {}, best=True) == "1"
     assert client().get_model_version_by_alias("tfmammo-tiny", "best").version == 1
     assert len(client().search_model_versions("name = 'tfmammo-tiny'")) == 1

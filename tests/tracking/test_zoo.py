@@ -96,7 +96,7 @@ def test_packed_network_answers_with_kernels_of_half_precision(exported, tmp_pat
     assert image[0, 4, 4, 0] == pytest.approx(expected, abs=1e-7)
     assert image[0, 0, 0, 0] == pytest.approx(1 / (1 + np.exp(-1e-6)), abs=1e-7)
     card = read_card(tmp_path / "again")
-    assert list(card["functions"]) == ["generator"], "the discriminator is left out"
+    assert list(card["functions"]) == ["generator"], "the discriminator is skipped"
     assert (card["serves"], card["train_patients"]) == ("generator", ["ada"])
     kept = sorted(path.name for path in (tmp_path / "again").iterdir())
     assert kept == ["card.json", "generator"]

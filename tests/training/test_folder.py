@@ -1,4 +1,4 @@
-"""A training's folder: whose it is, and what survives kills, full disks and power losses."""
+"""A run's folder: whose it is, and what survives kills, full disks and power losses."""
 
 import errno
 import logging

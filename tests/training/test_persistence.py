@@ -203,7 +203,7 @@ def write_version(version):
 
 
 def read_versions(directory: Path) -> set[int]:
-    """The version that the card states and those that the files hold, wherever they lie."""
+    """The version that the card states and those that the files hold, wherever they are."""
     place = locate(directory)
     files = {int((place / name / "weights").read_text()) for name in ("first", "second")}
     return {read_card(directory)["step"]} | files

@@ -161,7 +161,7 @@ def test_two_workers_are_one_process_with_the_whole_batch_and_resume(
 @pytest.fixture(scope="module")
 def stopped(tmp_path_factory, empty_store):
     """The folder that the next three tests leave to each other: killed, then stopped, then
-    finished. A store of their own lies in it.
+    finished. A store of their own is in it.
     """
     folder = tmp_path_factory.mktemp("workers")
     shutil.copyfile(empty_store, folder / "mlflow.db")

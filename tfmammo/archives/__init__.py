@@ -1,6 +1,6 @@
 """Read files on disk into records: one module per archive, each with `read(root, skipped)`.
 
-`root` is the archive's folder or any above it, and `skipped` takes what was left out, and why.
+`root` is the archive's folder or any above it, and `skipped` takes what was skipped, and why.
 Tables and headers are read, pixels when they are wanted. A lesion that is marked and can't be read
 is `lost`. ArchiveError: a table is missing or has not the columns that are read, or no image can be
 read; the header of each module states what else its archive leaves open.
@@ -76,7 +76,7 @@ def read_mammograms(config: DataConfig, skipped: Skipped | None = None) -> list[
 
 
 def read_stored(mammogram: Mammogram) -> Stored:
-    """Read a mammogram's grey values as its file stores them.
+    """Read a mammogram's intensities as its file stores them.
 
     Of a preprocessed mammogram they are those of the file behind it, on the file's own grid. Where
     a file holds neither DICOM nor whole numbers over 2^bits - 1 (film as optical density, the

@@ -135,7 +135,7 @@ def _parse_table(notes: Notes, path: Path) -> list[Row]:
         except ValueError as error:
             faults.append(f"row {number}: {error}")
     if faults:
-        counts = f"{len(faults)} of its {len(records)} rows left out"
+        counts = f"{len(faults)} of its {len(records)} rows skipped"
         notes.note(path, f"{counts}, the first is {faults[0]}")
     return list(rows.values())
 
@@ -243,9 +243,7 @@ def _find_image(notes: Notes, paths: list[Path]) -> tuple[Path, Header] | None:
         try:
             header = dicom.read_header(path)
             if (role := _find_role(header)) in ("mask", "crop"):
-                raise ArchiveError(
-                    f"{path}: says that it is a {role}, but lies among the mammograms"
-                )
+                raise ArchiveError(f"{path}: says that it is a {role}, but is among the mammograms")
             if full_image:
                 raise ArchiveError(f"{path}: is a second file of the same image")
             full_image = path, header
@@ -311,15 +309,15 @@ def _read_mask(folder: str, paths: tuple[Path, ...], rows: int, cols: int) -> ND
 
 
 def _read_region(path: Path, rows: int, cols: int) -> NDArray[np.uint8]:
-    """Return the brighter of a file's two grey values; raise ArchiveError if it has not two."""
+    """Return the brighter of a file's two intensities; raise ArchiveError if it has not two."""
     stored = dicom.read_pixels(path, window=False)[..., 0]
     low, high = stored.min(), stored.max()
     region = stored == high
     if not np.all(region | (stored == low)):
-        raise ArchiveError(f"{path}: is no mask, it holds more than two grey values")
+        raise ArchiveError(f"{path}: is no mask, it holds more than two intensities")
     if low == high:
         raise ArchiveError(f"{path}: is a mask that marks nothing")
-    # The nearest pixel's centre: index i of the image lies at (i + 0.5) * size / rows of the mask.
+    # The nearest pixel's centre: index i of the image is at (i + 0.5) * size / rows of the mask.
     row, col = (
         ((np.arange(to) + 0.5) * size / to).astype(int)
         for size, to in zip(stored.shape, (rows, cols), strict=True)

@@ -3,7 +3,7 @@
     <anywhere beneath root>/CMMD_clinicaldata_revision.xlsx       a row for each breast; also as CSV
                             CMMD/D1-0001/<study>/<series>/1-1.dcm
 
-The folder D1-0001 names the patient, the header side and view. Nothing says where a finding lies,
+The folder D1-0001 names the patient, the header side and view. Nothing says where a finding is,
 so there are no lesions: each image has its breast's pathology (None where the table has no row of
 the breast), and counts as one that lost lesions of the breast's abnormality ("both": a mass and a
 calcification). No image is normal: of the other breast nothing is stated.
@@ -50,7 +50,7 @@ def _read_images(
         parents = path.relative_to(notes.root).parts[:-1]
         patient = next((part.upper() for part in parents if _PATIENT.fullmatch(part)), None)
         if patient is None:
-            notes.count(table, "DICOM files lie in no patient's folder (D1-0001)")
+            notes.count(table, "DICOM files are in no patient's folder (D1-0001)")
             continue
         facts = notes.read_dicom(path, table)
         if facts is None:

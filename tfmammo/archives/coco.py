@@ -45,7 +45,7 @@ def load(path: Path, key: Callable[[str], str], note: Callable[[str], None]) -> 
     Args:
         path: The JSON file.
         key: Turns a file_name into the image's key.
-        note: Takes what was left out: annotations of findings that are no lesions of ours, or of
+        note: Takes what was skipped: annotations of findings that are no lesions of ours, or of
             images that are not listed. Unknown categories are noted, and kept.
 
     Raises:
@@ -96,7 +96,7 @@ def make_found(
     """Make a lesion of one annotation; an RLE is decoded when it is wanted.
 
     Args:
-        finding: What its category stands for.
+        finding: What its category means.
         annotation: Its "segmentation" counts; where that encloses nothing, its "bbox". "attributes"
             may have shape, margin and pathology.
         rows: Rows of the image.
@@ -128,7 +128,7 @@ def make_found(
     for outline in outlines:
         try:
             parts.append(Lesion.from_outline(kind, outline, rows, cols, **details))
-        except ValueError as error:  # a part may lie outside the image
+        except ValueError as error:  # a part may be outside the image
             fault = error
     if not parts:
         raise fault
@@ -177,7 +177,7 @@ def _parse_box(numbers: Any, rows: int, cols: int) -> Box:
     top, left = max(0, round(y)), max(0, round(x))
     bottom, right = min(rows, round(y + height)), min(cols, round(x + width))
     if not (top < bottom and left < right):
-        raise ValueError("its bbox is empty or lies outside the image")
+        raise ValueError("its bbox is empty or is outside the image")
     return top, left, bottom, right
 
 

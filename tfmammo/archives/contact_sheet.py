@@ -27,7 +27,7 @@ def draw_contact_sheet(
 ) -> NDArray[np.uint8]:
     """Draw mammograms in rows, each scaled to fit its cell: uint8 [rows, cols, 3], RGB.
 
-    Outlines or boxes have the colour of the lesion's kind, which the last line names. Grey values
+    Outlines or boxes have the colour of the lesion's kind, which the last line names. Intensities
     are drawn as they are read, 0 black and 1 white, so that a wrong scale is seen. `skipped` takes
     what can't be read; ArchiveError is raised if that is all.
     """

@@ -7,7 +7,7 @@ Lesions have outlines as chain codes.
         B_3027_1.LEFT_CC.LJPEG      or .LJPEG.1, .tif, .tiff, .png
         B_3027_1.LEFT_CC.OVERLAY    of views with abnormalities
 
-Files of a case lie in one folder and share letter and numbers, whether joined by "-" or "_"; .LJPEG
+Files of a case are in one folder and share letter and numbers, whether joined by "-" or "_"; .LJPEG
 and .OVERLAY may still be gzipped, as some are in the archive. Where there is a decoded file it is
 preferred: .LJPEG.1 (PVRG's own output: headerless, big-endian, 16 bit), then 16-bit .tif, .tiff,
 .png of the scanner's grey levels; `ljpeg` tells how pixels become an image. Dates and age are not
@@ -20,7 +20,7 @@ kept. docs/archives/ddsm.md has the choices; beside them:
   calcification's shape is its TYPE, as in `cbis_ddsm`. Words are the archive's in lower case.
 - An image that holds nothing worse but something unproven is None. BI-RADS is the highest
   ASSESSMENT of an image, 0 (incomplete) the lowest. DENSITY 0 is no category and becomes None.
-- "normal" are the images of cases without any overlay, unless they lie in a volume of another name
+- "normal" are the images of cases without any overlay, unless they are in a volume of another name
   (cancer_01, benign_01, benign_without_callback_01).
 
 Source: Heath et al., The Digital Database for Screening Mammography, IWDM 2000; DDSM's page
@@ -128,7 +128,7 @@ def read(root: Path, skipped: Skipped | None = None) -> list[Mammogram]:
         try:
             for mammogram in _read_case(notes, path, files):
                 if mammogram.image_id in mammograms:
-                    raise ArchiveError(f"{path}: left out, the case is there a second time")
+                    raise ArchiveError(f"{path}: skipped, the case is there a second time")
                 mammograms[mammogram.image_id] = mammogram
         except ArchiveError as error:
             notes.note(path, error)
@@ -193,7 +193,7 @@ def _make_mammogram(
     form = next((form for form in _FORMS if (name, form) in files), None)
     if form is None or not 0 < rows * cols <= _MOST_PIXELS:
         reason = "its file is missing" if form is None else f"its size is {rows} x {cols}"
-        notes.note(case.path, f"{name} left out: {reason}")
+        notes.note(case.path, f"{name} skipped: {reason}")
         return None
     overlay = files.get((name, "OVERLAY")) or files.get((name, "OVERLAY.GZ"))
     abnormalities: list[_Abnormality] = []
@@ -240,7 +240,7 @@ def _read_overlay(
         try:
             found.extend(_make_lesions(abnormality, rows, cols))
         except ValueError as error:
-            notes.note(path, f"abnormality {number} left out: {error}")
+            notes.note(path, f"abnormality {number} skipped: {error}")
             found.append(Lost())
     return abnormalities, found
 

@@ -106,7 +106,7 @@ def pixel_source(path: Path, window: bool | int = True) -> dict[str, Any]:
 
 
 def read_stored(path: Path, window: bool | int = True) -> Stored:
-    """Read the stored values of one mammogram, and what they stand for, as `read_pixels` does.
+    """Read the stored values of one mammogram, and what they mean, as `read_pixels` does.
 
     Its elements are those by which a reader comes to these greys, and the stated spacing: numbers
     and words of the standard alone. Of several windows they hold the one that was asked for.
@@ -177,7 +177,7 @@ def _decode_file(
 
 
 def _read_header(file: BinaryIO) -> FileDataset:
-    """Read and check everything before the pixels; of a deflated file the pixels, too."""
+    """Read and check everything before the pixels; of a deflated file the pixels."""
     is_deflated = read_meta(file).get("TransferSyntaxUID") == DeflatedExplicitVRLittleEndian
     if is_deflated:  # pydicom would inflate it to any size
         inflater = zlib.decompressobj(-zlib.MAX_WBITS)

@@ -7,8 +7,8 @@
 480,323 files of 22,382 patients.
 
 The tables' reduced forms (..._reduced.csv) are read where the others are missing. A file is found
-by its name, whatever stands before it in anon_dicom_path. Read are 2D images; C-views, screen saves
-and spot or magnification views are counted and left out. What the archive leaves open:
+by its name, whatever precedes it in anon_dicom_path. Read are 2D images; C-views, screen saves
+and spot or magnification views are counted and skipped. What the archive leaves open:
 
 - ROI_coords are boxes (row_min, col_min, row_max, col_max) that radiologists drew. Findings are
   those of the exam on the image's side, on both (B) or on none stated; nothing says which of them a
@@ -194,5 +194,5 @@ def _make_lesions(
         if top < bottom and left < right:
             yield Lesion(kind, (top, left, bottom, right), **details)
         else:
-            notes.note(path, "a box is empty or lies outside the image")
+            notes.note(path, "a box is empty or is outside the image")
             yield Lost(kind if certain else None)

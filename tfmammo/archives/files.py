@@ -21,7 +21,7 @@ TABLES = (".csv", ".xls", ".xlsx", ".txt")
 def list_regular_files(root: Path, links: bool = True) -> Iterator[Path]:
     """List every regular file beneath a folder, sorted within each folder.
 
-    Hidden files are left out: macOS leaves "._" beside all it copies. Each folder is entered once,
+    Hidden files are skipped: macOS leaves "._" beside all it copies. Each folder is entered once,
     as a link (followed if `links`) to one above would never end. Pipes and devices are no files.
     """
     entered: set[str] = set()
@@ -80,7 +80,7 @@ def _is_file(name: str) -> bool:
 
 
 def resolve_root(root: Path) -> Path:
-    """Return an archive's folder as its files' paths begin: "." stands before no path."""
+    """Return an archive's folder as its files' paths begin: "." precedes no path."""
     return root if root != Path() else Path.cwd()
 
 

@@ -20,7 +20,7 @@ CATEGORIES: dict[LesionKind, int] = {"mass": 1, "calcification": 2, "asymmetry":
 
 @dataclass(frozen=True)
 class Finding:
-    """What a word or a code stands for."""
+    """What a word or a code means."""
 
     kind: LesionKind | None  # None of what is no lesion of ours: a lymph node, the background
     is_certain: bool = True  # False where the word is general ("lesion") or names several kinds
@@ -102,7 +102,7 @@ def is_mass_shape(shape: str | None) -> bool:
 
 
 def find_word(text: str) -> Finding | None:
-    """Find what a label or a category stands for; None of what is not known.
+    """Find what a label or a category means; None of what is not known.
 
     Examples:
         >>> find_word("Suspicious_Calcifications")
@@ -123,7 +123,7 @@ def find_word(text: str) -> Finding | None:
 
 
 def find_coded(codes: Sequence[tuple[str, str]], label: str) -> Finding | None:
-    """Find what codes, value and meaning of each, stand for; None of what is not known.
+    """Find the finding of codes, each with its value and meaning; None of what is not known.
 
     The label beside them decides where they are general or missing.
     """

@@ -15,7 +15,7 @@ data sets are read as they are: see `layouts` and `yolo`. docs/archives/folder.m
 those that matter most:
 
 - Nothing is guessed about patients, because images of one woman in both subsets of a split make
-  every result worthless. Where the table names patients, images without one are left out; where it
+  every result worthless. Where the table names patients, images without one are skipped; where it
   names none, all images count as one patient. `*,*` states that every image is of another one.
   `lesion_patient`, of synthetic mammograms with another woman's lesions, is not used: make such a
   set from one subset of a split alone.
@@ -104,7 +104,7 @@ def read(root: Path, skipped: Skipped | None = None) -> list[Mammogram]:
         find = partial(_make_masked, notes, masks, rows)
     mammograms = list(_make_mammograms(notes, images, rows, find, layout.subsets if layout else {}))
     for region in (each for image in drawn.keys() - used for each in drawn[image]):
-        notes.count(region.file, "of its regions lie on images that are not read here")
+        notes.count(region.file, "of its regions are on images that are not read here")
     return notes.finish(mammograms)
 
 
@@ -230,7 +230,7 @@ def _make_coco(
         except coco.Contradiction as error:
             raise coco.Contradiction(str(error).replace(later, where)) from None
         except ValueError as error:
-            notes.note(path, f"annotation {number} left out: {error}")
+            notes.note(path, f"annotation {number} skipped: {error}")
             found.append(Lost(finding.certain_kind if finding else None))
     return found
 

@@ -27,7 +27,7 @@ from tfmammo.archives.elements import Fault, fix_sign, items, numbers, text
 
 
 def map_codes(dataset: FileDataset, window: bool | int) -> NDArray[np.float32]:
-    """Return what a pixel's bits stand for in the image: float32 [256 or 65536] in [0, 1]."""
+    """Return what a pixel's bits mean in the image: float32 [256 or 65536] in [0, 1]."""
     width = 16 if dataset.BitsAllocated == 16 else 8
     # pydicom fills the bits above BitsStored with the sign for these two; in all others they may
     # hold anything.
@@ -72,7 +72,7 @@ def _map_values(
 
 
 def choose_window(dataset: FileDataset, window: bool | int) -> Dataset | tuple[float, float] | None:
-    """Choose the VOI LUT or window (centre, width) that `window` stands for."""
+    """Choose the VOI LUT or window (centre, width) that `window` means."""
     numbered = numbers(dataset, "WindowCenter"), numbers(dataset, "WindowWidth")
     choices: list[Any] = [*items(dataset, "VOILUTSequence"), *zip(*numbered, strict=False)]
     if window is False or (window is True and not choices):
@@ -86,9 +86,9 @@ def choose_window(dataset: FileDataset, window: bool | int) -> Dataset | tuple[f
 def _look_up(
     dataset: FileDataset, values: NDArray[np.float64], low: float, item: Dataset
 ) -> tuple[NDArray, float, float]:
-    """Look values up in one LUT, whose ends go on for ever; return its output range, too."""
+    """Look values up in one LUT, whose ends go on for ever; return its output range."""
     entries, first, bits = (int(number) for number in numbers(item, "LUTDescriptor"))
-    entries = fix_sign(entries, is_signed=False) or 2**16  # 0 stands for 65536
+    entries = fix_sign(entries, is_signed=False) or 2**16  # 0 means 65536
     first = fix_sign(first, is_signed=low < 0)
     table: Any = item.LUTData
     if isinstance(table, bytes):

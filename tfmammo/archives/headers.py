@@ -126,7 +126,7 @@ def _find_spacing(dataset: FileDataset) -> tuple[float, float] | None:
         return stated
     if imager:
         (factor,) = numbers(dataset, "EstimatedRadiographicMagnificationFactor")[:1] or [1.0]
-        # The breast lies between source and detector, so that a factor below 1 can only be a
+        # The breast is between source and detector, so that a factor below 1 can only be a
         # mistake.
         return (imager[0] / factor, imager[1] / factor) if 1 <= factor < np.inf else imager
     return _parse_pair(dataset, "NominalScannedPixelSpacing")

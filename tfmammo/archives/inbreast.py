@@ -6,7 +6,7 @@
 
 Case does not matter in names of folders and tables. A mammogram without an XML has no findings, so
 it is kept without lesions; it is noted only where the tables say that something should have been
-outlined. Everything else that is left out is noted in `Skipped` with its file and reason.
+outlined. Everything else that is skipped is noted in `Skipped` with its file and reason.
 INbreast states no pathology: only BI-RADS 1 (negative) is passed on, as "normal".
 
 Choices: (1) A "Spiculated Region" is the area over which spicules radiate, wider than the mass it
@@ -159,12 +159,12 @@ def _read_outlines(notes: Notes, path: Path, rows: int, cols: int) -> list[Found
             faults[name, str(error)].append(str(number))
             found += _note_lost(name, region)
     for (name, reason), numbers in faults.items():
-        notes.note(path, f"ROI {', '.join(numbers)} '{name}' left out: {reason}")
+        notes.note(path, f"ROI {', '.join(numbers)} '{name}' skipped: {reason}")
     return found
 
 
 def _note_lost(name: str, region: Mapping[str, Any]) -> list[Lost]:
-    """Tell what an unreadable region is; points without a name mark calcifications, too."""
+    """Tell what an unreadable region is; points without a name mark calcifications."""
     if finding := find_word(name):
         return [Lost(finding.certain_kind)] if finding.kind else []
     points = region.get("Point_px")

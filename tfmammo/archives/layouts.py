@@ -12,7 +12,7 @@ Left open by the formats, and chosen here:
   are read at once, as nothing else says how many lesions there are.
 - A subset `test` is held out, with `validation` among what is trained on; without `test`,
   `validation` is.
-- Images without a label map are left out.
+- Images without a label map are skipped.
 - Of nnU-Net's channels the first is read.
 """
 
@@ -270,7 +270,7 @@ def _read_objects(
         except coco.Contradiction:
             raise
         except ValueError as error:
-            notes.skipped.add(key, f"object {number} left out: {error}")
+            notes.skipped.add(key, f"object {number} skipped: {error}")
             found.append(Lost(finding.certain_kind if finding else None))
     return found
 
@@ -279,7 +279,7 @@ def _read_objects(
 
 
 def find_labels(names: Mapping[int, str], path: Path, notes: Notes) -> dict[int, Finding | None]:
-    """Find what each label stands for; note those that give no lesion, the unknown by name."""
+    """Find what each label means; note those that give no lesion, the unknown by name."""
     labels = {number: find_word(name) for number, name in names.items()}
     known = sum(finding is not None and finding.kind is None for finding in labels.values())
     known -= names.get(0) == "background"

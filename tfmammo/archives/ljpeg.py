@@ -139,7 +139,7 @@ def _read_picture(path: Path, scanner: Scanner, rows: int, cols: int) -> NDArray
         raise ValueError(f"can't be decoded ({error.__class__.__name__})") from None
     if grey is None:
         raise ValueError(
-            f"is {size[1]} x {size[0]} of mode {mode}, not {rows} x {cols} grey values of 16 bits"
+            f"is {size[1]} x {size[0]} of mode {mode}, not {rows} x {cols} 16-bit pixels"
         )
     if scanner != "dba" and grey.max() > 4095:
         raise ValueError(f"holds values up to {grey.max()}, which a scanner of 12 bits never gave")

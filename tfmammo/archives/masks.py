@@ -51,7 +51,7 @@ def find_masks(notes: Notes, images: dict[str, Path]) -> Masks:
         found[image].append((number, mask, images.pop(mask)))
     if beside:
         notes.skipped.add(
-            "images/*", f"{len(beside)} masks lie next to their images, by their names"
+            "images/*", f"{len(beside)} masks are next to their images, by their names"
         )
     if folder := find_mask_folder(notes.root):
         _match_folder(notes, folder, images, found)
@@ -127,7 +127,7 @@ def read_mask(path: Path, rows: int, cols: int) -> NDArray[np.uint8]:
     if np.all((values == lowest) | (values == highest)):
         region = (values == highest).astype(np.uint8)
     else:
-        advice = "some masks have more than two grey values and are cut at half of the highest"
+        advice = "some masks have more than two intensities and are cut at half of the highest"
         pictures.advise("masks", f"{advice}: resampled, or JPEG")
         region = (2 * values >= highest).astype(np.uint8)
     check_region(region, path)
@@ -145,7 +145,7 @@ def check_region(region: NDArray[np.uint8], path: Path) -> None:
 
 
 def _holds_labels(values: NDArray[np.int32]) -> bool:
-    """Whether grey values number regions, and are not a rim between two others."""
+    """Whether intensities number regions, and are not a rim between two others."""
     levels = np.unique(values)
     if len(levels) < 3:
         return False

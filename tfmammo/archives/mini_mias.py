@@ -190,7 +190,7 @@ def _make_found(notes: Notes, path: Path, row: _Row) -> Found:
     try:
         return Lesion.from_outline(kind, _draw_circle(*row.circle), SIZE, SIZE, **details)
     except ValueError as error:
-        notes.note(path, f"the circle {' '.join(map(str, row.circle))} left out: {error}")
+        notes.note(path, f"the circle {' '.join(map(str, row.circle))} skipped: {error}")
         return Lost(kind)
 
 

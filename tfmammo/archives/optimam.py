@@ -12,7 +12,7 @@ client, study or image that can't be read costs no other one. docs/archives/opti
 choices; beside them:
 
 - omidb drops studies whose episode is not in the NBSS records; here they stay.
-- "With calcification" makes a mark's kind only where it stands alone. A mark without flags takes
+- "With calcification" makes a mark's kind only where it is alone. A mark without flags takes
   the description of the lesion that it is linked to.
 - An image's pathology is its breast's: malignant or benign by the opinion of biopsy or surgery,
   malignant for an interval cancer on this side, normal where omidb calls the episode normal and no
@@ -286,7 +286,7 @@ def _make_lesions(
             details["shape"] = mark.benign_classification.value
         found.append(Lesion(kind, box, kind_is_certain=certain, **details))
     for reason, numbers in faults.items():
-        notes.note(path, f"mark {', '.join(numbers)} left out: {reason}")
+        notes.note(path, f"mark {', '.join(numbers)} skipped: {reason}")
     return found
 
 
@@ -310,7 +310,7 @@ def _parse_box(mark: Mark, rows: int, cols: int) -> Box:
     top, left = max(0, corners.y1), max(0, corners.x1)
     bottom, right = min(rows, corners.y2), min(cols, corners.x2)
     if top >= bottom or left >= right:
-        raise ValueError("its box lies outside the image")
+        raise ValueError("its box is outside the image")
     return top, left, bottom, right
 
 

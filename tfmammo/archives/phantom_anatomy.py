@@ -136,7 +136,7 @@ def _draw_place(
 ) -> tuple[NDArray[np.float32], float]:
     """Draw a centre at `depth` of the way from nipple to chest wall; what finds no room shrinks.
 
-    It lies away from skin, muscle and other lesions.
+    It is away from skin, muscle and other lesions.
     """
     row, col = anatomy.nipple
     while True:

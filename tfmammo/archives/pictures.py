@@ -89,7 +89,7 @@ def _read_orientation(picture: ImageFile) -> int:
 
 
 def _find_full_scale(picture: ImageFile, path: Path, bits: int | None) -> int:
-    """Return the value that stands for 1; `bits` None takes what the file states."""
+    """Return the value that means 1; `bits` None takes what the file states."""
     deep = picture.mode.startswith("I;16") or (
         picture.mode == "I" and picture.format in ("PNG", "PPM")
     )
@@ -147,7 +147,7 @@ def read_mammogram(path: Path, bits: int | None) -> NDArray[np.float32]:
     image = read_pixels(path, bits)
     some = image[::31, ::31]  # of a mammogram, these tell already
     if image.size >= 100 and len(np.unique(some)) <= 2 and len(np.unique(image)) == 2:
-        raise ArchiveError(f"{path}: has two grey values alone: it is a mask, not a mammogram")
+        raise ArchiveError(f"{path}: has two intensities alone: it is a mask, not a mammogram")
     return image
 
 

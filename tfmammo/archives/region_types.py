@@ -66,14 +66,14 @@ class Region:
 
 
 class NoAreaError(ValueError):
-    """A diameter or a point, and where it lies: [points, 2], (row, col), native px."""
+    """A diameter or a point, and where it is: [points, 2], (row, col), native px."""
 
     def __init__(self, reason: str, points: NDArray[np.float64]) -> None:
         super().__init__(reason)
         self._points = points
 
     def measures(self, lesion: Lesion, kind: LesionKind | None) -> bool:
-        """Whether it may be a measurement of a lesion: a point of it lies in its box."""
+        """Whether it may be a measurement of a lesion: a point of it is in its box."""
         if kind not in (None, lesion.kind) and lesion.kind_is_certain:
             return False
         try:
@@ -93,7 +93,7 @@ def list_codes(item: Dataset, key: str) -> list[tuple[str, str]]:
 
 
 def list_references(holder: Dataset, *keys: str) -> set[str]:
-    """List the SOP Instance UIDs that lie beneath nested sequences."""
+    """List the SOP Instance UIDs that are beneath nested sequences."""
     if keys:
         return set().union(*(list_references(item, *keys[1:]) for item in items(holder, keys[0])))
     return {text(holder, "ReferencedSOPInstanceUID")}

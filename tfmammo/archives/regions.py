@@ -64,7 +64,7 @@ CLASSES = (SEGMENTATION, LABEL_MAP, STRUCTURE_SET, CAD_REPORT, *REPORTS)
 
 _LARGEST = 2**28  # bytes of a file without pixels
 _MOST_REGIONS = 4096  # of a file
-_OFF_PLANE = 0.5  # mm that a contour may lie off the image's plane
+_OFF_PLANE = 0.5  # mm that a contour may be off the image's plane
 
 
 def is_region_file(path: Path) -> bool:
@@ -137,7 +137,7 @@ def _read_file(path: Path, unusable: Counter[str]) -> list[Region]:
 
 
 def _list_segments(path: Path, dataset: Dataset, unusable: Counter[str]) -> Iterator[Region]:
-    """List the segments, one region for each image that frames of it lie on."""
+    """List the segments, one region for each image that frames of it are on."""
     form = text(dataset, "SegmentationType").upper()
     if form not in ("BINARY", "FRACTIONAL", "LABELMAP"):
         raise Fault("is a segmentation that is neither binary, fractional nor a label map")
@@ -199,7 +199,7 @@ def _draw_segment(
     if sizes[0] != sizes[1]:
         raise ValueError(f"have {sizes[0]} px, their image {sizes[1]}")
     if is_moved:
-        raise ValueError("do not lie on the image's own pixels")
+        raise ValueError("are not on the image's own pixels")
     _check_frame_of_reference(stated.frame_of_reference, image)
     words = {stated.patient_orientation, image.patient_orientation} - {()}
     if not _agree(stated.orientation, image.orientation, 1e-3) or len(words) > 1:
@@ -252,7 +252,7 @@ def _read_frame(path: Path, number: int) -> NDArray[np.unsignedinteger]:
 
 
 def _find_source(dataset: Dataset, group: Dataset, shared: Dataset) -> str | None:
-    """Find the image that a frame lies on: its own source, or the only one of the whole file."""
+    """Find the image that a frame is on: its own source, or the only one of the whole file."""
     sources = ("DerivationImageSequence", "SourceImageSequence")
     series = ("ReferencedSeriesSequence", "ReferencedInstanceSequence")
     named = list_references(group, *sources) or list_references(shared, *sources)
@@ -268,7 +268,7 @@ def _first(group: Dataset, shared: Dataset, key: str) -> Dataset:
 
 
 def _list_contours(path: Path, dataset: Dataset, unusable: Counter[str]) -> Iterator[Region]:
-    """List the structures, one region for each image that contours of it lie on."""
+    """List the structures, one region for each image that contours of it are on."""
     described = items(dataset, "StructureSetROISequence")
     structures = {integer(item, "ROINumber", -1): item for item in described}
     for roi in items(dataset, "ROIContourSequence"):
@@ -306,7 +306,7 @@ def _draw_contours(
 ) -> Lesion:
     """Draw points in space, mm, on the plane of their image (PS3.3 C.7.6.2.1.1)."""
     if not (image.position and image.orientation and image.spacing):
-        raise ValueError("lie in space, where their image states no position")
+        raise ValueError("are in space, where their image states no position")
     if not frame_of_reference or not image.frame_of_reference:
         raise ValueError("share no frame of reference with their image")
     _check_frame_of_reference(frame_of_reference, image)
@@ -314,12 +314,12 @@ def _draw_contours(
     down = np.array(image.orientation[3:])
     normal = np.cross(along, down)
     if min(map(np.linalg.norm, (along, down, normal))) < 0.99:
-        raise ValueError("lie on an image without a valid orientation")
+        raise ValueError("are on an image without a valid orientation")
     outlines = []
     for part in parts:
         offset = part - np.array(image.position)
         if np.abs(offset @ normal).max() > _OFF_PLANE:
-            raise ValueError("lie off the plane of their image")
+            raise ValueError("are off the plane of their image")
         places = offset @ np.stack([down, along], axis=1) / image.spacing
         outlines.append(enclose(places, image, kind, details))
     return coco.unite(outlines, details)

@@ -3,7 +3,7 @@
     <anywhere beneath root>/train.csv
                             train_images/<patient_id>/<image_id>.dcm
 
-54,706 digital mammograms of 11,913 women of two sites. Nothing says where a finding lies, so there
+54,706 digital mammograms of 11,913 women of two sites. Nothing says where a finding is, so there
 are no lesions. An image is normal where its breast has BIRADS 1 (negative), no cancer, no biopsy
 and is no difficult negative case. The competition calls 2 normal; in BI-RADS it has benign
 findings, so it is not taken as normal here. Every other image may hold a finding that nobody

@@ -1,4 +1,4 @@
-"""A mammogram's grey values as its file stores them: some change, the others stay as they are."""
+"""A mammogram's intensities as its file stores them: some change, the others stay as they are."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _BAND = 64
 
 @dataclass(frozen=True, eq=False)
 class Stored:
-    """What a file stores, and which grey value each of it stands for.
+    """What a file stores, and which intensity each of it means.
 
     Attributes:
         values: integer [rows, cols], native px, signed or not.
@@ -51,14 +51,14 @@ class Stored:
         return look_up(self.greys, values)
 
     def nearest_values(self, grey: NDArray[np.float32]) -> NDArray[np.integer]:
-        """Return the stored value nearest to each grey value in [0, 1], never one of padding."""
+        """Return the stored value nearest to each intensity in [0, 1], never one of padding."""
         values, middles = self._by_grey
         return values[np.searchsorted(middles, grey)]
 
     def with_greys(
         self, image: NDArray[np.float32], parts: Iterable[tuple[Box, NDArray[np.float32]]]
     ) -> Stored:
-        """Return the same file with other grey values in some boxes; equal ones keep their value.
+        """Return the same file with other intensities in some boxes; equal ones keep their value.
 
         Args:
             image: What `image` gives.

@@ -56,7 +56,7 @@ def parse_view(text: str) -> tuple[Laterality | None, View | None]:
 
 
 def parse_chest_wall(row: str) -> Laterality | None:
-    """Find the side of the image at which the chest wall lies (PS3.3 C.7.6.1.1.1).
+    """Find the side of the image at which the chest wall is (PS3.3 C.7.6.1.1.1).
 
     `row` is the first word of PatientOrientation: rows that run to the front of the body, A, begin
     at the chest wall. CBIS-DDSM has its view there, and other words occur.

@@ -13,7 +13,7 @@ choices; beside them:
 
 - The archive's description speaks of 5,000 exams, not patients, and the official split keeps exams
   whole.
-- The BI-RADS of a single finding has no place in a Lesion and is left out.
+- The BI-RADS of a single finding has no place in a Lesion and is skipped.
 - `kind_is_certain` is False also where another finding shares the box. Asymmetry, focal and global
   asymmetry are one kind.
 - Corners are floats: boxes are widened to whole pixels, and refused where nothing of them is left.

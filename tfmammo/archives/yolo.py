@@ -5,7 +5,7 @@
     NAME.yaml or classes.txt    names the labels; without them each is a mass of uncertain kind
 
 `train`, `val` and `test` of the YAML may name folders, or text files that list images, beneath the
-YAML's own folder or its `path`; what lies elsewhere is not read. An image without a text file has
+YAML's own folder or its `path`; what is elsewhere is not read. An image without a text file has
 no lesion, as YOLO says.
 """
 
@@ -153,7 +153,7 @@ def _read_yaml(path: Path, strict: bool = True) -> dict[str, Any]:
 def _name_labels(
     notes: Notes, path: Path | None, content: Mapping[str, Any]
 ) -> Mapping[int, Finding | None] | None:
-    """Find what each label stands for; None where nothing names them."""
+    """Find what each label means; None where nothing names them."""
     if path is None:
         notes.skipped.add("labels/*", "nothing names the labels: each is a mass of uncertain kind")
         return None
@@ -203,7 +203,7 @@ def _read_labels(
         try:
             found.append(_make_found(finding, shares, rows, cols))
         except ValueError as error:
-            notes.note(path, f"line {number} left out: {error}")
+            notes.note(path, f"line {number} skipped: {error}")
             found.append(Lost(finding.certain_kind if finding else None))
     return found
 

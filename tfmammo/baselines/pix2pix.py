@@ -23,7 +23,7 @@ Deviations and what CAN's paper leaves open about its baseline:
   1e-3; Pix2Pix's is 1e-5.
 - Both networks are updated from one pass, as CAN's are by its Algorithm 1: G descends through D as
   it was before its update. Isola et al. update D first.
-- Patches, grey values and augmentation are those of CAN (models/can.py), and not Pix2Pix's
+- Patches, intensities and augmentation are those of CAN (models/can.py), and not Pix2Pix's
   resizing, cropping and mirroring.
 """
 

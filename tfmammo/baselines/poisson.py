@@ -164,7 +164,7 @@ def _check(tissue: Image, lesion: Image, mask: Mask) -> None:
         if image.dtype != np.float32:
             raise ValueError(f"the {name} must be float32, not {image.dtype}")
         if not np.all((image >= 0) & (image <= 1)):  # catches NaN too
-            raise ValueError(f"the {name}'s values must lie between 0 and 1")
+            raise ValueError(f"the {name}'s values must be between 0 and 1")
     if mask.dtype != np.uint8 or not np.all(mask <= 1):
         raise ValueError(
             f"the mask must be uint8 of 0 and 1, not {mask.dtype} up to {mask.max(initial=0)}"

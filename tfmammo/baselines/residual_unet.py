@@ -18,7 +18,7 @@ Deviations, so that a table compares networks; nnU-Net as a whole is compared by
 - Training is CAN's: Adam, its batch, patches turned and flipped. nnU-Net has SGD with a falling
   rate, weight decay, clipped gradients, a batch of 36 at 128 px, rotation, scaling, noise, blur,
   contrast and gamma, and averages over flips at test time.
-- Grey values are scaled to [-1, 1] and not to mean 0 and variance 1.
+- Intensities are scaled to [-1, 1] and not to mean 0 and variance 1.
 - Patches of 256 px get six stages too, where nnU-Net plans a seventh.
 - One logit in place of two classes. Dice is that of each patch, with 1 added above and below, and
   not that of the batch.

@@ -28,10 +28,10 @@ class Key:
     """A key of a config.
 
     Attributes:
-        name: With its sections: "training.steps". NAME stands for a key that users choose.
+        name: With its sections: "training.steps". NAME means a key that users choose.
         type: In words: "int > 0 or null".
         default: In YAML; "required" where there is none; "" of a section.
-        sentence: What stands under the field in the class.
+        sentence: What is under the field in the class.
         is_section: Whether keys of its own follow.
     """
 
@@ -152,7 +152,7 @@ def _format_default(default: Any) -> str:
 
 
 def _find_sections(annotation: Any) -> Iterator[tuple[type[BaseModel], str]]:
-    """Find the config classes in a type, each with what stands before its keys: "" or ".NAME"."""
+    """Find the config classes in a type, each with what precedes its keys: "" or ".NAME"."""
     if isinstance(annotation, type) and not get_args(annotation):
         if issubclass(annotation, BaseModel):
             yield annotation, ""

@@ -129,7 +129,7 @@ def _load_yaml(text: str) -> Any:
 
 
 def _check_nodes(root: Any) -> None:
-    """Refuse a key that stands twice, and more values than a config has, aliases written out.
+    """Refuse a key that is twice, and more values than a config has, aliases written out.
 
     Raises:
         yaml.YAMLError: As above.
@@ -140,7 +140,7 @@ def _check_nodes(root: Any) -> None:
         node = waiting.pop()
         seen += 1
         if seen + len(waiting) > MOST_VALUES:
-            raise yaml.YAMLError(f"its aliases stand for more than {MOST_VALUES:,} values")
+            raise yaml.YAMLError(f"its aliases expand to more than {MOST_VALUES:,} values")
         if node.id == "sequence":
             waiting += node.value
         elif node.id == "mapping":

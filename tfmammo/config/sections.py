@@ -201,7 +201,7 @@ class DataConfig(Frozen):
     percentiles: tuple[float, float] = (0.5, 99.5)
     """Percentiles of a scaled patch that are mapped to 0 and 1."""
     window: tuple[float, float] | None = None
-    """Two grey values in [0, 1] that are mapped to 0 and 1 instead of `percentiles`."""
+    """Two intensities in [0, 1] that are mapped to 0 and 1 instead of `percentiles`."""
     split: Literal["patient", "official", "paper"] = "patient"
     """"patient": hold out fold `fold` of `folds`, with no patient in both subsets; "official": the
     archive's own test set; "paper": CAN's protocol (augment to `paper_samples`, then split off
@@ -243,7 +243,7 @@ class DataConfig(Frozen):
         if not 0 <= self.percentiles[0] < self.percentiles[1] <= 100:
             raise ValueError("percentiles must be two rising numbers between 0 and 100")
         if self.window is not None and not self.window[0] < self.window[1]:
-            raise ValueError("window must be two rising grey values")
+            raise ValueError("window must be two rising intensities")
         if self.paper_test >= self.paper_samples:
             raise ValueError("paper_test must be less than paper_samples")
         if self.records and (self.canvas or self.tiles):
@@ -386,7 +386,7 @@ class Experiment(Frozen, Generic[Model]):
         """Return what a checkpoint depends on, as far as a config tells.
 
         It leaves out how long and on how many machines to train, how often to save and validate,
-        where to write, and where data lies. Data counts by its content, of which the run's folder
+        where to write, and where data is. Data counts by its content, of which the run's folder
         keeps hashes (train_patches, held_out_patches), so that an archive may move.
         """
         content = self.model_dump(mode="json")

@@ -23,7 +23,7 @@ def breast_mask(image: NDArray[np.float32]) -> NDArray[np.uint8]:
     """Find the breast: the largest connected region of tissue, its holes filled.
 
     On a copy of 512 px: scanner borders and padding (lines along the frame that are all black or
-    all bright) are peeled off; tissue is what stands out from the darker class of log grey values
+    all bright) are peeled off; tissue is what stands out from the darker class of log intensities
     (Otsu) by more than that class's own spread; its largest part after an opening is the breast, to
     which what the opening took off a smooth outline (nipple, folds) is given back, unless it is as
     bright as lead letters. Dark fat that reaches the frame is filled in. Where nothing is flat and
@@ -45,7 +45,7 @@ def breast_mask(image: NDArray[np.float32]) -> NDArray[np.uint8]:
 def remove_marks(image: NDArray[np.float32], mask: NDArray[np.uint8]) -> NDArray[np.float32]:
     """Set letters, labels, tape marks and noise outside the breast to 0.
 
-    What lies on the breast stays: tape across the skin line is cut where it leaves the breast, a
+    What is on the breast stays: tape across the skin line is cut where it leaves the breast, a
     lead marker or a scar wire on the breast is not touched, and neither is a label that touches the
     breast along more than about a twentieth of the image's longer side.
     """
@@ -186,7 +186,7 @@ def pectoral_mask(image: NDArray[np.float32], laterality: Laterality) -> NDArray
     transform finds it; then the path of steepest descent in a band around that line, by dynamic
     programming, as the muscle's edge is seldom straight. It is refused when the edge is faint or
     interrupted, when the muscle would be a sliver or half of the breast, or when it would not be
-    brighter than what lies beside it.
+    brighter than what is next to it.
 
     It can't tell the muscle from a skin fold or an arm above the breast, and follows the straight
     line where a muscle's lower end fades. Do not call it for a CC view.
@@ -221,7 +221,7 @@ def remove_pectoral(
 ) -> NDArray[np.float32]:
     """Set the pectoral muscle to 0 on an MLO view; return other views as they are.
 
-    What lies over the muscle goes with it: lymph nodes and, in a few views of a hundred, most of a
+    What is over the muscle goes with it: lymph nodes and, in a few views of a hundred, most of a
     lesion.
     """
     return (
@@ -251,7 +251,7 @@ def _find_muscle(grey: Grey, breast: NDArray[np.bool_]) -> Region:
 
 
 def _measure_falls(log: Grey, breast: NDArray[np.bool_]) -> NDArray[np.float32]:
-    """Measure how grey values fall downwards and to the right."""
+    """Measure how intensities fall downwards and to the right."""
     smooth = cv2.GaussianBlur(log, (0, 0), 2.5)
     falls = -np.stack(
         [cv2.Sobel(smooth, cv2.CV_32F, 0, 1), cv2.Sobel(smooth, cv2.CV_32F, 1, 0)], axis=-1

@@ -3,7 +3,7 @@
     tfmammo build --config configs/build.yaml --output DIR [--set KEY=VALUE ...] [--jobs N]
 
 Into DIR go shard-00000-of-00064.tfrecord, ... with one .json each. It says what the shard holds and
-what was left out. At the end follow manifest.json, failures.csv and README.md (the card).
+what was skipped. At the end follow manifest.json, failures.csv and README.md (the card).
 
 A mammogram's shard follows from its place in the archive alone. So the files are the same bytes,
 however many workers make them. A shard takes its name when it is complete. A build that was stopped
@@ -52,9 +52,9 @@ from tfmammo.mammogram import Mammogram, Skipped, key_check
 
 log = logging.getLogger(__name__)
 
-BINS = 32  # of the histogram of grey values
+BINS = 32  # of the histogram of intensities
 IDENTITY = "build.json"
-# Keys that change no pixel and no order: where the archive lies (its records are hashed), and how
+# Keys that change no pixel and no order: where the archive is (its records are hashed), and how
 # training uses the patches.
 _IRRELEVANT = {
     "name",

@@ -42,7 +42,7 @@ UNKNOWN = "Unknown: ask whoever distributes the archive before passing anything 
 
 
 def format_card(manifest: Manifest, dead: int) -> str:
-    """Describe the folder in Markdown: counts, grey values, licence, format."""
+    """Describe the folder in Markdown: counts, intensities, licence, format."""
     archive = manifest.identity["archive"]
     data = manifest.identity["data"]
     counts = [
@@ -67,7 +67,7 @@ def format_card(manifest: Manifest, dead: int) -> str:
             _format_table((title, "patches"), _count_values(manifest.columns[column]))
             for title, column in names.items()
         ),
-        "## Grey values",
+        "## Intensities",
         _format_histogram(manifest.histogram),
         "## Licence",
         LICENCES.get(archive["name"], UNKNOWN),
@@ -83,7 +83,7 @@ def format_card(manifest: Manifest, dead: int) -> str:
 
 
 def format_failures(reasons: Mapping[str, str]) -> str:
-    """Write files or images and why they were left out as CSV.
+    """Write files or images and why they were skipped as CSV.
 
     No cell begins like a spreadsheet's formula.
     """

@@ -89,7 +89,7 @@ def transform_mammogram(
         except ValueError as error:
             skipped.add(f"{mammogram.image_id}~{number}", f"lesion {place}: {error}")
     if mammogram.lesions and not lesions:
-        raise ValueError("no lesion lies in the image")
+        raise ValueError("no lesion is in the image")
     side = OTHER if transform.mirrored else SAME
     spacing = mammogram.spacing
     return mammogram.with_pixels(
@@ -123,7 +123,7 @@ def _move_lesion(lesion: Lesion, matrix: NDArray[np.float64], rows: int, cols: i
     top, left = np.clip(np.rint(moved.min(axis=0)), 0, (rows, cols)).astype(int).tolist()
     bottom, right = np.clip(np.rint(moved.max(axis=0)), 0, (rows, cols)).astype(int).tolist()
     if top >= bottom or left >= right:
-        raise ValueError("the box lies outside the image")
+        raise ValueError("the box is outside the image")
     return Lesion(lesion.kind, (top, left, bottom, right), **lesion.details)
 
 

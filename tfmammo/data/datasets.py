@@ -105,7 +105,7 @@ def refuse_added(config: DataConfig) -> None:
 
 
 def log_skipped(skipped: Skipped) -> None:
-    """Log how many files were left out, by pseudonyms, and the reasons of the first three."""
+    """Log how many files were skipped, by pseudonyms, and the reasons of the first three."""
     reasons = remove_names(skipped.reasons, skipped.root)
     for file, reason in reasons.items():
         log.debug("skipped %s: %s", file, reason)
@@ -179,12 +179,12 @@ def _write_split(path: Path, saved: SavedSplit, once: bool) -> None:
 
 
 def lacks_data(data: DataConfig) -> bool:
-    """Tell whether the phantom stands in for an archive that is named but has no folder."""
+    """Tell whether the phantom replaces an archive that is named but has no folder."""
     return data.name != "phantom" and data.root is None and data.records is None
 
 
 def announce_phantom(data: DataConfig, training: bool = False) -> None:
-    """Print in a frame that the phantom stands in for data, if it does."""
+    """Print in a frame that the phantom replaces the data, if it does."""
     if not lacks_data(data):
         return
     lines = [

@@ -3,7 +3,7 @@
 `extract_patches` makes the patches of one mammogram, one after the other, so that an archive need
 not fit into memory. `make_patches` puts those of many mammograms into arrays. Pixels go through
 these steps: preprocessing of the whole mammogram, crop, resampling to `size` px, preprocessing of
-the resampled crop, grey values to [0, 1]. Percentiles are taken last, of what a network sees.
+the resampled crop, intensities to [0, 1]. Percentiles are taken last, of what a network sees.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ def make_patches(mammograms: Iterable[Mammogram], config: DataConfig, skipped: S
 
     Args:
         mammograms: Raw records. Pixels are read once each, and only where a patch is to be made.
-        config: Preprocessing, patches, crop mode (`frame`), sampling and grey values are used.
+        config: Preprocessing, patches, crop mode (`frame`), sampling and intensities are used.
         skipped: What makes no patch is noted here, by image_id; DataError if none is left.
 
     Returns:
@@ -73,7 +73,7 @@ def make_patches(mammograms: Iterable[Mammogram], config: DataConfig, skipped: S
         reasons = list(skipped.reasons.items())[num_skipped:]
         raise DataError(_explain_no_patch(config, num_mammograms, seen, reasons))
     log.info(
-        "%d patches%s of %d patients from %d mammograms; skipped, wholly or in part: %d; lesions "
+        "%d patches%s of %d patients from %d mammograms; skipped: %d; lesions "
         "of uncertain kind: %d",
         len(patches),
         f" of {sum(counts.values())} asked for" if counts else "",
@@ -137,7 +137,7 @@ def make_shape_patches(
             f"no mass is {', '.join(sampling.SHAPES[:-1])} or {sampling.SHAPES[-1]}; other masses: "
             f"{left_out}; {len(skipped)} mammograms skipped"
         )
-    log.info("%d masks; masses of other shapes left out: %s", len(patches), left_out)
+    log.info("%d masks; masses of other shapes skipped: %s", len(patches), left_out)
     labels = [sampling.SHAPES.index(patch.shape) for patch in patches]
     return stack_patches(patches).with_labels(labels)
 

@@ -123,7 +123,7 @@ def measure_scale(
 ) -> tuple[float, ...]:
     """Measure by which factors lesions' windows are enlarged to patches.
 
-    Tissue of other windows could be told from lesions by its resolution alone.
+    Tissue of other windows could be distinguished from lesions by its resolution alone.
     """
     wanted = set(ids)
     scales = []

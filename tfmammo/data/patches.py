@@ -130,7 +130,7 @@ class Patches:
         if len(self) and not (
             self.images.min() >= 0 and self.images.max() <= 1 and self.masks.max() <= 1
         ):
-            raise ValueError("images must lie in [0, 1] and masks must hold 0 and 1 alone")
+            raise ValueError("images must be in [0, 1] and masks must hold 0 and 1 alone")
 
     def __len__(self) -> int:
         return len(self.images)

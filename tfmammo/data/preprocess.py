@@ -107,7 +107,7 @@ def preprocess_patch(crop: NDArray[np.float32], config: PreprocessConfig) -> NDA
 
 
 def normalise(image: NDArray[np.float32], percentiles: tuple[float, float]) -> NDArray[np.float32]:
-    """Stretch grey values so that two rising percentiles become 0 and 1, and clip."""
+    """Stretch intensities so that two rising percentiles become 0 and 1, and clip."""
     low, high = np.percentile(image, percentiles)
     if not high > low:
         raise ValueError(
@@ -155,7 +155,7 @@ def resize_mask(mask: NDArray[np.uint8], rows: int, cols: int) -> NDArray[np.uin
 
 
 def apply_window(image: NDArray[np.float32], low: float, high: float) -> NDArray[np.float32]:
-    """Map the grey value `low` to 0 and `high` to 1, linearly, and clip."""
+    """Map the intensity `low` to 0 and `high` to 1, linearly, and clip."""
     if not low < high:
         raise ValueError(f"a window from {low:g} to {high:g} is empty")
     return np.clip((image - np.float32(low)) / np.float32(high - low), 0, 1)
@@ -181,9 +181,9 @@ def denoise(image: NDArray[np.float32], sigma: float) -> NDArray[np.float32]:
 def equalise(image: NDArray[np.float32]) -> NDArray[np.float32]:
     """Equalise the histogram on 16 bits.
 
-    A grey value v becomes (cdf(v) - cdf(darkest)) / (1 - cdf(darkest)). So the darkest value is 0
+    A intensity v becomes (cdf(v) - cdf(darkest)) / (1 - cdf(darkest)). So the darkest value is 0
     and the brightest 1, and air stays black, however much there is of it. Equal values stay equal,
-    and the order of grey values is kept. A constant image is returned as it is.
+    and the order of intensities is kept. A constant image is returned as it is.
     """
     stored = _quantise(image)
     counts = np.bincount(stored.ravel(), minlength=2**16)
@@ -196,7 +196,7 @@ def equalise(image: NDArray[np.float32]) -> NDArray[np.float32]:
 def clahe(image: NDArray[np.float32], clip: float, tiles: int) -> NDArray[np.float32]:
     """Equalise the histogram locally with limited contrast (CLAHE), by scikit-image.
 
-    Grey values are sorted into 256 bins of the full range. A tile's histogram is cut at `clip`
+    Intensities are sorted into 256 bins of the full range. A tile's histogram is cut at `clip`
     times a uniform histogram's count and what is cut off is spread over the lower ones. Between
     tile centres the maps of the four nearest tiles are mixed linearly, so that more than 256 levels
     come out. The result is stretched so that its darkest pixel is 0 and its brightest 1; an image

@@ -63,7 +63,7 @@ class Manifest(Frozen):
     fingerprint: str
     """Fingerprint of all shards together."""
     histogram: tuple[NonNegativeInt, ...]
-    """Counts of grey values in equal bins of [0, 1]."""
+    """Counts of intensities in equal bins of [0, 1]."""
     shards: tuple[ShardFile, ...]
     """The files, in order."""
     columns: dict[str, tuple[str, ...]]

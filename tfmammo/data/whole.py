@@ -1,10 +1,10 @@
 """Whole mammograms for detectors, at once or in tiles, with the boxes of their lesions.
 
 At once: the mammogram is scaled by one factor until it fits into a canvas of rows x cols px
-(data.canvas, else a square of data.size). It lies at the upper left corner, with 0 below or on the
+(data.canvas, else a square of data.size). It is at the upper left corner, with 0 below or on the
 right, so that a box needs nothing but its scale to go there and back.
 
-In tiles (data.tiles): grey values are normalised over the whole mammogram at its own resolution,
+In tiles (data.tiles): intensities are normalised over the whole mammogram at its own resolution,
 which is then cut into tiles of the canvas' size, with 0 below or on the right of what is shorter.
 `make_whole` cuts the tiles for training, at random places around lesions and between them.
 tfmammo.detection.tiles cuts those that cover a mammogram.
@@ -76,7 +76,7 @@ class Whole(Patches):
                 f"classes must be int32 {boxes.shape[:2]}, not {classes.dtype} {classes.shape}"
             )
         if boxes.size and not (boxes.min() >= 0 and boxes.max() <= 1):
-            raise ValueError("boxes must lie in [0, 1]")
+            raise ValueError("boxes must be in [0, 1]")
 
     def concatenate(self, *others: Self) -> Self:
         """Return these images and then those of `others`, of the same size, without labels."""
@@ -118,11 +118,11 @@ def make_whole(
     """Make the images of all mammograms with a wanted lesion and of normal ones.
 
     A lesion counts whether it is outlined or only boxed. Mammograms with other findings alone are
-    left out: nobody could say whether what the detector shows there is wrong.
+    skipped: nobody could say whether what the detector shows there is wrong.
 
     Tiles: one around each wanted lesion, and tiles.empty of every mammogram that are breast, in
     part at least, and hold no lesion of any kind. Seed, image and number alone decide where they
-    lie, by `sampling.random_stream`.
+    are, by `sampling.random_stream`.
     """
     images: list[_BoxedImage] = []
     for mammogram in mammograms:
@@ -143,7 +143,7 @@ def make_whole(
         first = ""
         if skipped.reasons:
             name, reason = next(iter(skipped.reasons.items()))
-            first = f"; {len(skipped)} left out, first {name}: {reason}"
+            first = f"; {len(skipped)} skipped, first {name}: {reason}"
         raise DataError(
             f"there is no mammogram with a {sampling.describe_wanted(config)} to detect" + first
         )

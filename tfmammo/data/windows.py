@@ -77,7 +77,7 @@ def crop_window(box: Box, mammogram: Mammogram, config: DataConfig) -> Box:
 
 
 def normalize_intensity(image: NDArray[np.float32], config: DataConfig) -> NDArray[np.float32]:
-    """Denoise an image, then set its contrast and grey values."""
+    """Denoise an image, then set its contrast and intensities."""
     image = preprocess.preprocess_patch(image, config.preprocess)
     if config.window:
         return preprocess.apply_window(image, *config.window)
@@ -87,9 +87,9 @@ def normalize_intensity(image: NDArray[np.float32], config: DataConfig) -> NDArr
 def extract_window(
     image: NDArray[np.float32], place: Box, config: DataConfig
 ) -> NDArray[np.float32]:
-    """Extract a window of a mammogram as a network sees it: scaled, contrast and grey values set.
+    """Extract a window of a mammogram as a network sees it: scaled, contrast and intensities set.
 
-    What lies beyond the image is 0.
+    What is beyond the image is 0.
     """
     crop = crop_image(image, place)
     # Scaling a constant leaves rounding errors, which would be stretched to an image.

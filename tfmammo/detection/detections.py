@@ -83,7 +83,7 @@ class Detections:
             raise ValueError(f"boxes and scores must be float32, not {found}")
         in_range = np.all((self.scores >= 0) & (self.scores <= 1))
         if not (in_range and np.all(np.diff(self.scores) <= 0)):
-            raise ValueError("scores must fall and lie in [0, 1]")
+            raise ValueError("scores must fall and be in [0, 1]")
         if not np.all(self.boxes[:, 2:] > self.boxes[:, :2]):
             raise ValueError("a box has no area")
         if not set(self.classes) <= set(get_args(LesionKind)):
@@ -189,7 +189,7 @@ class Detector:
         more detections than the model gives of one, the surest.
 
         Returns:
-            Boxes in native px, and masks if the model gives them: 1 where a pixel's centre lies in
+            Boxes in native px, and masks if the model gives them: 1 where a pixel's centre is in
             the box and the lesion's probability there, interpolated, is at least 0.5. Detections of
             a class that is none of `kinds` are skipped, and logged.
 
@@ -346,7 +346,7 @@ def _paste_masks(masks: NDArray, boxes: NDArray, mammogram: Mammogram) -> NDArra
 
 
 def _find_pixels(low: float, high: float, size: int) -> NDArray[np.intp]:
-    """Find the pixels of an axis whose centres lie in [low, high)."""
+    """Find the pixels of an axis whose centres are in [low, high)."""
     return np.arange(max(0, int(np.ceil(low - 0.5))), min(size, int(np.ceil(high - 0.5))))
 
 

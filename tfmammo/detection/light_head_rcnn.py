@@ -232,7 +232,7 @@ class LightHeadRCNN:
 
         Args:
             batch: "image" float32 [batch, rows, cols, 1] in [0, 1], "boxes" float32 [batch, k, 4]
-                in [0, 1], "classes" int32 [batch, k]; see data.whole. A box without area stands
+                in [0, 1], "classes" int32 [batch, k]; see data.whole. A box without area is
                 for none.
 
         Returns:
@@ -443,7 +443,7 @@ def write(model: LightHeadRCNN, folder: Path) -> dict[str, Any]:
     channel and letterboxes it as in training; an image of the network's own size stays as it is. It
     returns the API's four outputs, boxes as parts of rows and cols, classes counted from 1.
 
-    "regions" returns what lies between image and detections, for given regions. Disk and memory are
+    "regions" returns what is between image and detections, for given regions. Disk and memory are
     compared by it (ExportError), because detections that are equally sure may change places.
     """
     network = model.networks["detector"]

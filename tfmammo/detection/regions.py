@@ -2,7 +2,7 @@
 
 All functions are pure TensorFlow of fixed shapes, float32 and batched: no Python for each image. A
 box is [row_min, col_min, row_max, col_max], half-open, as shares of the image's rows and columns. A
-box without area stands for none and fills up a fixed number of boxes.
+box without area means none and fills up a fixed number of boxes.
 """
 
 from __future__ import annotations
@@ -271,7 +271,7 @@ def ps_roi_align(maps: tf.Tensor, regions: tf.Tensor, bins: int = 7, samples: in
     """Pool regions by position-sensitive RoI align.
 
     Bin (i, j) of a region is the mean of the bin's own channels at samples x samples points in it.
-    A point (r, c) of the image, as shares of its rows and columns, lies at (r * rows - 0.5, c *
+    A point (r, c) of the image, as shares of its rows and columns, is at (r * rows - 0.5, c *
     cols - 0.5) between the maps' cells. Values are those of the cells' centres, bilinear between
     them, and constant beyond the outermost.
 

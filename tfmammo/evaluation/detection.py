@@ -56,8 +56,8 @@ class MammogramsOfDetectors(Settings):
     normal: bool = True
     """Whether normal mammograms count too. On them every box is a false positive."""
     criterion: Criterion = "iou"
-    """What makes a hit: "iou"; "ior", the part of a box that lies in the lesion's box; "centre",
-    the box's centre lies in the lesion's box.
+    """What makes a hit: "iou"; "ior", the part of a box that is in the lesion's box; "centre",
+    the box's centre is in the lesion's box.
     """
     threshold: float = Field(default=0.5, ge=0, lt=1)
     """What IoU or IoR must exceed."""
@@ -163,7 +163,7 @@ def run_sets(config: MammogramsOfDetectors, uris: Mapping[str, Sequence[str]]) -
 
     Args:
         config: The mammograms, and what counts.
-        uris: Set -> the model URIs of its detectors; a set without any is left out. All sets get
+        uris: Set -> the model URIs of its detectors; a set without any is skipped. All sets get
             the same mammograms, for which each of them has an eligible detector.
 
     Raises:
@@ -206,7 +206,7 @@ def run_sets(config: MammogramsOfDetectors, uris: Mapping[str, Sequence[str]]) -
     datasets.log_skipped(skipped)
     if left_out:
         log.info(
-            "%d mammograms are left out, because no detector of a set is new to their patients; "
+            "%d mammograms are skipped, because no detector of a set is new to their patients; "
             "with folds, name the runs of all of them",
             left_out,
         )
@@ -277,7 +277,7 @@ def add_precision(report: Report, detected: Detected, sets: Sets) -> None:
     """Add COCO's average precision of each set, the mean over its detectors.
 
     Each detector's scores have a scale of their own, so boxes of several have no common order. A
-    detector whose mammograms show no lesion has no precision, and is left out.
+    detector whose mammograms show no lesion has no precision, and is skipped.
     """
     body = []
     for name, predictions in sets.items():

@@ -119,7 +119,7 @@ def draw_boxes(
     count: int,
     random: np.random.Generator,
 ) -> tuple[NDArray[np.float64], list[str]]:
-    """Draw boxes of usual sizes whose centres lie anywhere on the breast.
+    """Draw boxes of usual sizes whose centres are anywhere on the breast.
 
     Sizes are height and width of lesions, as parts of their mammogram's, and their kind. Without
     any there are no boxes.

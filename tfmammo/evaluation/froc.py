@@ -206,7 +206,7 @@ def add_differences(report: Report, detected: Detected, reference: str, role: st
     """Add how far the other detectors are from a reference, whose role in a study the title says.
 
     Recall has intervals for which the same patients are drawn for both. JAFROC's figure of merit
-    has p, too, corrected by Holm.
+    has p-values as well, corrected by Holm.
     """
     merit = choose_common_merit(detected.patients, *detected.matches.values())
     recalls: dict[str, list[Fact]] = {}
@@ -308,7 +308,7 @@ def add_runs(report: Report, detected: Detected) -> None:
 def measure_seconds(seconds: Iterable[tuple[int, float]]) -> float:
     """Return the median time of a mammogram, s, averaged over detectors.
 
-    The first one of each detector is left out, because it includes tracing. The times, each with
+    The first one of each detector is skipped, because it includes tracing. The times, each with
     the number of its detector, are in the order of the work.
     """
     by_detector: dict[int, list[float]] = {}

@@ -38,7 +38,7 @@ Images = NDArray[np.float32]
 Features = NDArray[np.float32]
 
 REAL = "real patches"
-ONE_GREY = "one grey value"
+ONE_GREY = "one intensity"
 ONE_GREY_NOTE = f"{ONE_GREY}: the mean of real masses in the mask, the real patch around it."
 # Mean LPIPS on DDSM; "-": without margin.
 PUBLISHED = {
@@ -256,7 +256,7 @@ def measure_to_real(images: Images, patches: Patches, scorer: PerceptualScorer) 
 def find_training_patches(comparison: Comparison, model: str) -> NDArray[np.bool_]:
     """Mark the pool's patches that the fold behind each output was trained on, bool [n, m].
 
-    The real patch of the output itself is left out.
+    The real patch of the output itself is skipped.
     """
     assert comparison.pool is not None
     is_other = comparison.patches.ids[:, np.newaxis] != comparison.pool.ids
@@ -306,7 +306,7 @@ def make_statistics(
     of_others = np.flatnonzero(~np.isin(pool.patches.patient_ids, patches.patient_ids))
     if len(of_others) >= count:
         # In the archive's order, patient by patient: what a jackknife leaves out at once belongs to
-        # one or two patients here, too.
+        # one or two patients here.
         rows = np.sort(np.random.default_rng(config.seed).permutation(of_others)[:count])
         sets[REAL] = PatchSample(pool.patches.images[rows], pool.features[rows], is_paired=False)
     pairs = perceptual.draw_pairs(count, config.pairs, config.seed)

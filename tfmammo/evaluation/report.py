@@ -181,7 +181,7 @@ class ComparisonReport(Report):
     def _add_folds(self, comparison: Comparison, scores: Scores) -> None:
         """Add the means in each fold, where a model has several: a difference that is one's alone.
 
-        As for the differences, patches where a model has no finite value are left out for all
+        As for the differences, patches where a model has no finite value are skipped for all
         models. The folds are those of the first model that has several. A model whose networks
         share out the patches in another way has no means.
         """

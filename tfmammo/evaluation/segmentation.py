@@ -319,7 +319,9 @@ def add_roc_curves(report: ComparisonReport, comparison: Comparison) -> Figure:
         axes.legend(loc="lower right", fontsize=8)
     axes.set_title(f"{len(pixels):,} pixels, frame {comparison.data.frame}")
     title = f"Area under the ROC curve over {len(pixels):,} pixels"
-    note = "Mean ± SD over folds. Pixels are not independent, so no interval and no p is given."
+    note = (
+        "Mean ± SD over folds. Pixels are not independent, so no interval and no p-value is given."
+    )
     report.tables.append(Table(title, ["", "area"], body, (note,)))
     return figure
 

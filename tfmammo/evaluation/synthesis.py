@@ -57,7 +57,7 @@ BASELINES_NOTE = (
 )
 NO_NETWORKS = (
     "No LPIPS, FID and KID: the folder in TFMAMMO_WEIGHTS lacks a published network, or patches "
-    f"are below {MIN_SIZE} px. evaluate/realism.py measures them by other networks, too."
+    f"are below {MIN_SIZE} px. evaluate/realism.py measures them by other networks."
 )
 
 

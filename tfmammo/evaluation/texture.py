@@ -16,8 +16,8 @@ from tfmammo.metrics.rows import Fact
 from tfmammo.metrics.summary import Measure
 
 REAL = "real patches"
-TWO_GREYS = "two grey values"
-BLURRED = "two blurred grey values"
+TWO_GREYS = "two intensities"
+BLURRED = "two blurred intensities"
 BLUR = 1 / 32  # standard deviation of the blur, as a part of a patch's side
 HAAR = "haar_mass"
 SMALLEST = 1e-6  # of the Haar band's ratio, so that an image without texture has a logarithm
@@ -50,7 +50,7 @@ def make_two_greys(patches: Patches) -> NDArray[np.float32]:
 
 
 def make_baselines(patches: Patches) -> dict[str, NDArray[np.float32]]:
-    """Make images without texture by the mask alone: two grey values, and the same blurred.
+    """Make images without texture by the mask alone: two intensities, and the same blurred.
 
     L1, PSNR and SSIM reward smooth images. So a model must be closer than these.
     """

@@ -270,6 +270,6 @@ def _check(images: Images, groups: Groups, masks: Masks, name: str) -> None:
     if np.shape(groups) != (len(images),):
         raise ValueError(f"{len(images)} {name} images need as many groups, not {np.shape(groups)}")
     if not np.all((images >= 0) & (images <= 1)):
-        raise ValueError(f"{name} images must lie in [0, 1]")
+        raise ValueError(f"{name} images must be in [0, 1]")
     if not np.all((masks == 0) | (masks == 1)):
         raise ValueError(f"{name} masks must contain only 0 and 1")

@@ -14,7 +14,7 @@ The paper leaves four things open. What was chosen:
   alone. So the lesion is the connected component with most pixels in the detected box
   (`single: false` keeps all components).
 - A patch is cut around the detected box, which is less tight than an outline's. If the segmenter
-  resamples mammograms (data.preprocess.spacing), the patch may lie one pixel off that of training.
+  resamples mammograms (data.preprocess.spacing), the patch may be one pixel off that of training.
 - A mask is interpolated back to native pixels, thresholded at one half, and its holes are filled,
   as in all records.
 - Only masses have shapes.
@@ -56,7 +56,7 @@ LARGEST_PATCH = 1500  # px of the shorter side: 105 mm of a detector of 0.07 mm
 class PipelineConfig(Frozen):
     """The models of the pipeline, and how their outputs are used.
 
-    A model URI is a training's output folder, an export, models:/NAME@ALIAS, models:/NAME/VERSION
+    A model URI is a run's output folder, an export, models:/NAME@ALIAS, models:/NAME/VERSION
     or runs:/ID/PATH.
     """
 
@@ -431,7 +431,7 @@ def _select_component(mask: NDArray[np.uint8], box: Box, window: Box) -> NDArray
 
 
 def _place_mask(mask: NDArray[np.uint8], window: Box, prepared: Mammogram) -> NDArray[np.uint8]:
-    """Place a patch's mask on the prepared mammogram; what lies beyond the border is cut off."""
+    """Place a patch's mask on the prepared mammogram; what is beyond the border is cut off."""
     top, left, bottom, right = window
     resized = preprocess.resize_mask_to(mask, bottom - top, right - left)
     inside = resized[max(0, -top) :, max(0, -left) :]

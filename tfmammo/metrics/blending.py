@@ -1,7 +1,7 @@
 """How well a lesion is blended into tissue: strength of the seam, background error, contrast.
 
 `seam_strength` and `lesion_contrast` need no tissue from before the blending, so that they exist
-for real lesions, too. Blended lesions compare with the values of real ones, not with 1 or 0.
+for real lesions as well. Blended lesions compare with the values of real ones, not with 1 or 0.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-RING = 10  # px around the mask that stand for the tissue there
+RING = 10  # px around the mask that represent the tissue there
 
 Images = NDArray[np.floating]
 Masks = NDArray[np.generic]
@@ -20,7 +20,7 @@ def seam_strength(images: Images, masks: Masks, ring: int = RING) -> NDArray[np.
     """Compare jumps of intensity across the mask's border with those in the tissue around it.
 
     mean |f_p - f_q| over neighbours p inside, q outside  /  mean |f_p - f_q| over neighbours that
-    both lie in the ring
+    both are in the ring
 
     The ring belongs to the image itself and blending leaves it alone, so that the denominator means
     the same for blended and real patches. The tissue's jumps at the pixels of the border would be a
@@ -33,7 +33,7 @@ def seam_strength(images: Images, masks: Masks, ring: int = RING) -> NDArray[np.
 
     Returns:
         float64 [n] from 0 up: 1 where the border is as smooth as the tissue around it, more where
-        there is an edge, as real lesions have, too. NaN where the mask is empty or fills the patch,
+        there is an edge, as real lesions have. NaN where the mask is empty or fills the patch,
         and where the ring is constant (black or saturated).
     """
     check_patches(masks, images=images)
@@ -48,7 +48,7 @@ def background_error(
     """Measure what blending changed outside the mask, by the two terms of Eq. 5.
 
     l1        mean |f - x| where the mask is 0
-    gradient  root of the mean (|grad f| - |grad x|)^2, of forward differences whose pixels all lie
+    gradient  root of the mean (|grad f| - |grad x|)^2, of forward differences whose pixels all are
               where the mask is 0
 
     Args:
@@ -110,7 +110,7 @@ def _compare_jumps(image: NDArray[np.float64], mask: NDArray[np.uint8], ring: in
 
 
 def _find_ring(mask: NDArray[np.uint8], ring: int) -> NDArray[np.bool_]:
-    """Mark the pixels outside the mask that lie at most `ring` px from it; none if it is empty."""
+    """Mark the pixels outside the mask that are at most `ring` px from it; none if it is empty."""
     if ring < 1:
         raise ValueError(f"a ring must be 1 px wide at least, not {ring}")
     disc = cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (2 * ring + 1, 2 * ring + 1))
@@ -133,6 +133,6 @@ def check_patches(masks: Masks, **several: Images) -> None:
                 f"{name} and masks must both be [n, s, s, 1], not {images.shape} and {masks.shape}"
             )
         if not np.all((images >= 0) & (images <= 1)):
-            raise ValueError(f"{name} must lie between 0 and 1")
+            raise ValueError(f"{name} must be between 0 and 1")
     if not np.all((masks == 0) | (masks == 1)):
         raise ValueError("masks must hold nothing but 0 and 1")

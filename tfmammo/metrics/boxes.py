@@ -45,7 +45,7 @@ class Matches:
 
 
 def area(boxes: Floats) -> NDArray[np.float64]:
-    """Compute the areas of boxes [..., 4]; 0 where a maximum lies below its minimum."""
+    """Compute the areas of boxes [..., 4]; 0 where a maximum is below its minimum."""
     boxes = np.asarray(boxes, np.float64)
     return np.maximum(boxes[..., 2] - boxes[..., 0], 0) * np.maximum(
         boxes[..., 3] - boxes[..., 1], 0
@@ -77,7 +77,7 @@ def ior(boxes: Floats, others: Floats) -> NDArray[np.float64]:
 def overlap(boxes: Floats, truth: Floats, criterion: Criterion = "iou") -> NDArray[np.float64]:
     """Measure how well every detection [n, 4] hits every lesion [m, 4], float64 [n, m] in [0, 1].
 
-    Criteria "iou" and "ior" are that number, "centre" the IoU where the detection's centre lies in
+    Criteria "iou" and "ior" are that number, "centre" the IoU where the detection's centre is in
     the lesion's box, else 0. A box without area hits nothing, whatever the criterion.
     """
     if criterion == "ior":

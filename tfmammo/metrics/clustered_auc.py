@@ -58,7 +58,7 @@ def estimate_auc(
 
     The interval is on the scale of logits, so that it stays within [0, 1], and by Student's t with
     Welch's degrees of freedom, those of the class with few patients where the other has many. A
-    class whose patches all lie alike among those of the other class has no variance, though other
+    class whose patches all are alike among those of the other class has no variance, though other
     patients might. It reaches at least by the rule of three: -ln(1 - level) / n to either side,
     3 / n at 0.95, n the patients of that class. With an area of 0 or 1 both classes are of that
     kind.

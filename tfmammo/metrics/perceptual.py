@@ -261,7 +261,7 @@ def find_nearest(
         queries: Images or features, float [n, ...].
         pool: Of the same kind, float [m, ...].
         allowed: Which items count for which query, bool [n, m]; None: all.
-        weights: Of the queries' values, float [n, ...]. With a mask only what lies inside counts.
+        weights: Of the queries' values, float [n, ...]. With a mask only what is inside counts.
 
     Returns:
         (distance, index): float64 [n], the root of the (weighted) mean squared difference, and intp
@@ -293,7 +293,7 @@ def find_nearest_turned(
     allowed: NDArray[np.bool_] | None = None,
     masks: Floats | None = None,
 ) -> tuple[NDArray[np.float64], NDArray[np.intp]]:
-    """Find the nearest patches in pixels, in the eight orientations that training shows, too.
+    """Find the nearest patches in pixels, in the eight orientations that training shows.
 
     Otherwise as `find_nearest`; `masks` say where pixels count.
     """
@@ -336,7 +336,7 @@ def jackknife(
 ) -> Estimate:
     """Compute a statistic of a set of patches with its interval, leaving out one patient at a time.
 
-    More than GROUPS patients are left out in groups. This is not the bootstrap, which draws patches
+    More than GROUPS patients are skipped in groups. This is not the bootstrap, which draws patches
     twice: FID and KID would see copies, and their interval could miss their value.
 
     Args:
@@ -405,7 +405,7 @@ def _split_batches(images: Floats) -> list[NDArray[np.float32]]:
     if images.ndim != 4 or images.shape[-1] != 1:
         raise ValueError(f"images must be [n, s, s, 1], not {images.shape}")
     if not np.all((images >= 0) & (images <= 1)):
-        raise ValueError("images must lie between 0 and 1")
+        raise ValueError("images must be between 0 and 1")
     return [np.asarray(images[i : i + BATCH], np.float32) for i in range(0, len(images), BATCH)]
 
 

@@ -270,7 +270,7 @@ def _profile(best: Array, limit: float, data: _Data) -> tuple[float, float]:
 
     smallest, largest = float(data.x.min()), float(data.x.max())
     inside = float(np.clip(best[0], smallest, largest))
-    if exceed(inside) > 0:  # the estimate lies beyond what was tested, and so does its interval
+    if exceed(inside) > 0:  # the estimate is beyond what was tested, and so is its interval
         beyond = best[0] > largest
         return (float(np.exp(largest)), np.inf) if beyond else (0.0, float(np.exp(smallest)))
     low, high = 0.0, float("inf")

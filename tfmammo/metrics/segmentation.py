@@ -81,10 +81,10 @@ def per_image(
         "accuracy", "dice", "jaccard", "mcc", in this order -> float64 [n].
     """
     if not 0 < threshold <= 1:
-        raise ValueError(f"threshold must lie in (0, 1], not at {threshold}")
+        raise ValueError(f"threshold must be in (0, 1], not at {threshold}")
     probabilities = np.asarray(probabilities)
     if not np.all((probabilities >= 0) & (probabilities <= 1)):
-        raise ValueError("probabilities must lie between 0 and 1")
+        raise ValueError("probabilities must be between 0 and 1")
     targets = _to_binary(targets, "targets")
     outputs = probabilities >= threshold
     if targets.ndim < 2:
@@ -277,7 +277,7 @@ def disc_dice(masks: ArrayLike) -> NDArray[np.float64]:
 def centred_disc(size: int, radius: float) -> NDArray[np.float32]:
     """Draw a disc in the middle of a patch, float32 {0, 1} ``[size, size, 1]``.
 
-    It holds the pixels whose centres lie at most `radius` px from the middle.
+    It holds the pixels whose centres are at most `radius` px from the middle.
     """
     return (_distance_to_middle(size) <= radius).astype(np.float32)[..., np.newaxis]
 

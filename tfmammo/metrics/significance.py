@@ -115,7 +115,7 @@ def describe(
     if test in ("flips", "swaps"):
         least = smallest_p(patients, comparisons, samples)
         units = f"{patients} patients" if 2.0**patients <= samples else f"{samples:,} random draws"
-        sentence += f"; {units} can give no p below {least:.2g}"
+        sentence += f"; {units} can give no p-value below {least:.2g}"
         sentence += ", so that no difference can be shown" if least >= 1 - level else ""
     return f"{sentence}."
 
@@ -126,15 +126,15 @@ def describe_few(patients: int, what: str = "") -> str:
     counted = f"{patients} patients{kind} are" if patients > 1 else f"one patient{kind} is"
     least = f"{smallest_p(patients):.2g}"
     return (
-        f"No interval and no p: {counted} fewer than {FEWEST_PATIENTS}, and flipping them "
-        f"gives no p below {least}."
+        f"No interval and no p-value: {counted} fewer than {FEWEST_PATIENTS}, and flipping them "
+        f"gives no p-value below {least}."
     )
 
 
 def holm(p_values: ArrayLike) -> NDArray[np.float64]:
     """Adjust p-values of several comparisons so that the chance of any false rejection is bounded.
 
-    The k-th smallest of m values is multiplied by m - k + 1. No adjusted value lies below that of a
+    The k-th smallest of m values is multiplied by m - k + 1. No adjusted value is below that of a
     smaller p.
 
     Args:

@@ -210,12 +210,12 @@ def summarize(
     """Compute each model's mean of each measure, its interval, and paired tests against others.
 
     Images where a model has no finite value (a PSNR of equal images, a region that is empty) are
-    left out for all models.
+    skipped for all models.
 
     Args:
         scores: Model -> measure -> float64 [n], the same n images for all.
         patient_ids: str [n].
-        measures: The measures that count; those that a model lacks are left out.
+        measures: The measures that count; those that a model lacks are skipped.
         samples: As for `paired_test`, like `seed` and `level`.
         seed: Seed of the draws.
         level: Confidence level, in (0, 1).

@@ -24,7 +24,7 @@ RING = 2  # bins: a Hann window spreads a peak by less
 
 @dataclass(frozen=True)
 class TextureRange:
-    """The local standard deviations between which real tissue lies.
+    """The local standard deviations between which real tissue is.
 
     Attributes:
         low: Tissue below it is flat, and above `high` harsh.
@@ -50,7 +50,7 @@ def compute_local_deviation(images: Images, window: int = WINDOW) -> NDArray[np.
 def measure_range(
     images: Images, masks: NDArray[np.generic], window: int = WINDOW, tail: float = TAIL
 ) -> TextureRange:
-    """Measure the range of the local deviation of real tissue, which lies outside the masks.
+    """Measure the range of the local deviation of real tissue, which is outside the masks.
 
     Pixels around which everything is equal, such as air around the breast, do not count.
 
@@ -58,7 +58,7 @@ def measure_range(
         images: Real patches, float [n, s, s, 1] in [0, 1].
         masks: {0, 1} [n, s, s, 1].
         window: Side of the square, px.
-        tail: The share of tissue that lies below the range, and that above it, in [0, 0.5).
+        tail: The share of tissue that is below the range, and that above it, in [0, 0.5).
     """
     deviations = compute_local_deviation(images, window)[np.asarray(masks) == 0]
     deviations = deviations[deviations > ROUNDING]
@@ -71,7 +71,7 @@ def measure_range(
 def find_defects(
     images: Images, masks: NDArray[np.generic], limits: TextureRange, window: int = WINDOW
 ) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
-    """Find tissue, outside the masks, whose texture lies outside the range of real tissue.
+    """Find tissue, outside the masks, whose texture is outside the range of real tissue.
 
     Returns:
         Flat pixels and harsh pixels, bool [n, s, s, 1] each; limits are measured with the same
@@ -102,7 +102,7 @@ def compute_lattice(images: Images, period: int = PERIOD) -> NDArray[np.float64]
             f"a checkerboard of {period} px needs patches of a multiple of {period} px, at least "
             f"{2 * RING * period}, not {size}"
         )
-    # The periodic form of the window, whose zeros lie on bins.
+    # The periodic form of the window, whose zeros are on bins.
     hann = 0.5 - 0.5 * np.cos(2 * np.pi * np.arange(size) / size)
     window = np.outer(hann, hann)
     pixels = images[..., 0].astype(np.float64)
@@ -130,11 +130,11 @@ def compute_fine_energy(
 
     Args:
         images: float [n, s, s, 1] in [0, 1], s even.
-        masks: {0, 1} [n, s, s, 1], where to look: squares of 2 x 2 px that lie inside; None:
+        masks: {0, 1} [n, s, s, 1], where to look: squares of 2 x 2 px that are inside; None:
             everywhere.
 
     Returns:
-        float64 [n]; NaN where no square lies inside.
+        float64 [n]; NaN where no square is inside.
     """
     pixels = images[..., 0].astype(np.float64)
     top_left, top_right = pixels[:, ::2, ::2], pixels[:, ::2, 1::2]

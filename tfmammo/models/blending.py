@@ -18,7 +18,7 @@ Deviations and what the paper leaves open:
   four lesions and four patches of tissue a step, 20,000 steps. Nor are the initial weights: He's in
   G, N(0, 0.02) in D.
 - "U-Net [13]" is Ronneberger's, as cited: its widths, skips at every resolution, the input's own
-  too. It has no normalisation, so that grey values are preserved. Dropout is off, because G gains
+  too. It has no normalisation, so that intensities are preserved. Dropout is off, because G gains
   nothing from randomness. tanh at the end.
 - D's four convolutions: the three of Pix2Pix's 16 x 16 discriminator, the last one widened and
   followed by a convolution 1 x 1; 126 x 126 responses from 256 px. The two in the middle are
@@ -28,7 +28,7 @@ Deviations and what the paper leaves open:
   meaning nor the balance of the two regions then depends on their sizes.
 - Gradients are forward differences, down and to the right; |.| is the length of the two. L_S takes
   each difference with a pixel in Omega, so that all sides of the border count alike; v is that of
-  the pixel from which the difference starts. L_B takes the gradients whose three pixels all lie
+  the pixel from which the difference starts. L_B takes the gradients whose three pixels all are
   outside Omega, so that it is 0 for an unchanged background.
 - Whole mammograms in the paper, patches here: a lesion with context around it, and normal tissue at
   similar scales. Y, G's images and the tissue are of one size, and the position is drawn within the
@@ -41,7 +41,7 @@ Deviations and what the paper leaves open:
   logarithms.
 - Each draw of a real patch, of tissue and of a lesion is one of the eight symmetries of the square
   (`data.augment`).
-- Grey values are those of the mammogram (`data.window`); the paper states none.
+- Intensities are those of the mammogram (`data.window`); the paper states none.
 - Windows of lesions are twice as wide as the lesion. Windows of tissue are drawn from the same
   widths (`data.sampling.scale: null`). Else D could tell the two apart by their resolution.
 - Windows of tissue are at least 90 % breast (`data.sampling.tissue`), those of lesions need not be:
@@ -164,7 +164,7 @@ def background_loss(output: tf.Tensor, tissue: tf.Tensor, mask: tf.Tensor) -> tf
     """Compute L_B, Eq. (5), outside Omega.
 
     It is the mean of |G - X| plus the root mean square of |grad G| - |grad X|. Gradients count
-    whose pixels all lie outside Omega. All are float32 [n, size, size, 1], the mask of 0 and 1. The
+    whose pixels all are outside Omega. All are float32 [n, size, size, 1], the mask of 0 and 1. The
     result is the mean over the batch, 0 where the background is the tissue's.
     """
     background = 1 - mask

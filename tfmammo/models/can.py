@@ -39,7 +39,7 @@ Deviations and what the paper leaves open:
 - Augmentation: after patients are split, each draw is transformed by a random one of the eight
   symmetries of the square (`data.augment`). The paper makes 850 fixed copies and splits them
   afterwards, which `data.split: paper` does.
-- Grey values: the 0.5th and 99.5th percentiles of each patch become 0 and 1 (`data.percentiles`);
+- Intensities: the 0.5th and 99.5th percentiles of each patch become 0 and 1 (`data.percentiles`);
   the paper states none.
 - The crop is not stated. Table I implies lesions that fill 0.35 to 0.37 of a patch, which
   `data.context: 1.3` gives. Patches that come cropped (`data.frame: full`) keep their own share.

@@ -37,7 +37,7 @@ Deviations and what the papers leave open:
   way. Maps are narrowed before they are doubled. Attention is SAGAN's, on a block's normalised map.
 - `ema` is reached slowly: the average's weight of the past is at most (1 + step) / (10 + step).
   Otherwise a short training would export its random start.
-- Reflow, the second stage of Liu et al., is left out: it trains on pairs that the first network
+- Reflow, the second stage of Liu et al., is omitted: it trains on pairs that the first network
   makes, and serves sampling in one step.
 """
 

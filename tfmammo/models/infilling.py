@@ -28,7 +28,7 @@ Deviations and what the paper leaves open:
   in Chen and Koltun's refinement network. `first` are the first five convolutions, which is what
   the text says word for word. `feature_weights: elements` is lambda_l = 1 / number of elements;
   `chen_koltun` multiplies these by their 1, 1/2.6, 1/4.8, 1/3.7, 1/5.6, 10/1.5.
-- VGG-19 sees [0, 255] or standardised grey values, depending on the file of weights. Its feature
+- VGG-19 sees [0, 255] or standardised intensities, depending on the file of weights. Its feature
   maps are divided by that factor. All six terms are then on the scale of images in [0, 1], and
   lambda means the same with either. The card names the file's weights by their SHA-256.
 - The crn generator: "2 x 2 x 3" of its first module and "256 x 256 x 3" of its last count the
@@ -38,7 +38,7 @@ Deviations and what the paper leaves open:
   printed, where theirs leaks. It upsamples bilinearly and starts from He's random weights.
 - The unet generator: Pix2Pix's U-Net, dropout 0.5 in its three innermost decoder blocks, off at
   inference. Both generators end in tanh.
-- Grey values are those of the mammogram (`data.window`); the paper states none.
+- Intensities are those of the mammogram (`data.window`); the paper states none.
 - `data.padding` is the paper's 100 px "unscaled", about 5 mm of DDSM's films. In a scaled copy of
   an archive, or on phantoms (25 px), 100 px are more tissue.
 - log(1 - D) hardly has a gradient while D wins: `adversarial: non_saturating` (default) minimises
@@ -345,7 +345,7 @@ def _upsample(x: tf.Tensor) -> tf.Tensor:
 
 
 def _grey_scale(feature_extractor: keras.Model) -> float:
-    """Return by how much a network stretches grey values before its first convolution."""
+    """Return by how much a network stretches intensities before its first convolution."""
     layers = feature_extractor.layers
     rescaling = next(layer for layer in layers if isinstance(layer, keras.layers.Rescaling))
     return float(np.mean(rescaling.scale))

@@ -69,7 +69,7 @@ class MaskGANConfig(DCGANConfig):
 
 
 class Plausibility(Frozen):
-    """Limits between which a mask's measures must lie; see `measure` and `fit_plausibility`."""
+    """Limits between which a mask's measures must be; see `measure` and `fit_plausibility`."""
 
     area: tuple[float, float]
     """Least and largest area."""
@@ -175,7 +175,7 @@ def clean(
 
     A mask is thresholded, a median filter removes specks and frayed edges, and the largest
     8-connected region stays, its holes filled. It is empty where nothing, or no more than specks,
-    lies above the threshold. The median filter has an odd number of rows and columns; 1 leaves it
+    is above the threshold. The median filter has an odd number of rows and columns; 1 leaves it
     out.
 
     Source:
@@ -208,7 +208,7 @@ def measure(masks: NDArray[np.uint8]) -> dict[str, NDArray[np.float64]]:
 
 
 def fit_plausibility(masks: NDArray[np.uint8], share: float = 0.98) -> Plausibility:
-    """Fit the limits between which the middle `share` of cleaned training masks lies."""
+    """Fit the limits between which the middle `share` of cleaned training masks is."""
     tail = (1 - share) / 2
     limits = {
         name: np.quantile(values, [tail, 1 - tail]).tolist()

@@ -4,7 +4,7 @@ The layers have Keras's weights and values and are several times as fast there. 
 computes TensorFlow's convolutions on a CPU, reorders a kernel in every call, and its gradient back.
 Where maps have few pixels and a layer has many channels, as within every U-Net, that takes far
 longer than the arithmetic: training a transposed convolution of 1024 to 512 channels on a map of 2
-x 2 takes five times as long. A matrix product takes the kernel as it lies in memory. The other
+x 2 takes five times as long. A matrix product takes the kernel as it is in memory. The other
 arrays that it needs, patches or summands, are never larger than the kernel.
 
 Any other device uses Keras's own operations, which is decided where a call is traced: see `on_cpu`.

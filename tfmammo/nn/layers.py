@@ -319,14 +319,14 @@ def enlarge(mask: tf.Tensor, margin: Margin) -> tf.Tensor:
     if isinstance(margin, Dilation):
         return _dilate(mask, round(size * margin.dilation / FULL))
     border = round(size * (margin - FULL) / (2 * FULL))
-    # Pixel p lies at p + border of the enlarged patch. Its centre, 2 p + 2 border + 1 half pixels,
+    # Pixel p is at p + border of the enlarged patch. Its centre, 2 p + 2 border + 1 half pixels,
     # falls into this source pixel.
     sources = (2 * (np.arange(size) + border) + 1) * size // (2 * (size + 2 * border))
     return tf.gather(tf.gather(mask, sources, axis=-3), sources, axis=-2)
 
 
 def _dilate(mask: tf.Tensor, radius: int) -> tf.Tensor:
-    """Set every pixel that lies no farther than radius px from the mask."""
+    """Set every pixel that is no farther than radius px from the mask."""
     steps = np.arange(-radius, radius + 1)
     disc = (np.hypot(steps[:, np.newaxis], steps) <= radius).astype(np.float32)
     flat = tf.reshape(tf.cast(mask, tf.float32), [-1, *mask.shape[-3:]])

@@ -4,7 +4,7 @@ Nothing runs: the step is traced, and its graph is walked once. Weights and the 
 stay; every other tensor lives from the operation that makes it to the last one that reads it. The
 largest sum of those that live at once is what the step adds.
 
-What shapes do not tell is left out: the memory of drivers and libraries, scratch space of
+What shapes do not tell is omitted: the memory of drivers and libraries, scratch space of
 convolutions, and gaps between tensors.
 """
 

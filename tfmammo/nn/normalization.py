@@ -143,7 +143,7 @@ class GroupNormalization(keras.layers.GroupNormalization):
             return super().call(x)
         grouped = [self.groups, x.shape[-1] // self.groups]
         wide = tf.cast(x, tf.float32)
-        # of each channel first: a group's channels do not lie side by side
+        # of each channel first: a group's channels are not side by side
         moments = tf.stack([tf.reduce_mean(wide, [1, 2]), tf.reduce_mean(wide * wide, [1, 2])])
         moments = tf.reduce_mean(tf.reshape(moments, [2, -1, *grouped]), axis=-1, keepdims=True)
         mean, square = tf.unstack(moments)

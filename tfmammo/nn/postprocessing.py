@@ -67,7 +67,7 @@ def postprocess(
         image: float32 [n, s, s, 1] in [0, 1].
         lesion: The same shape, in [-1, 1], G's output.
         config: By default the paper's values.
-        removal: The object lies below -threshold, not above threshold.
+        removal: The object is below -threshold, not above threshold.
     """
     config = config or PostprocessConfig()
     if image.shape != lesion.shape or image.ndim != 4 or image.shape[-1] != 1 or not len(image):

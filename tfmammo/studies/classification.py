@@ -404,7 +404,7 @@ def select_arm(
 ) -> Experiment[ClassifierConfig]:
     """Return the experiment of one share and seed, perhaps with a control's patches.
 
-    Without a synthetic share, the folder of synthetic patches is left out.
+    Without a synthetic share, the folder of synthetic patches is skipped.
     """
     values: dict[str, Any] = {"share": share, "control": control}
     if not share:

@@ -195,7 +195,7 @@ def train_run(
         log.info("share %g %% of %s patches, seed %d", 100 * share, control or "synthetic", seed)
         classification.train(experiment, run, subsets)
         policy = keras.config.dtype_policy()
-        # Otherwise the networks of all runs stay in memory. It forgets the precision, too.
+        # Otherwise the networks of all runs stay in memory. It forgets the precision.
         keras.backend.clear_session()
         keras.config.set_dtype_policy(policy)
         gc.collect()

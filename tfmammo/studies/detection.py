@@ -23,9 +23,9 @@ Deviations:
 - Both papers train as many epochs whatever the training set, so that a larger set gets more steps.
   With training.steps all arms get the same number, the Mask R-CNN's three stages together.
 - Neither paper gives intervals or tests. Lin et al. give the deviation over folds, which is given
-  here, too. Shen et al.'s recall, Eq. (6), is that of all detections. Their FROC area names no
+  here. Shen et al.'s recall, Eq. (6), is that of all detections. Their FROC area names no
   width and is not normalised; the one here is the mean height from 0 to the largest `fppi`.
-- Lin et al.'s study gets an arm of turned copies, too. Without it nobody knows whether synthetic
+- Lin et al.'s study gets an arm of turned copies. Without it nobody knows whether synthetic
   masses or more mammograms made the difference.
 - Normal mammograms are evaluated (normal in configs/detection.yaml). In the papers' training sets
   there are none, by their counts: 93 + 200 is "three times", and 2,066 is 1,500 copies and 566 real
@@ -34,7 +34,7 @@ Deviations:
   these alone. The blending study trains on them.
 - A mammogram is normal where the archive says so and marks no lesion. One with other findings only
   is neither trained on nor evaluated. In INbreast, normal is BI-RADS 1: by its authors' counts 67
-  mammograms, and 107 have masses, so that some 230 of 410 are left out. False positives are
+  mammograms, and 107 have masses, so that some 230 of 410 are skipped. False positives are
   counted per image of another set than the papers'. Tables say how many there are, and count the
   two kinds apart.
 """

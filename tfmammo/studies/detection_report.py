@@ -155,7 +155,7 @@ def _read_boxes(path: Path) -> dict[str, Any]:
 def _match_boxes(
     content: Mapping[str, Any], config: StudyConfig, path: Path
 ) -> tuple[Matches, str, int]:
-    """Match the boxes of one mammogram; return its patient and the detector's fold, too."""
+    """Match the boxes of one mammogram; return its patient and the detector's fold."""
     try:
         boxes = np.array(content["boxes"], np.float64).reshape(-1, 4)
         lesions = [lesion["box"] for lesion in content["wanted"]]

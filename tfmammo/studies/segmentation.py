@@ -312,7 +312,7 @@ class Cases:
 def read_cases(path: Path, arm: str) -> Cases | None:
     """Read the scores of an arm: for each lesion the mean over its copies, folds and seeds.
 
-    Lesions that some model has not scored are left out. None where there are none.
+    Lesions that some model has not scored are skipped. None where there are none.
     """
     values: dict[str, dict[str, list[list[float]]]] = {}
     patients = {}

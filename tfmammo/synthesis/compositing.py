@@ -69,7 +69,7 @@ def make_whole_blend_mask(mask: NDArray[np.uint8], window: Box, feather: float) 
 
     Args:
         mask: uint8 [size, size], 0 or 1, of the patch.
-        window: Where the patch lies, native px, half-open.
+        window: Where the patch is, native px, half-open.
         feather: px of the patch over which they fall to 0, or fewer where its mask is nearer.
     """
     weights = _fade_inwards(len(mask), min(feather, measure_gap(mask)))
@@ -96,8 +96,8 @@ class TargetPatch:
 
     Attributes:
         tissue: float32 [size, size, 1] in [0, 1].
-        low: Native grey value that is 0 in it.
-        high: Native grey value that is 1 in it.
+        low: Native intensity that is 0 in it.
+        high: Native intensity that is 1 in it.
     """
 
     tissue: NDArray[np.float32]
@@ -106,13 +106,13 @@ class TargetPatch:
     mirrored: bool
 
     def mirror(self, values: NDArray[Shown]) -> NDArray[Shown]:
-        """Mirror what lies as in the mammogram, [size, size, ...], as this patch, or back."""
+        """Mirror what is as in the mammogram, [size, size, ...], as this patch, or back."""
         return np.ascontiguousarray(values[:, ::-1] if self.mirrored else values)
 
     def compute_difference(
         self, image: NDArray[np.float32], around: NDArray[np.bool_]
     ) -> NDArray[np.float32]:
-        """Compute what a generated image changes, in native grey values.
+        """Compute what a generated image changes, in native intensities.
 
         The mean change where `around` (of a BlendMask) is true is subtracted.
         """
@@ -121,7 +121,7 @@ class TargetPatch:
         return (change - np.float32(offset)) * np.float32(self.high - self.low)
 
     def to_native(self, image: NDArray[np.float32]) -> NDArray[np.float32]:
-        """Convert a generated image to native grey values, mirrored as the mammogram."""
+        """Convert a generated image to native intensities, mirrored as the mammogram."""
         scale = np.float32(self.high - self.low)
         return self.mirror(np.float32(self.low) + scale * image[..., 0])
 
@@ -154,7 +154,7 @@ def blend(
 
     Args:
         patch: float32 [size, size]. The change, from `TargetPatch.compute_difference`, or where it
-            `replaces` the tissue grey values, from `TargetPatch.to_native`.
+            `replaces` the tissue intensities, from `TargetPatch.to_native`.
 
     Returns:
         float32 [rows, cols] of blend_mask.support, in [0, 1].

@@ -1,4 +1,4 @@
-"""The configs of a synthesis: what it makes, from which lesions, and where they may lie."""
+"""The configs of a synthesis: what it makes, from which lesions, and where they may be."""
 
 from __future__ import annotations
 
@@ -125,12 +125,12 @@ class SynthesisConfig(Frozen):
     mammograms: Literal["normal", "all"] = "normal"
     """Those called normal, or all. A lesion that is there is never overlapped. The
     annotations list it as one of the mammogram's own. With data.mixed_findings=false, mammograms
-    with a finding of uncertain kind are left out, because annotations can't name it.
+    with a finding of uncertain kind are skipped, because annotations can't name it.
     """
     only: tuple[str, ...] = ()
     """Image ids, to use no others."""
     renderer: RenderMethod = "infilling"
-    """What makes the grey values. infilling, or can (the generator of train/can.py or
+    """What makes the intensities. infilling, or can (the generator of train/can.py or
     train/pix2pix.py): from a shape and a size. blending (the network of train/blending.py), or a
     method of baselines.poisson: from a real lesion. vanilla (the network of train/vanilla_gan.py):
     lesion and tissue from noise, as large as a real lesion.
@@ -172,7 +172,7 @@ class SynthesisConfig(Frozen):
     CAN or a vanilla GAN always replace the tissue.
     """
     places: Literal["rule", "breast"] = "rule"
-    """Where lesions lie: by the rule of Shen et al., section 4.3, or anywhere on the breast, as in
+    """Where lesions are: by the rule of Shen et al., section 4.3, or anywhere on the breast, as in
     Lin et al., section 3 ("we randomly select a region in a 'normal' breast mammogram").
     """
     count: int = Field(default=100, gt=0, le=10**7)

@@ -96,7 +96,7 @@ class EditRequest(Frozen):
     """What somebody asks for."""
 
     centre: tuple[NonNegativeInt, NonNegativeInt] | None = None
-    """(row, col), native px; null: drawn on the part of the breast where masses lie."""
+    """(row, col), native px; null: drawn on the part of the breast where masses are."""
     size: tuple[PositiveInt, PositiveInt] | None = None
     """(height, width) of a made-up mass, native px."""
     shape: ShapeName | None = None
@@ -214,9 +214,7 @@ class Editor:
         """
         rows, cols, centre = mammogram.rows, mammogram.cols, request.centre
         if centre and (centre[0] >= rows or centre[1] >= cols):
-            raise DataError(
-                f"centre {list(centre)} lies outside the mammogram of {rows} x {cols} px"
-            )
+            raise DataError(f"centre {list(centre)} is outside the mammogram of {rows} x {cols} px")
         if request.size and (request.size[0] > rows or request.size[1] > cols):
             raise DataError(
                 f"a mass of {request.size[0]} x {request.size[1]} px is larger than the mammogram "

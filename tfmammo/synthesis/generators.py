@@ -175,7 +175,7 @@ class NoiseGenerator(Network):
         """Generate a patch and its lesion, the same for the same seed.
 
         Returns:
-            float32 [size, size] in native grey values, [0, 1], and uint8 [size, size], 0 or 1, one
+            float32 [size, size] in native intensities, [0, 1], and uint8 [size, size], 0 or 1, one
             region off the border.
         """
         outputs = self.call(noise=sample_latent_noise(1, self.z, seed))
@@ -198,7 +198,7 @@ def load_noise_generator(folder: Path) -> NoiseGenerator:
         data = read_training_data(opened.card["config"]["data"], str(folder))
     if data.window is None:
         raise DataError(
-            f"{folder}: was trained with data.percentiles, so that its grey values are on no "
+            f"{folder}: was trained with data.percentiles, so that its intensities are on no "
             "mammogram's scale; train it with data.window"
         )
     if len(data.kinds) > 1:

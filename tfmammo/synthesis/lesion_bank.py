@@ -45,7 +45,7 @@ CUT_OFF = "its mask touches the border of its mammogram, where the rest of it ma
 
 @dataclass(frozen=True, eq=False)
 class LesionPatch:
-    """A lesion as it will lie in another mammogram.
+    """A lesion as it will be in another mammogram.
 
     Attributes:
         mask: uint8 [rows, cols], 0 or 1, touching all four sides.
@@ -181,7 +181,7 @@ def transform(lesion: SourceLesion, record: TransformRecord, mammogram: Mammogra
     """Transform a lesion into the native pixels of another mammogram.
 
     The new mask is the largest part of what the old one covers by at least half, as in
-    placement.scale_shape. Cubic interpolation of grey values keeps more of the grain than linear
+    placement.scale_shape. Cubic interpolation of intensities keeps more of the grain than linear
     interpolation. A lesion that shrinks is blurred first, against aliasing.
     """
     crop = _read_crop(lesion)

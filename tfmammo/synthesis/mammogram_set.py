@@ -27,7 +27,7 @@ from tfmammo.synthesis.sets import Contents
 ENDINGS = {"dicom": ".dcm", "png": ".png", "tfrecord": ".tfrecord"}
 _USED = {  # what a card says of the lesions, by the part of real ones that is used
     None: "The lesions are",
-    "outline": "The lesions' grey values are made from noise (the generator's model.prior), their "
+    "outline": "The lesions' intensities are made from noise (the generator's model.prior), their "
     "outlines are those of",
     "size": "The lesions are made from noise, tissue around them too, and are as large as",
 }
@@ -66,7 +66,7 @@ def describe_set(
     """Describe a whole set: the content of its tables and of README.md.
 
     Args:
-        recipes: Of all items, those left out included.
+        recipes: Of all items, including skipped ones.
         lesions: As in `collect_patients`.
         trained_on: As in `collect_patients`.
     """

@@ -231,7 +231,7 @@ class Synthesizer:
         placement, blend_mask = self.renderer.place(top, left, candidate, mammogram)
         if not target.is_free(blend_mask.support):
             raise DataError(
-                "the place asked for is not wholly free breast tissue"
+                "the place asked for is not entirely free breast tissue"
                 if centre
                 else "no normal tissue is left around it"
             )
@@ -259,7 +259,7 @@ def record_place(
     mammogram: Mammogram,
     random: np.random.Generator,
 ) -> PlacedLesion:
-    """Record where a lesion lies, for its recipe and its renderer."""
+    """Record where a lesion is, for its recipe and its renderer."""
     record = InsertedLesion(
         kind=candidate.kind,
         box=placement.box,
@@ -287,10 +287,10 @@ def synthesize(
 
     Args:
         output: A new folder, or one of an earlier run with the same config.
-        retry: Make items that were left out again.
+        retry: Make items that were skipped again.
 
     Returns:
-        The recipes of all items, those left out included.
+        The recipes of all items, including skipped ones.
 
     Raises:
         TfmammoError: Something named in the config can't be used, `output` belongs to other work,
@@ -396,7 +396,7 @@ def _restore_lesion(
         data = recipe.config.lesion_data
         if data.root is None and record.graft.archive != "phantom":
             raise ConfigError(
-                "recipes don't say where archives lie; give --set lesions.root=DIR (of an archive "
+                "recipes don't say where archives are; give --set lesions.root=DIR (of an archive "
                 f"{record.graft.archive})"
             )
         by_id = {source.image_id: source for source in indexes.read(data)}

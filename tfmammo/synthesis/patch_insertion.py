@@ -1,8 +1,8 @@
 """Patch insertion: patches of a contextual GAN back in their mammogram, at native resolution.
 
-A patch's lesion is added as it is: the mammogram's own grey values plus the lesion, in the native
-grey values that the patch's contrast stands for. Pixels that no lesion reaches keep their stored
-value.
+A patch's lesion is added as it is: the mammogram's own intensities plus the lesion, in the native
+intensities that the patch's contrast corresponds to. Pixels that no lesion reaches keep their
+stored value.
 
 Within a patch a lesion fades out at its own edge, which post-processing softens. At the patch's
 border it does not: the generator crops its lesion there, as the paper does, from one pixel to the
@@ -41,7 +41,7 @@ class EditedPatch:
         place: Its window, native px, half-open.
         mask: uint8 [rows, cols] of the window, 1 where a lesion was added or removed. Empty where
             post-processing discarded every lesion, so that the patch stays as it was.
-        difference: float32 [rows, cols] of the window, native grey values.
+        difference: float32 [rows, cols] of the window, native intensities.
     """
 
     place: Box

@@ -30,7 +30,7 @@ IDENTITY = "patch_set.json"
 
 
 def describe_scale(data: DataConfig) -> dict[str, Any]:
-    """Describe what decides grey values: equal where patches of two sources are comparable."""
+    """Describe what decides intensities: equal where patches of two sources are comparable."""
     decisive = {"percentiles", "preprocess"} if data.window is None else {"window", "preprocess"}
     return data.model_dump(mode="json", include=decisive)
 

@@ -61,10 +61,10 @@ def synthesize(
 
     Args:
         output: A new folder, or one of an earlier run with the same config.
-        retry: Make patches that were left out again.
+        retry: Make patches that were skipped again.
 
     Returns:
-        The recipes of all patches, those left out included.
+        The recipes of all patches, including skipped ones.
 
     Raises:
         TfmammoError: Something named in the config can't be used, `output` belongs to other work,

@@ -1,20 +1,20 @@
-"""Placement: where a lesion may lie in a mammogram. Pure functions of arrays, in native px.
+"""Placement: where a lesion may be in a mammogram. Pure functions of arrays, in native px.
 
 A lesion is inserted by the difference that a generator makes. Its patch is cut where training
 patches are cut (data.patches' `frame`), and scaled to the generator's size and grey scale. The
-generator's change is scaled back to native pixels and grey values, and added with
+generator's change is scaled back to native pixels and intensities, and added with
 `BlendMask.weights`. They are 1 on the mask and its margin, fall to 0 within `feather` px of the
 patch around them, and are 0 at the patch's border. So the tissue keeps its own grain, and nothing
 beyond `BlendMask.support` changes.
 
 What the papers leave open: (X, Y) of Shen et al.'s rule is read as the centre of the lesion's box.
-A lesion's whole support lies on breast, and keeps off other lesions and their supports. Around the
+A lesion's whole support is on breast, and keeps off other lesions and their supports. Around the
 lesion a generator may be a little brighter or darker than the tissue that it was given. Its mean
 difference there is subtracted everywhere, so that no step is left to fade. With data.percentiles
 the brightest tissue of a patch is 1, so that a mass can't be brighter. data.window has no such end.
 
 A patch with tissue of its own, of a CAN or a vanilla GAN, is inserted whole instead
-(`make_whole_blend_mask`). Its grey values replace those of the mammogram, and fade out at its
+(`make_whole_blend_mask`). Its intensities replace those of the mammogram, and fade out at its
 border alone.
 
 Deviation from Shen et al., section 4.3: "the breast tissue patch at original position is replaced
@@ -91,7 +91,7 @@ class Placement:
     def at(
         top: int, left: int, mask: NDArray[np.uint8], mammogram: Mammogram, data: DataConfig
     ) -> Placement:
-        """Place a lesion so that its box begins at (top, left), its patch as the training's."""
+        """Place a lesion so that its box begins at (top, left), its patch as in training."""
         box = (top, left, top + mask.shape[0], left + mask.shape[1])
         if min(box) < 0 or box[2] > mammogram.rows or box[3] > mammogram.cols:
             raise DataError("it reaches beyond the mammogram")
@@ -137,7 +137,7 @@ class TargetMammogram:
         self.free = self.breast.copy()
 
     def occupy(self, box: Box) -> None:
-        """Mark a box as occupied, so that no further lesion may lie on it."""
+        """Mark a box as occupied, so that no further lesion may be on it."""
         top, left, bottom, right = self._to_cells(box)
         self.free[top:bottom, left:right] = 0
 
@@ -162,7 +162,7 @@ class TargetMammogram:
         """Draw (top, left) of a lesion's box, so that its whole support is on free breast.
 
         Each such place is equally likely. By the rule of Shen et al., section 4.3, the box's
-        centre is at X ~ U(w / 10, w / 2) from the chest wall and Y ~ U(h / 4, 3 h / 4), too.
+        centre is at X ~ U(w / 10, w / 2) from the chest wall and Y ~ U(h / 4, 3 h / 4).
 
         Args:
             size: (height, width) of the box, native px.

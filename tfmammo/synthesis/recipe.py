@@ -287,7 +287,7 @@ def find_source(
     """
     if data.root is None and source.archive != "phantom":
         raise ConfigError(
-            f"{file}: recipes don't say where archives lie; give --set data.root=DIR (of an "
+            f"{file}: recipes don't say where archives are; give --set data.root=DIR (of an "
             f"archive {source.archive})"
         )
     for mammogram in indexes.read(data):

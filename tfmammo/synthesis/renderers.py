@@ -1,4 +1,4 @@
-"""Renderers: what turns placed lesions into grey values.
+"""Renderers: what turns placed lesions into intensities.
 
 An infilling, a CAN, a blending network, a vanilla GAN, or a method without a network.
 
@@ -18,8 +18,8 @@ An infilling, a CAN, a blending network, a vanilla GAN, or a method without a ne
   mask. Their support is the mask's box and a border.
 
 Deviation of the vanilla GAN from Lin et al., section 3: theirs makes whole mammograms, this one
-patches (baselines.vanilla_gan), which need tissue to lie in. A patch is as large in it as makes the
-longer side of its lesion that of a real one.
+patches (baselines.vanilla_gan), which need tissue around them. A patch is as large in it as makes
+the longer side of its lesion that of a real one.
 """
 
 from __future__ import annotations
@@ -64,16 +64,16 @@ from tfmammo.synthesis.placement import Placement, TargetMammogram
 from tfmammo.synthesis.recipe import InsertedLesion
 
 BORDER = 3  # native px around a mask's box that a method without a network sees
-# Supports that don't overlap, each with its grey values, float32 [rows, cols] in [0, 1].
+# Supports that don't overlap, each with its intensities, float32 [rows, cols] in [0, 1].
 Rendered = Iterable[tuple[Box, NDArray[np.float32]]]
 
 
 @dataclass(frozen=True, eq=False)
 class SampledPatch:
-    """A patch with a lesion that a vanilla GAN sampled, as it will lie in a mammogram.
+    """A patch with a lesion that a vanilla GAN sampled, as it will be in a mammogram.
 
     Attributes:
-        image: float32 [side, side] in [0, 1], native px and grey values.
+        image: float32 [side, side] in [0, 1], native px and intensities.
         mask: uint8 [size, size], 0 or 1, of the patch as it was sampled.
         top: Row of the lesion's box in the image, px.
         left: Column of the lesion's box in the image, px.
@@ -150,7 +150,7 @@ class Renderer(ABC):
 
     @abstractmethod
     def render(self, target: TargetMammogram, lesions: Sequence[PlacedLesion]) -> Rendered:
-        """Render the supports' new grey values."""
+        """Render the supports' new intensities."""
 
 
 class NetworkRenderer(Renderer):

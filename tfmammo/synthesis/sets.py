@@ -162,12 +162,12 @@ def synthesize(
         identity: From `describe_identity`; kept in `file`.
         skipped: What of the archives could not be used, for failures.csv.
         output: A new folder, or one of an earlier run with the same identity.
-        retry: Make again what was left out.
+        retry: Make again what was skipped.
         describe: Describes all recipes: name of a file -> content. README.md is one. It says that
             the set is finished.
 
     Returns:
-        The recipes of all items, those left out included.
+        The recipes of all items, including skipped ones.
 
     Raises:
         ConfigError: `output` belongs to other work.
@@ -203,7 +203,7 @@ def _complete_plan(
     """Make the missing items of a plan, and others in place of those that can't be made.
 
     Returns:
-        The recipes by their numbers, those of items that were left out included.
+        The recipes by their numbers, including those of skipped items.
     """
     total = wanted = plan.first.config.count
     while True:

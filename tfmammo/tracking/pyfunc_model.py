@@ -129,7 +129,7 @@ def _check_array(name: str, value: Any, expected: Mapping[str, Any]) -> np.ndarr
     low, high = expected["range"] or (-np.finfo(np.float32).max, np.finfo(np.float32).max)
     if not (array.min() >= low and array.max() <= high):  # written so that NaN fails too
         raise _make_error(
-            f"{name} must lie in [{low:g}, {high:g}], but reaches from {array.min():g} to "
+            f"{name} must be in [{low:g}, {high:g}], but reaches from {array.min():g} to "
             f"{array.max():g}"
         )
     return array

@@ -1,7 +1,7 @@
 """Runs, metrics and model versions in MLflow.
 
 The store is `tracking.uri` of the config, else the environment's MLFLOW_TRACKING_URI, else
-sqlite:///mlflow.db in the current folder. Artifacts of an SQLite store lie in the folder mlruns
+sqlite:///mlflow.db in the current folder. Artifacts of an SQLite store are in the folder mlruns
 beside the database.
 
 A store that can't be reached at the start is a `TrackingError` within seconds. A store that fails
@@ -78,7 +78,7 @@ class Run:
 
     Args:
         experiment: Its name, tracking section and parameters are used.
-        output: The training's folder, where the id is kept.
+        output: The run's folder, where the id is kept.
 
     Raises:
         TrackingError: The store can't be reached, or its experiment was deleted.

@@ -89,7 +89,7 @@ def get_sqlite_file(uri: str) -> str | None:
 
 
 def get_artifact_location(uri: str, name: str) -> str | None:
-    """Return where an experiment's artifacts lie: beside an SQLite database.
+    """Return where an experiment's artifacts are: next to an SQLite database.
 
     MLflow would take the current folder. A server knows its own place: None.
     """
@@ -187,7 +187,7 @@ def read_git_state(file: Path = Path(__file__)) -> dict[str, str]:
         return done.stdout.strip()
 
     try:
-        # else an installed copy would take the commit of whatever checkout it lies in
+        # else an installed copy would take the commit of whatever checkout it is in
         git("ls-files", "--error-unmatch", file.name)
         changed = git("status", "--porcelain", "--untracked-files=no")
         return {"git_commit": git("rev-parse", "HEAD"), "git_dirty": "true" if changed else "false"}

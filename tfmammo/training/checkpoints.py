@@ -121,7 +121,7 @@ class TrainingState:
 
     Args:
         model: The model, its networks and optimizers built.
-        output: The training's folder; checkpoints lie in checkpoints/ and checkpoints/best/.
+        output: The run's folder; checkpoints are in checkpoints/ and checkpoints/best/.
         keep: How many of the newest checkpoints stay.
 
     Attributes:

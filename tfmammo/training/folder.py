@@ -1,4 +1,4 @@
-"""A training's folder: whose it is, and what of it survives a kill or a power loss.
+"""Run folder: ownership, locking, and what survives a kill or a power loss.
 
 config.yaml, train_patches and held_out_patches say whose it is, and precision in which one it
 computes. They are written once, as whole files, when a run begins; a run that resumes only reads

@@ -420,7 +420,7 @@ class Training:
             "id": uuid.uuid4().hex,  # by which the registry knows this export again
             "name": experiment.name,
             "step": int(self.state.step),
-            # a card is JSON, which has no NaN: a metric that could not be measured is left out
+            # a card is JSON, which has no NaN: a metric that could not be measured is omitted
             "metrics": {key: value for key, value in metrics.items() if math.isfinite(value)},
             # the store's address may hold a password
             "config": experiment.model_dump(mode="json", exclude={"tracking"}),

@@ -51,7 +51,7 @@ class Command:
 
     @property
     def output(self) -> Path:
-        """The training's folder: --output, else one that follows from the config."""
+        """The run's folder: --output, else one that follows from the config."""
         return self.given_output or default_output(self.experiment)
 
     def open_subsets(self, make: MakePatches = make_patches) -> tuple[PatchSource, Patches]:
@@ -80,7 +80,7 @@ def start(
     not_for_workers: str | None = None,
     complete: Callable[[Experiment[Any]], Experiment[Any]] = lambda experiment: experiment,
 ) -> Iterator[Command]:
-    """Read the arguments and the config, configure TensorFlow, and hold the training's folder.
+    """Read the arguments and the config, configure TensorFlow, and hold the run's folder.
 
     Args:
         description: For --help.

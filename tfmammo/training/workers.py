@@ -188,7 +188,7 @@ class WorkerGroup:
         self._gather = tf.function(lambda values: strategy.gather(values, axis=0))
 
     def batches(self, train: PatchSource, config: TrainingConfig, turn: bool, step: int) -> Any:
-        """Make this process's share of the training's batches from a step on, see `data.pipeline`.
+        """Make this process's share of the run's batches from a step on, see `data.pipeline`.
 
         `turn` says whether to augment each draw.
         """

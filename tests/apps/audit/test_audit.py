@@ -55,7 +55,7 @@ def data(tmp_path_factory):
 
 
 def train(data, folder, steps):
-    """Export a CAN trained on half of the patients, as a training's card says."""
+    """Export a CAN trained on half of the patients, as a run's card says."""
     keras.utils.set_random_seed(0)
     patches = datasets.load_all_patches(data)
     half = patches.take(np.arange(PATIENTS // 2))

@@ -196,7 +196,7 @@ def check_segmentation(segmentation, image, expected):
 
 
 def check_report(report, segments):
-    """Boxes, certainty, shapes and algorithms stand in the report, as highdicom reads it."""
+    """Boxes, certainty, shapes and algorithms are in the report, as highdicom reads it."""
     read = srread(report.filename)
     groups = read.content.get_planar_roi_measurement_groups()
     drawn = [group for group in groups if group.roi is not None]

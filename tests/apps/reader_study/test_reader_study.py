@@ -322,7 +322,7 @@ def test_names_of_readers(study):
 
 
 def test_eight_threads_lose_no_answer_and_store_none_twice(study):
-    """Two of them are one reader: of each case one answer stands."""
+    """Two of them are one reader: of each case one answer is."""
 
     def answer_all(number):
         reader = f"r{number % 7}"
@@ -394,7 +394,7 @@ def test_other_pictures_are_refused(archives, config, tmp_path):
     shutil.copytree(archives / "all", tmp_path / "all")
     systems = config().systems | {"all": DataConfig(name="folder", root=tmp_path / "all")}
     ReaderStudy(config(systems=systems))
-    assert ReaderStudy(config(systems=systems)), "where a set lies does not matter"
+    assert ReaderStudy(config(systems=systems)), "where a set is does not matter"
     assert ReaderStudy(config())
     for path in (tmp_path / "all/images").iterdir():
         cv2.imwrite(str(path), cv2.imread(str(path), cv2.IMREAD_UNCHANGED) // 2)

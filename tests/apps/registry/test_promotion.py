@@ -52,7 +52,7 @@ def patients(patches):
 
 @pytest.fixture(scope="module")
 def exports(tmp_path_factory, data, patients):
-    """Level -> an export with a training's card, trained on the first four patients."""
+    """Level -> an export with a run's card, trained on the first four patients."""
     card = {"config": {"data": data.model_dump(mode="json")}, "git_commit": "c0ffee"}
     card["train_patients"] = patients[:TRAINED]
     root = tmp_path_factory.mktemp("exports")

@@ -19,7 +19,7 @@ from tfmammo.studies import detection
 from tfmammo.studies.workflow import parse_step
 
 COMPARED = ("models", "sets", "detectors")  # name -> run: which are compared is a command's choice
-ARMS = ("generators", "methods")  # name -> config: an arm may be left out, but loses no key
+ARMS = ("generators", "methods")  # name -> config: an arm may be skipped, but loses no key
 # Arms of a study, or generators of a set, that a scale above smoke leaves out.
 LEFT_OUT = {"blending_study": {"noise_prior", "vanilla"}}
 # Their networks come from packages of other people, and keep to no size of ours.

@@ -80,7 +80,7 @@ def test_a_command_answers_in_cocos_form(command):
     ]
     first, second = command(json.dumps(boxes)).detect([record(), record(seed=1)])
     assert len(first) == 0 and second.classes == ("calcification", "mass")
-    # the second box is cut at the image's 40 x 60 px, a category of its own is left out
+    # the second box is cut at the image's 40 x 60 px, a category of its own is skipped
     np.testing.assert_array_equal(second.boxes, [[30, 50, 40, 60], [5, 10, 13, 30]])
     np.testing.assert_array_equal(second.scores, np.float32([0.5, 0.25]))
 

@@ -229,7 +229,7 @@ def test_the_score_of_a_box_is_that_of_its_surest_hit():
     boxes = np.float32([[0, 0, 90, 90], [10, 10, 20, 20], [12, 12, 18, 18]])
     found = Detections(boxes, np.float32([0.9, 0.5, 0.25]), ("mass",) * 3)
     config = make_config()
-    # the first one's centre lies elsewhere
+    # the first one's centre is elsewhere
     assert scoring.score_box(found, (10, 10, 20, 20), config) == 0.5
     assert scoring.score_box(found, (60, 60, 70, 70), config) == 0
     config = make_config(criterion="iou", threshold=0.3)

@@ -94,7 +94,7 @@ def write(
 
     Args:
         layout: Folders as the NBIA retriever names them, as the tables do, or by series UID alone.
-        swapped: Mask and crop lie in two series, exchanged in the tables, instead of in one.
+        swapped: Mask and crop are in two series, exchanged in the tables, instead of in one.
         described: The files carry SeriesDescription.
         mask_scale: Size of the masks over that of their mammograms, (rows, cols).
     """

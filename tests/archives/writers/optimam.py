@@ -34,7 +34,7 @@ def write(
 ) -> list[Path]:
     """Write mammograms in 12 bits; a patient is a client with one episode, lesions are boxes.
 
-    Images of unknown pathology stand in a study without an episode.
+    Images of unknown pathology are in a study without an episode.
 
     Args:
         upper: DATA, IMAGES, IMAGEDB_ and NBSS_.

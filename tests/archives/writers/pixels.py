@@ -1,4 +1,4 @@
-"""Grey values as archives store them."""
+"""Intensities as archives store them."""
 
 import numpy as np
 from numpy.typing import NDArray

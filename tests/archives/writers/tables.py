@@ -13,7 +13,7 @@ _XML = "http://schemas.openxmlformats.org/spreadsheetml/2006/main"
 def write_csv(
     path: Path, rows: Sequence[Mapping[str, Any]], separator: str = ",", encoding: str = "utf-8"
 ) -> None:
-    """Write rows, whose columns stand in the order of their first mention."""
+    """Write rows, whose columns are in the order of their first mention."""
     path.parent.mkdir(parents=True, exist_ok=True)
     columns = dict.fromkeys(name for row in rows for name in row)
     with path.open("w", newline="", encoding=encoding) as file:

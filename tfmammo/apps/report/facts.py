@@ -208,7 +208,7 @@ def read_curves(path: Path) -> Iterator[Curve]:
 
 
 def make_curve(run: str, measure: str, history: dict[int, float]) -> Curve:
-    """Make a curve of a run's validations, to four significant digits; NaN is left out."""
+    """Make a curve of a run's validations, to four significant digits; NaN is skipped."""
     # a measure may be none at times: while a network is still fading in, or where nothing is kept
     known = {step: value for step, value in history.items() if math.isfinite(value)}
     return Curve(run, measure, tuple(known), tuple(float(f"{v:.4g}") for v in known.values()))

@@ -169,7 +169,7 @@ def run_report(config: ReportConfig, options: Options, output: Path, root: Path)
 
 
 def _accept_versions(step: Step) -> Step:
-    """Let a study go on with its own steps of another version of the package, too."""
+    """Let a study go on with its own steps of another version of the package."""
     if "--study" not in step.command:
         return step
     return replace(step, ignored_args=(*step.ignored_args, "--any-version"))

@@ -100,7 +100,7 @@ class Difference(Frozen):
     beyond: Key | None = None
     """The row of what is gained beyond a trivial method."""
     trivial: Key | None = None
-    """The row of a trivial method, beyond whose interval ours must lie."""
+    """The row of a trivial method, beyond whose interval ours must be."""
 
     @property
     def models(self) -> tuple[str, ...]:

@@ -99,7 +99,7 @@ class DrawnRenderer(DirectRenderer):
             depth = cv2.distanceTransform(mask, cv2.DIST_L2, 5)
             dome = np.sqrt(1 - (1 - np.clip(depth / depth.max(), 0, 1)) ** 2)
             top, left, bottom, right = placed.blend_mask.support
-            # What lies beyond [0, 1] is clipped after scaling.
+            # What is beyond [0, 1] is clipped after scaling.
             yield placed.blend_mask.support, target.image[top:bottom, left:right, 0] + 0.1 * dome
 
 

@@ -1,4 +1,4 @@
-"""Stored grey values -> one DICOM file."""
+"""Stored intensities -> one DICOM file."""
 
 from __future__ import annotations
 

@@ -6,7 +6,7 @@ A finding is one or two groups of measurements with the same tracking identifier
     segmentation    the segment of the SEG; area, diameter, shape, probabilities, spread, remarks
 
 A SEG of the same lesion has that identifier as well. Each group names the algorithm, its version
-and its models. Whether anything was found stands outside of the measurements, since OHIF loads no
+and its models. Whether anything was found is outside of the measurements, since OHIF loads no
 report that has a group without coordinates. What readers outlined has the form that OHIF writes
 (TID 1501): a closed polyline beneath the area, in a group for each part of a lesion.
 

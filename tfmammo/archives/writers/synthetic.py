@@ -259,7 +259,7 @@ def _mammography(mammogram: Mammogram, rendition: dict[str, Any]) -> dict[str, A
         "PositionerType": "NONE",
         "DetectorType": "",
         "AcquisitionContextSequence": [],
-        # rows run from the chest wall to the front where that lies at the left
+        # rows run from the chest wall to the front where that is at the left
         "PatientOrientation": [
             "A" if mammogram.wall_side == "L" else "P",
             _ORIENTATION[mammogram.laterality, mammogram.view][1],

@@ -1,4 +1,4 @@
-"""The card of an export, and where an export lies."""
+"""The card of an export, and where an export is."""
 
 from __future__ import annotations
 
@@ -72,7 +72,7 @@ Tensors = dict[str, NDArray[np.float32]]
 def locate(directory: Path) -> Path:
     """Find an export: in its place, or beside it.
 
-    It lies beside its place after a crash between the two moves that replace one export by another.
+    It is next to its place after a crash between the two moves that replace one export by another.
     """
     old = sibling(directory, "old")
     return old if old.is_dir() and not directory.exists() else directory
@@ -222,7 +222,7 @@ def remove_places(content: Any, key: str = "") -> Any:
 
     Args:
         content: What JSON can hold.
-        key: Where it stands.
+        key: Where it is.
     """
     if isinstance(content, dict):
         return {name: remove_places(value, name) for name, value in content.items()}

@@ -300,7 +300,7 @@ def _check_range(name: str, value: Any, limits: list[float] | None) -> None:
         else (np.asarray(value), np.all)
     )
     fits = every((values >= low) & (values <= high))
-    sentence = f"{name} must lie in [{limits[0]:g}, {limits[1]:g}]"
+    sentence = f"{name} must be in [{limits[0]:g}, {limits[1]:g}]"
     if tf.is_tensor(fits) and not tf.executing_eagerly():
         lowest, highest = tf.reduce_min(values), tf.reduce_max(values)
         tf.debugging.Assert(fits, [sentence, "but reaches from", lowest, "to", highest])

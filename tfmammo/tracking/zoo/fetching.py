@@ -15,7 +15,7 @@ from tfmammo.tracking.zoo.entries import FOLDER, PREFIX, Entry, read_entry
 def fetch(name: str) -> Path:
     """Unpack a network of the zoo, once for all processes, and return its export.
 
-    Exports lie in the folder of TFMAMMO_CACHE, by default the user's cache. Their folders are named
+    Exports are in the folder of TFMAMMO_CACHE, by default the user's cache. Their folders are named
     after the SHA-256 of the packed file, so that a newer version of the package can't meet an older
     network.
 
