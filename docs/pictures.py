@@ -5,10 +5,11 @@ python docs/pictures.py case --data FILMS
 python docs/pictures.py cdd_cesm --data DIR
 python docs/pictures.py demo
 python docs/pictures.py studio
+python docs/pictures.py reader_study
 
 Cases are drawn at random with a fixed seed, never chosen. A JSON file beside each picture records
-the command, and the SHA-256 of the networks that made it. `studio` needs the extra serve,
-Playwright and chromium.
+the command, and the SHA-256 of the networks that made it. `studio` and `reader_study` need the
+extra serve, Playwright and chromium.
 """
 
 from __future__ import annotations
@@ -40,6 +41,13 @@ from tfmammo.tracking.zoo import read_entry
 
 HERE = Path(__file__).resolve().parent
 SEED = 2026
+TESTS = {  # picture -> the test that makes it, its file
+    "studio": ("test_app.py::test_the_systems_that_come_with_the_package", "studio_blending.png"),
+    "reader_study": (
+        "test_judging.py::test_two_readers_finish_a_study_whose_server_is_killed",
+        "reader_study.png",
+    ),
+}
 SHOWN = 4  # rows
 WINDOW = 800  # native px of a mammogram that a panel shows
 SIDE = 224  # px of a panel
@@ -54,7 +62,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("picture", choices=("insertions", "case", "cdd_cesm", "demo", "studio"))
+    parser.add_argument("picture", choices=("insertions", "case", "cdd_cesm", "demo", *TESTS))
     parser.add_argument(
         "--data",
         type=Path,
@@ -70,7 +78,7 @@ def main() -> None:
     elif options.picture == "demo":
         draw_demo()
     else:
-        take_studio()
+        take_screenshot(options.picture)
 
 
 def draw_demo() -> None:
@@ -144,17 +152,16 @@ def draw_outlines(root: Path) -> None:
     figure.savefig(HERE / "cdd_cesm.jpg", dpi=100, pil_kwargs={"quality": 85})
 
 
-def take_studio() -> None:
-    """Take a picture of the studio after it blended a real lesion into a phantom."""
+def take_screenshot(picture: str) -> None:
+    """Take a picture of a page with phantoms, by the test that drives it in a browser."""
+    test, file = TESTS[picture]
     with tempfile.TemporaryDirectory() as folder:
-        name = "test_the_systems_that_come_with_the_package"
-        test = f"{HERE.parent}/tests/apps/studio/test_app.py::{name}"
-        command = [sys.executable, "-m", "pytest", "-q", "-m", "", test]
+        command = [sys.executable, "-m", "pytest", "-q", "-m", "", f"tests/apps/studio/{test}"]
         environment = os.environ | {"TFMAMMO_SCREENSHOTS": folder}
         subprocess.run(command, cwd=HERE.parent, env=environment, check=True)
-        picture = (Path(folder) / "studio_blending.png").read_bytes()
-    (HERE / "studio.png").write_bytes(picture)
-    record_networks("studio", ["blending"])
+        (HERE / f"{picture}.png").write_bytes((Path(folder) / file).read_bytes())
+    if picture == "studio":
+        record_networks(picture, ["blending"])
 
 
 def record_networks(picture: str, names: Sequence[str], options: str = "") -> None:

@@ -358,6 +358,11 @@ def test_the_docs_cite_every_paper_and_so_does_the_citation_file():
 
 
 @pytest.mark.slow
+def test_the_readme_is_short():
+    lines = text("README.md").splitlines()
+    assert len(lines) <= 120 and max(map(len, lines)) <= 120
+
+
 def test_the_readmes_python_runs(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("TFMAMMO_CACHE", str(tmp_path))

@@ -406,7 +406,7 @@ EXPORTED = {
 @pytest.mark.slow
 @pytest.mark.parametrize("name", EXPORTED)
 def test_what_is_exported_is_the_networks_answer(name):
-    size = 64 if name == "shape" else 16
+    size = {"shape": 64, "classifier": 32}.get(name, 16)
     values = {"direction": "image_to_mask"} if "inverse" in name else {}
     model = make_random(name.partition(",")[0], size, 0.1, **values)
     functions = model.functions()

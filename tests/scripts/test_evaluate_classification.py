@@ -289,7 +289,7 @@ def test_the_table_of_known_scores(config, subsets):
     expected = (1, pytest.approx(2 / 3, abs=1e-3), 1)  # the rule of three, 9 patients
     assert (perfect.value, perfect.low, perfect.high) == expected
     area = roc_auc(labels, means)
-    deviation = obuchowski_variance(labels, means, patients).total ** 0.5 / (area * (1 - area))
+    deviation = obuchowski_variance(labels, means, patients)[0] ** 0.5 / (area * (1 - area))
     low, high = special.expit(
         special.logit(area) + stats.t.ppf(0.975, 8) * deviation * np.array([-1, 1])
     )
@@ -421,7 +421,7 @@ def test_added_lesions_are_told_from_removed_ones_on_unseen_patients(config, sub
     assert len(one) == 2 and other == []
     labels, scores, patients = one[0].labels, one[0].scores, one[0].patients
     area = roc_auc(labels, scores)
-    deviation = obuchowski_variance(labels, scores, patients).total ** 0.5 / (area * (1 - area))
+    deviation = obuchowski_variance(labels, scores, patients)[0] ** 0.5 / (area * (1 - area))
     assert one[0].p == pytest.approx(2 * stats.t.sf(np.log(area / (1 - area)) / deviation, 7))
     few = effects.Separation("k", "a", "b", labels[3:13], scores[3:13], patients[3:13])
     assert np.isnan(few.p)

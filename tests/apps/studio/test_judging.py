@@ -1,7 +1,6 @@
 """The reader study in a browser: two readers at once, a killed server, and what the page shows.
 
-With TFMAMMO_SCREENSHOTS=docs the figure docs/reader_study.png is made again, with phantoms
-only.
+With TFMAMMO_SCREENSHOTS=DIR the page behind docs/reader_study.png is saved, with phantoms.
 """
 
 import base64
