@@ -22,7 +22,7 @@ from tfmammo.inference.report import (
     format_label,
     write_segmentation,
 )
-from tfmammo.training.image_grid import encode_png
+from tfmammo.training.image_grid import encode_rgb_png
 
 OVERLAY = "overlay.png"
 MASK = "mask.png"
@@ -56,7 +56,7 @@ def process_file(pipeline: Pipeline, path: Path, output: Path) -> tuple[Path, st
 
 def write_overlay(overlay: NDArray[np.uint8], output: Path) -> None:
     """Write overlay.png into a folder; the overlay is RGB, as `draw_overlay` returns it."""
-    (output / OVERLAY).write_bytes(encode_png(overlay))
+    (output / OVERLAY).write_bytes(encode_rgb_png(overlay))
 
 
 def write_report(content: Mapping[str, Any], output: Path) -> None:

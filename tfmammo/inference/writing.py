@@ -27,7 +27,7 @@ from tfmammo.inference.report import (
 )
 from tfmammo.inference.scores import MEASURES, compute_scores, find_patients, select_truth
 from tfmammo.mammogram import Lesion, Skipped, escape_cell
-from tfmammo.training.image_grid import encode_png
+from tfmammo.training.image_grid import encode_rgb_png
 
 FAILURES = "failures.csv"
 OVERVIEW = 1600  # px
@@ -98,7 +98,7 @@ def _write_result(
     _write(part.output, f"masks/{image.name}.png", encode_mask(result))
     if part.overview:
         overview = draw_overlay(result, min(OVERVIEW, 4 * max(size)))
-        _write(part.output, f"overviews/{image.name}.png", encode_png(overview))
+        _write(part.output, f"overviews/{image.name}.png", encode_rgb_png(overview))
     if mammogram.file and is_dicom(mammogram.file):
         path = part.output / f"segmentations/{image.name}.dcm"
         path.parent.mkdir(parents=True, exist_ok=True)

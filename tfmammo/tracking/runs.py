@@ -139,13 +139,6 @@ class Run:
             )
         )
 
-    def log_artifact(self, path: Path) -> None:
-        """Log a file, or a folder under its name."""
-        if path.is_dir():
-            self._attempt(lambda: self._client.log_artifacts(self.id, str(path), path.name))
-        else:
-            self._attempt(lambda: self._client.log_artifact(self.id, str(path)))
-
     def register(
         self, directory: Path, step: int, metrics: Mapping[str, float], best: bool
     ) -> str | None:

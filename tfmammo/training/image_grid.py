@@ -96,10 +96,10 @@ def draw_agreement(
 def save_grid(panels: Mapping[str, NDArray[np.floating]], path: Path) -> None:
     """Write `draw_grid` of the panels as a PNG file, and create its folder if it is missing."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    filesystem.write_atomically(path, encode_png(draw_grid(panels)), durable=False)
+    filesystem.write_atomically(path, encode_rgb_png(draw_grid(panels)), durable=False)
 
 
-def encode_png(image: NDArray[np.uint8]) -> bytes:
+def encode_rgb_png(image: NDArray[np.uint8]) -> bytes:
     """Encode an image, uint8 [rows, cols, 3], RGB, as PNG."""
     return cv2.imencode(".png", image[..., ::-1])[1].tobytes()
 

@@ -37,7 +37,7 @@ from tfmammo.tracking import export, runs, store
 from tfmammo.tracking.runs import Run
 from tfmammo.training import checkpoints, contract, devices, folder, initial, workers
 from tfmammo.training.contract import TrainableModel, Validate, Write
-from tfmammo.training.image_grid import draw_grid, encode_png
+from tfmammo.training.image_grid import draw_grid, encode_rgb_png
 from tfmammo.training.progress import Progress, announce_duration
 from tfmammo.training.signals import collect_stop_signals
 
@@ -364,7 +364,7 @@ class Training:
         path = self.output / "samples" / f"step_{step:08d}.png"
         try:
             path.parent.mkdir(exist_ok=True)
-            filesystem.write_atomically(path, encode_png(grid), durable=False)
+            filesystem.write_atomically(path, encode_rgb_png(grid), durable=False)
         except OSError as error:  # a full disk: an image is no reason to stop
             log.warning("%s: can't be written (%s)", path, error.strerror)
         self.run_log.log_image("samples", grid, step)

@@ -26,7 +26,7 @@ from tfmammo.metrics import segmentation
 from tfmammo.metrics.summary import write_csv
 from tfmammo.synthesis.editor import Editor, EditorConfig, EditRequest, EditResult
 from tfmammo.tracking import export, zoo
-from tfmammo.training.image_grid import draw_grid, draw_outline, encode_png
+from tfmammo.training.image_grid import draw_grid, draw_outline, encode_rgb_png
 
 TITLE = "tfmammo: what it does"
 HERE = Path(__file__).resolve().parent
@@ -345,7 +345,7 @@ def _show_reading(cases: Sequence[Case], pictures: dict[str, bytes]) -> Iterator
     for case in cases:
         result = pipeline.predict(case.mammogram)
         key = f"findings in the {case.name}"
-        pictures[key] = encode_png(draw_overlay(result, 2 * SIDE))
+        pictures[key] = encode_rgb_png(draw_overlay(result, 2 * SIDE))
         yield Text(f"In the {case.name}:")
         yield Picture(key, key)
         labels = [(format_label(number, each),) for number, each in enumerate(result.findings, 1)]
@@ -377,4 +377,4 @@ def _show_can(case: Case, pictures: dict[str, bytes]) -> Iterator[Block]:
 
 def _encode(panels: Mapping[str, NDArray[np.floating]]) -> bytes:
     """Encode rows of images under their names, as PNG."""
-    return encode_png(draw_grid(panels))
+    return encode_rgb_png(draw_grid(panels))

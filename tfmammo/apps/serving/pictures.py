@@ -62,7 +62,7 @@ from tfmammo.mammogram import Mammogram
 from tfmammo.synthesis.config import LARGEST
 from tfmammo.synthesis.editor import Editor, EditorConfig, EditRequest
 from tfmammo.tracking import export, models
-from tfmammo.training.image_grid import encode_png
+from tfmammo.training.image_grid import encode_rgb_png
 
 FILE = "service.json"
 BATCH_SIZE = 8  # patches in one call, so that memory does not grow with the request
@@ -336,7 +336,7 @@ class PipelineService(Service):
             masks.append(coco.encode(region, lesion.box, rows, cols))
         answer: Answer = {"report": build_report(result, self.pipeline), "masks": masks}
         if request.overlay:
-            answer["overlay"] = _base64(encode_png(draw_overlay(result)))
+            answer["overlay"] = _base64(encode_rgb_png(draw_overlay(result)))
         return [answer]
 
 
