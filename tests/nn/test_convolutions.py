@@ -147,7 +147,8 @@ def test_which_layers_have_few_filters(filters, kernel, stride, narrow):
 def test_kernels_whose_gradient_onednn_gets_wrong_are_products(shape, filters, kernel, is_product):
     """It can write beyond its end, see convolutions.py."""
     ours, theirs, x = both("convolution", (shape[0] or 5, *shape[1:]), filters, kernel)
-    assert_alike(ours, theirs, x)
+    # a kernel's gradient is a sum over up to 8,192 positions
+    assert_alike(ours, theirs, x, tolerance=3e-4)
     assert ("Conv2DBackpropFilter" not in list_operations(ours, shape)) == is_product
 
 
