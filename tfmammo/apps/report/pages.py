@@ -282,15 +282,15 @@ def _describe_inbreast(facts: Facts, item: Item) -> list[str]:
             ]
         )
     header = ["", "runs", "patients", "Dice, %, unseen patients", "Dice, %, leaking split"]
-    lines += ["", *tabulate([*header, "what the leak is worth", "printed (its split leaks)"], body)]
+    lines += ["", *tabulate([*header, "effect of the leak", "printed (its split leaks)"], body)]
     if _draw_leak(facts):
         lines += ["", f"![Dice on unseen patients and by the leaking split]({LEAK})"]
     lines += [
         "",
         *wrap(
-            "In the paper, turned copies of one lesion are on both sides of the split. The arm of "
-            "the leaking split repeats that protocol; its Dice less that on unseen patients, on "
-            "the same masses, is what the leak is worth. Lines of different numbers of patients "
+            "In the paper, rotated copies of one lesion are on both sides of the split. The runs by "
+            "the leaking split repeat that protocol. The difference from unseen patients, on the "
+            "same masses, is the effect of the leak. Rows with different numbers of patients "
             "cannot be compared. INbreast's terms allow numbers and plots, and no pixels. Files: "
             "[scores](inbreast_can/scores.csv), [runs](inbreast_can/runs.csv), "
             "[curves](inbreast_can/curves.csv)."
