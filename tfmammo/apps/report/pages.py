@@ -288,9 +288,9 @@ def _describe_inbreast(facts: Facts, item: Item) -> list[str]:
     lines += [
         "",
         *wrap(
-            "In the paper, rotated copies of one lesion are on both sides of the split. The runs by "
-            "the leaking split repeat that protocol. The difference from unseen patients, on the "
-            "same masses, is the effect of the leak. Rows with different numbers of patients "
+            "In the paper, rotated copies of one lesion are on both sides of the split. The runs "
+            "by the leaking split repeat that protocol. The difference from unseen patients, on "
+            "the same masses, is the effect of the leak. Rows with different numbers of patients "
             "cannot be compared. INbreast's terms allow numbers and plots, and no pixels. Files: "
             "[scores](inbreast_can/scores.csv), [runs](inbreast_can/runs.csv), "
             "[curves](inbreast_can/curves.csv)."
