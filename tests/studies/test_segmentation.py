@@ -60,6 +60,8 @@ def test_an_arms_patches_are_scored_as_they_are_trained_on_whatever_its_split(tm
     assert "data.frame=tight" in run.train.overrides and "data.frame=tight" in run.score.overrides
     assert {"data.phantoms=7", "postprocess.closing=3"} <= {*run.score.overrides}
     assert not any(text.startswith("data.split=") for text in run.score.overrides)
+    plain = config.model_copy(update={"postprocess": None})
+    assert segmentation._hash(config, run) != segmentation._hash(plain, run)
 
 
 def test_the_committed_rows_are_those_of_the_shipped_config(tmp_path):

@@ -123,7 +123,7 @@ def find_word(text: str) -> Finding | None:
 
 
 def find_coded(codes: Sequence[tuple[str, str]], label: str) -> Finding | None:
-    """Find the finding of codes, each with its value and meaning; None of what is not known.
+    """Find what codes stand for, each a value and a meaning; None of what is not known.
 
     The label beside them decides where they are general or missing.
     """

@@ -336,7 +336,7 @@ def jackknife(
 ) -> Estimate:
     """Compute a statistic of a set of patches with its interval, leaving out one patient at a time.
 
-    More than GROUPS patients are skipped in groups. This is not the bootstrap, which draws patches
+    More than GROUPS patients are left out in groups. This is not the bootstrap, which draws patches
     twice: FID and KID would see copies, and their interval could miss their value.
 
     Args:

@@ -104,17 +104,17 @@ def read_results(config: StudyConfig, output: Path) -> Detected:
     matches: dict[str, tuple[list[Matches], list[Run]]] = {}
     keys: dict[str, list[tuple[str, str]]] = {}
     for arm in list_arms(config):
-        images, trainings = matches[arm.name] = ([], [])
+        images, trained = matches[arm.name] = ([], [])
         keys[arm.name] = []
         for seed in config.seeds:
             path = output / name_evaluation(arm, seed) / "boxes.json"
             for name, boxes in _read_boxes(path).items():
                 of_mammogram, patient, fold = _match_boxes(boxes, config, path)
                 images.append(of_mammogram)
-                trainings.append((fold, seed))
+                trained.append((fold, seed))
                 keys[arm.name].append((name, patient))
-    real, trainings = matches[REAL]
-    if any(keys[name] != keys[REAL] or matches[name][1] != trainings for name in matches):
+    real, trained = matches[REAL]
+    if any(keys[name] != keys[REAL] or matches[name][1] != trained for name in matches):
         raise DataError(
             f"{output}: the arms were not evaluated on the same mammograms; remove "
             f"{output / 'done' / EVALUATIONS} and run it again"
@@ -195,8 +195,8 @@ def make_report(config: StudyConfig, detected: Detected) -> Report:
     largest = {arm.method: arm for arm in list_arms(config) if arm.method}
     for arm in list(largest.values())[1:]:
         add_differences(report, detected, arm.name)
-    _, trainings = detected.matches[REAL]
-    if len(set(trainings)) > 1:
+    _, trained = detected.matches[REAL]
+    if len(set(trained)) > 1:
         add_runs(report, detected)
     return report
 

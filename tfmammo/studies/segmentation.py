@@ -249,7 +249,8 @@ def find_missing(config: StudyConfig, planned: Sequence[Run]) -> list[Run]:
 
 def _hash(config: StudyConfig, run: Run) -> str:
     test = config.test and config.test.model_dump_json(exclude_unset=True, exclude={"root"})
-    return run.hash_settings(str(test))
+    morphology = config.postprocess.model_dump_json() if config.postprocess else ""
+    return run.hash_settings(f"{test}{morphology}")
 
 
 def append_rows(config: StudyConfig, run: Run, output: Path) -> None:

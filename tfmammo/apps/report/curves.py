@@ -61,16 +61,10 @@ def draw(curves: Sequence[Curve]) -> str:
     return _wrap(parts, LEFT + WIDTH + 210, top)
 
 
-def draw_intervals(rows: Sequence[tuple[str, Fact]], groups: Sequence[str], unit: str) -> str:
-    """Draw numbers with their intervals as SVG, one line each, a colour for each group.
-
-    Args:
-        rows: Label and number; labels of one group begin alike.
-        groups: What labels end with.
-        unit: What the axis shows.
-    """
-    low = min(fact.low for _, fact in rows)
-    high = max(fact.high for _, fact in rows)
+def draw_intervals(rows: Sequence[tuple[str, int, Fact]], unit: str) -> str:
+    """Draw numbers with their intervals as SVG: label, index of the colour and number of each."""
+    low = min(fact.low for _, _, fact in rows)
+    high = max(fact.high for _, _, fact in rows)
     left, height = 190, 20 * len(rows) + 10
 
     def place(value: float) -> float:
@@ -81,13 +75,12 @@ def draw_intervals(rows: Sequence[tuple[str, Fact]], groups: Sequence[str], unit
         _write(left, height + 16, f"{low:.1f}"),
         _write(left + WIDTH, height + 16, f"{high:.1f} {unit}", "end"),
     ]
-    for number, (label, fact) in enumerate(rows):
-        y = 20 * number + 14
-        group = next(index for index, name in enumerate(groups) if label.endswith(name))
+    for number, (label, index, fact) in enumerate(rows):
+        y, colour = 20 * number + 14, COLOURS[index]
         parts += [
             _write(left - 8, y + 4, label, "end"),
-            f'<path d="M{place(fact.low)} {y}H{place(fact.high)}" stroke="{COLOURS[group]}"/>',
-            f'<circle cx="{place(fact.value)}" cy="{y}" r="4" fill="{COLOURS[group]}"/>',
+            f'<path d="M{place(fact.low)} {y}H{place(fact.high)}" stroke="{colour}"/>',
+            f'<circle cx="{place(fact.value)}" cy="{y}" r="4" fill="{colour}"/>',
         ]
     return _wrap(parts, left + WIDTH + 20, height + 26)
 

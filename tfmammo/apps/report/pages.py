@@ -18,6 +18,7 @@ from tfmammo.apps.report.items import (
 )
 from tfmammo.apps.report.measures import format_interval, format_printed, name_measure
 from tfmammo.apps.report.verdicts import NO_RUN, OTHER_DATA, WORDS, Evidence, Word, judge_claim
+from tfmammo.metrics.rows import Fact
 
 WIDTH = 118
 LONGEST = 8  # lines of a table
@@ -283,7 +284,7 @@ def _describe_inbreast(facts: Facts, item: Item) -> list[str]:
         )
     header = ["", "runs", "patients", "Dice, %, unseen patients", "Dice, %, leaking split"]
     lines += ["", *tabulate([*header, "effect of the leak", "printed (its split leaks)"], body)]
-    if _draw_leak(facts):
+    if _list_protocols(facts):
         lines += ["", f"![Dice on unseen patients and by the leaking split]({LEAK})"]
     lines += [
         "",
@@ -305,26 +306,29 @@ def _describe_inbreast(facts: Facts, item: Item) -> list[str]:
 
 def draw_curves(facts: AllFacts) -> dict[str, str]:
     """Draw the curves of all facts as SVG, by the file as the pages see it."""
-    return {
+    files = {
         f"{CURVES}/{one.name}.svg": curves.draw(one.curves)
         for key, one in facts.items()
         if one.curves and key != inbreast.KEY
-    } | _draw_leak(facts.get(inbreast.KEY))
+    }
+    if inbreast.KEY in facts and (rows := _list_protocols(facts[inbreast.KEY])):
+        files[LEAK] = curves.draw_intervals(rows, "% Dice")
+    return files
 
 
-def _draw_leak(facts: Facts | None) -> dict[str, str]:
-    """Draw the Dice of each model by both protocols, where both were measured."""
-    if facts is None:
-        return {}
+def _list_protocols(facts: Facts) -> list[tuple[str, int, Fact]]:
+    """List the Dice of each model by both protocols, where both were measured."""
     protocols = {"unseen": "unseen patients", "leak": "leaking split"}
     rows = []
     for model in inbreast.MODELS:
-        found = {
-            name: facts.find(model, "dice", table=inbreast.PROGRESS, subset=f"protocol={protocol}")
-            for protocol, name in protocols.items()
-        }
-        both = [(f"{model}, {name}", fact) for name, fact in found.items() if fact]
-        rows += both if len(both) == len(protocols) else []
-    if not rows:
-        return {}
-    return {LEAK: curves.draw_intervals(rows, list(protocols.values()), "% Dice")}
+        found = [
+            (f"{model}, {name}", index, fact)
+            for index, (protocol, name) in enumerate(protocols.items())
+            if (
+                fact := facts.find(
+                    model, "dice", table=inbreast.PROGRESS, subset=f"protocol={protocol}"
+                )
+            )
+        ]
+        rows += found if len(found) == len(protocols) else []
+    return rows
