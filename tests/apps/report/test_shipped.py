@@ -13,7 +13,6 @@ from tests.full_size import build_without_memory, count_each
 from tfmammo import config as configuration
 from tfmammo.apps.commands import find_schema
 from tfmammo.apps.report.config import SCALES
-from tfmammo.archives import phantom
 from tfmammo.errors import ConfigError
 from tfmammo.studies import detection
 from tfmammo.studies.workflow import parse_step
@@ -91,10 +90,10 @@ def test_the_infilling_study_asks_the_papers_question(whole, repository, tmp_pat
     (study,) = (one.parsed for one in whole[scale].plan.list_of("infilling_study"))
     four = {"unet", "unet_no_margin", "crn", "crn_no_margin"}
     assert set(study.methods) == four and set(study.generators) == four | {"mask_gan"}
-    assert study.data.pathologies == ("malignant",)
-    assert study.base in study.copies and study.base >= 400
+    pathologies, padding = {"small": (None, 17), "paper": (("malignant",), 100)}[scale]
+    assert study.data.pathologies == pathologies
+    assert study.base in study.copies and study.base >= 1000
     assert max(study.copies) > study.base, "whether more copies still help is measured"
-    padding = {"small": 5 / phantom.SPACING, "paper": 100}[scale]  # px of 5 mm
     for step in detection.plan_steps(study, tmp_path, repository, "parent"):
         values = dict(one.split("=", 1) for one in step.overrides if "=" in one)
         if step.name.startswith("generators/"):
@@ -105,7 +104,7 @@ def test_the_infilling_study_asks_the_papers_question(whole, repository, tmp_pat
             assert values["model.normal"] == "false", "normal films are for synthetic masses alone"
         if step.name.startswith("synthetic/"):
             assert (values["whole_patch"], values["feather"]) == ("true", "0")
-            assert values["pathology"] == "malignant"
+            assert values.get("pathology") == (pathologies and pathologies[0])
             assert "generators/mask_gan/" in values["shapes.gan"]
             assert values["shapes.plausible"] == "false", "every mask is inserted"
 
