@@ -18,7 +18,7 @@ from tfmammo.mammogram import Skipped
 from tfmammo.models.classifier import ClassifierConfig
 from tfmammo.studies import classification
 from tfmammo.studies.classification import select_arm
-from tfmammo.synthesis.patch_set import PatchSet, describe_scale
+from tfmammo.synthesis.patches import PatchSet, describe_scale
 
 DATA = DataConfig(
     phantoms=40,

@@ -25,8 +25,7 @@ from tfmammo.nn.postprocessing import postprocess
 from tfmammo.synthesis import patches
 from tfmammo.synthesis.config import PatchSynthesisConfig
 from tfmammo.synthesis.generators import load_lesion_generator
-from tfmammo.synthesis.patch_set import PatchSet
-from tfmammo.synthesis.patches import remake, synthesize
+from tfmammo.synthesis.patches import PatchSet, remake, synthesize
 from tfmammo.synthesis.recipe import PatchRecipe, read_recipe
 from tfmammo.tracking.export import export
 

@@ -37,8 +37,7 @@ from tfmammo.metrics.plotting import plot_style
 from tfmammo.metrics.segmentation import crossed_interval
 from tfmammo.metrics.significance import FEWEST_PATIENTS, describe_few
 from tfmammo.metrics.summary import Measure, Table
-from tfmammo.synthesis.recipe import Recipe, find_source, read_recipe
-from tfmammo.synthesis.sources import ArchiveIndexes
+from tfmammo.synthesis.recipe import ArchiveIndexes, Recipe, find_source, read_recipe
 
 REAL = "real masses"
 BOX_COLOUR = "#e69f00"

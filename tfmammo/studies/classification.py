@@ -32,7 +32,7 @@ from tfmammo.metrics.classification import roc_auc
 from tfmammo.models.classifier import Classifier, ClassifierConfig, Control
 from tfmammo.studies.classification_controls import CONTROLS, make_control
 from tfmammo.synthesis.config import Target
-from tfmammo.synthesis.patch_set import PatchSet, describe_scale
+from tfmammo.synthesis.patches import PatchSet, describe_scale
 from tfmammo.tracking import export
 from tfmammo.tracking.export import predict
 from tfmammo.training import contract, loop

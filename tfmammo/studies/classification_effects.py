@@ -28,7 +28,7 @@ from tfmammo.metrics.summary import PERMUTATION, Measure, Table, format_p
 from tfmammo.studies.classification import StudyConfig, check_judge, predict_unseen
 from tfmammo.synthesis.config import KINDS, Target
 from tfmammo.synthesis.generators import LesionGenerator, find_best_weights, load_lesion_generator
-from tfmammo.synthesis.patch_set import describe_scale
+from tfmammo.synthesis.patches import describe_scale
 
 AUC = Measure("AUC", "", 1, 3)
 SCORE = Measure("score", "", 1, 3)

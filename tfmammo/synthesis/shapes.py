@@ -21,8 +21,8 @@ from tfmammo.mammogram import Lesion
 from tfmammo.models import mask_gan
 from tfmammo.synthesis.config import ShapeName
 from tfmammo.synthesis.generators import MaskGenerator
+from tfmammo.synthesis.lesion_bank import SourceLesion
 from tfmammo.synthesis.placement import crop_to_mask
-from tfmammo.synthesis.sources import SourceLesion
 
 TRIES = 50  # shapes drawn for one mass
 _RADIUS = 100  # px of a named shape
