@@ -120,7 +120,7 @@ def open_images(places: Sequence[Path], failed: Skipped, archive: str | None = N
         else:
             images[name] = Image(name, record)
     if not images and not failed:
-        raise ConfigError(f"{', '.join(map(str, places))}: holds no image")
+        raise ConfigError(f"{', '.join(map(str, places))}: no image found")
     return list(images.values())
 
 
@@ -156,7 +156,7 @@ def add_boxes(images: Sequence[Image], boxes: str | Path, failed: Skipped) -> li
             it has them, kind and score. Px of the image, the maximum beyond the last pixel.
 
     Raises:
-        ConfigError: The file can't be read, or a row is no box.
+        ConfigError: The file can't be read, or a row is not a box.
     """
     if str(boxes) == TRUTH:
         with_regions = []
@@ -190,7 +190,7 @@ def _read_coco(
                     score = float(annotation.get("score", 1))
                     found.setdefault(name, []).append(Finding(lesion.kind, score, lesion.box))
             except (TypeError, ValueError) as error:
-                raise ConfigError(f"{where} is no box ({error})") from None
+                raise ConfigError(f"{where} is not a box ({error})") from None
     return found
 
 
@@ -217,7 +217,7 @@ def _read_table(
             found.setdefault(name, []).append(Finding(kind, float(row.get("score") or 1), box))
         except (TypeError, ValueError):
             raise ConfigError(
-                f"{path}: line {line} is no box of a known kind inside its image"
+                f"{path}: line {line} is not a box of a known kind inside its image"
             ) from None
     return found
 

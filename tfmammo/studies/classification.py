@@ -150,7 +150,7 @@ def load_synthetic_set(
     if model.synthetic is None:
         raise ConfigError(
             f"model.synthetic: is missing, model.share={model.share:g} needs a folder that "
-            "tfmammo.synthesis.patches wrote"
+            "`tfmammo synthesize-patches` wrote"
         )
     synthetic = PatchSet.read(model.synthetic)
     check_synthetic(synthetic, held_out, experiment.data)

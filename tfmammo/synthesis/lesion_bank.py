@@ -109,7 +109,7 @@ class LesionBank:
         if not selected:
             wanted = f"{pathology or ''} {' or '.join(data.kinds)}".strip()
             raise DataError(
-                f"{data.archive_name} holds no {wanted} with an outline{of_patients} to insert"
+                f"{data.archive_name} has no {wanted} with an outline{of_patients} to insert"
             )
         return LesionBank(selected)
 

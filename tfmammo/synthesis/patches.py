@@ -98,15 +98,7 @@ def synthesize(
         target: select_mammograms(mammograms, config, network, target)
         for target, network in networks.items()
     }
-    generators = {
-        target: network.identity
-        | {
-            "patients": sorted(network.patients),
-            "scale": describe_scale(network.data),
-            "judge_seed": network.model.judge_seed,
-        }
-        for target, network in networks.items()
-    }
+    generators = {target: _describe_generator(network) for target, network in networks.items()}
     identity = sets.describe_identity(
         config, mammograms, patients=config.patients, generators=generators
     )
@@ -137,6 +129,16 @@ def synthesize(
     return recipes
 
 
+def _describe_generator(network: LesionGenerator) -> dict[str, Any]:
+    """Describe a generator in patch_set.json."""
+    facts = {
+        "patients": sorted(network.patients),
+        "scale": describe_scale(network.data),
+        "judge_seed": network.model.judge_seed,
+    }
+    return network.identity | facts
+
+
 def select_mammograms(
     mammograms: Sequence[Mammogram],
     config: PatchSynthesisConfig,
@@ -159,7 +161,7 @@ def select_mammograms(
         condition = "is normal"
         if network.removes:
             pathology = "malignant " if network.model.positives == "malignant" else ""
-            condition = f"holds a {pathology}lesion"
+            condition = f"has a {pathology}lesion"
         whose = ""
         if config.patients == "trained":
             whose = " of patients that it was trained on"
@@ -320,12 +322,12 @@ class PatchSet:
             judge_seeds = tuple(each["judge_seed"] for each in generators)
         except (OSError, ValueError, KeyError, TypeError, AttributeError):
             raise DataError(
-                f"{folder}: holds no patches that tfmammo.synthesis.patches wrote ({IDENTITY} is "
+                f"{folder}: contains no patches of `tfmammo synthesize-patches` ({IDENTITY} is "
                 "missing or damaged)"
             ) from None
         if not (folder / "README.md").is_file():
             raise DataError(
-                f"{folder}: the work on it was not finished; run tfmammo.synthesis.patches again"
+                f"{folder}: the work on it was not finished; run `tfmammo synthesize-patches` again"
             )
         paths = sorted((folder / "recipes").rglob("*.json"))
         recipes = (read_recipe(PatchRecipe, path) for path in paths)
@@ -340,7 +342,7 @@ def _read_patch(recipe: PatchRecipe, folder: Path) -> Patch:
     if not recipe.is_whole(folder):
         raise DataError(
             f"{folder}: the files of {recipe.name} are not as they were written; run "
-            "tfmammo.synthesis.patches again"
+            "`tfmammo synthesize-patches` again"
         )
     image, mask = (
         cv2.imread(str(folder / part / f"{recipe.name}.png"), cv2.IMREAD_UNCHANGED)
