@@ -38,6 +38,7 @@ from tfmammo.tracking import export, models, zoo
 HERE = Path(__file__).resolve().parent
 PICTURES = HERE / "results" / "pictures"
 PATCHES = ("data.name=folder", "data.root=PATCHES", "data.frame=full", "data.split=official")
+CAN = (*PATCHES, "data.size=128", "models={CAN: models:/zoo/can}")
 COPY = ("data.name=cdd_cesm", "data.root=COPY", "data.stratify=none")
 CBIS = "CBIS-DDSM (Sawyer-Lee et al., DOI 10.7937/K9/TCIA.2016.7O02S9CY, CC BY 3.0), reduced"
 CESM = "CDD-CESM (Khaled et al., Scientific Data 9, 2022, DOI 10.7937/29kw-ae92), reduced"
@@ -76,17 +77,9 @@ def evaluate(script: str, config: str, networks: tuple[str, ...], *overrides: st
 
 Drawn = tuple[str, str, tuple[str, ...]]  # caption, source, networks
 EVALUATIONS = {
-    "can_segmentation": evaluate(
-        "segmentation", "segmentation", ("can",), *PATCHES, "data.size=128",
-        "models={CAN: models:/zoo/can}",
-    ),
-    "can_synthesis": evaluate(
-        "synthesis", "synthesis", ("can",), *PATCHES, "data.size=128",
-        "models={CAN: models:/zoo/can}",
-    ),
-    "can_defects": evaluate(
-        "defects", "defects", ("can",), *PATCHES, "data.size=128", "models={CAN: models:/zoo/can}"
-    ),
+    "can_segmentation": evaluate("segmentation", "segmentation", ("can",), *CAN),
+    "can_synthesis": evaluate("synthesis", "synthesis", ("can",), *CAN),
+    "can_defects": evaluate("defects", "defects", ("can",), *CAN),
     "infilling": evaluate(
         "realism", "realism", ("infilling",), *COPY, "data.size=64", "data.padding=23",
         "models={infilling: models:/zoo/infilling}", *RANDOM_NETWORKS,

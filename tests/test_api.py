@@ -120,7 +120,7 @@ def test_a_model_goes_by_whatever_names_it(can, patches):
     masks = inverter(images)["mask"]
     assert masks.shape == images.shape and np.array_equal(masks > 0.5, images > 0.5)
     assert np.array_equal(inverter(image=images)["mask"], masks)
-    with pytest.raises(TrackingError, match="holds no export"):
+    with pytest.raises(TrackingError, match="contains no export"):
         tfmammo.load(folder.parent)
     zeros = np.zeros((1, 32, 32, 1))
     for arguments, said in (

@@ -15,7 +15,7 @@ from tfmammo.data.tfrecord import MANIFEST, Manifest, Records
 from tfmammo.errors import DataError, ExportError
 from tfmammo.evaluation.networks import Network
 from tfmammo.mammogram import ID_KEY, Skipped, hash_id, key_check, key_fault
-from tfmammo.synthesis.mammogram_set import collect_patients
+from tfmammo.synthesis.mammograms import collect_patients
 
 REFUSED = "pseudonyms were made with another TFMAMMO_ID_KEY"
 

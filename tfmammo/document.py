@@ -91,7 +91,7 @@ def read_tables(folder: Path) -> list[TableFacts]:
     """Read an evaluation's tables, as text; DataError if the folder has no table.md."""
     paths = [folder / name for name in ("table.md", "report/table.md") if (folder / name).is_file()]
     if not paths:
-        raise DataError(f"{folder}: holds no table.md")
+        raise DataError(f"{folder}: contains no table.md")
     tables = []
     for part in f"\n{paths[0].read_text(encoding='utf-8')}".split("\n### ")[1:]:
         title, *lines = part.splitlines()

@@ -155,7 +155,7 @@ def baseline() -> bytes:
     [
         (b"", "is no JPEG"),
         (baseline(), "not a lossless one"),
-        (encode(noise(2, 3)), "holds 2 x 3 values where the .ics says 2 x 2"),
+        (encode(noise(2, 3)), "has 2 x 3 values where the .ics says 2 x 2"),
         (jpeg("0110000000", [0, 2], [1, 2]), "no Huffman code for a difference of 0"),
         (jpeg(*WHOLE, extra=b"\xff\xdd\0\x04\0\x02"), "has restart intervals"),
         (jpeg(*WHOLE, predictor=0), "not one grey image"),
@@ -243,7 +243,7 @@ def picture(grey: np.ndarray) -> bytes:
 @pytest.mark.parametrize(
     ("name", "content", "reason"),
     [
-        ("a.LJPEG.1", bytes(39), "holds 39 bytes where 5 x 4 values of 16 bits need 40"),
+        ("a.LJPEG.1", bytes(39), "has 39 bytes where 5 x 4 values of 16 bits need 40"),
         ("a.LJPEG.1", bytes(41), "is too large, more than 40 bytes"),
         ("a.LJPEG", encode(noise(5, 4))[:80], "the scan is cut off or damaged"),
         ("a.LJPEG.gz", b"no gzip", "can't be read .BadGzipFile"),

@@ -92,7 +92,7 @@ def test_what_is_no_mammogram_is_counted(small):
     ("content", "word"),
     [
         (b"", "JSONDecodeError"),
-        (b"[]", "no JSON object"),
+        (b"[]", "not a JSON object"),
         (b'{"STUDIES": [1]}', "no studies"),
         (None, "no such file"),
     ],

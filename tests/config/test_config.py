@@ -176,7 +176,10 @@ GROWING = "\n".join(
         (b"name: \xff\xfe", "can't be read"),
         *((text, "is not YAML (") for text in ("name: [toy", "name: toy\n\tmodel: {}", "name: 'x")),
         *((text, "is not YAML (") for text in ("name: 2020-99-99", "name: !!int x")),
-        *((text, "holds no sections") for text in ("", "# a comment\n", "- a\n- b\n", "3", "null")),
+        *(
+            (text, "contains no sections")
+            for text in ("", "# a comment\n", "- a\n- b\n", "3", "null")
+        ),
         ("data: {name: folder}\nmodel: {}\ndata: {size: 128}\n", "is not YAML (data is there"),
         (GROWING, "is not YAML (its aliases"),
     ],

@@ -165,5 +165,5 @@ def test_missing_and_cut_files_are_named(seven, tmp_path):
     path.unlink()
     with pytest.raises(DataError, match=f"{path.name}: is missing"):
         Records.open(seven[0])
-    with pytest.raises(DataError, match=rf"holds no {MANIFEST}"):
+    with pytest.raises(DataError, match=rf"contains no {MANIFEST}"):
         Records.open(tmp_path / "nowhere")

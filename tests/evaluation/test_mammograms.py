@@ -17,7 +17,7 @@ from tfmammo.mammogram import Lesion
 from tfmammo.metrics.segmentation import bootstrap_interval
 from tfmammo.synthesis.config import SynthesisConfig
 from tfmammo.synthesis.mammograms import synthesize
-from tfmammo.synthesis.sources import ArchiveIndexes
+from tfmammo.synthesis.recipe import ArchiveIndexes
 
 DATA = DataConfig(phantoms=12)
 

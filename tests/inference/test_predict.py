@@ -219,10 +219,10 @@ def test_boxes_are_given_in_any_form(models, archive, tmp_path, form):
     ("table", "said"),
     [
         ("name,xmin\n", "lacks the columns file and row_min"),
-        ("file,row_min,col_min,row_max,col_max\n0.png,1,2,x,4\n", "line 2 is no box"),
-        ("file,row_min,col_min,row_max,col_max\n0.png,9,2,9,4\n", "line 2 is no box"),
-        ("file,row_min,col_min,row_max,col_max\n0.png,500,2,900,4\n", "line 2 is no box"),
-        ("file,row_min,col_min,row_max,col_max,kind\n0.png,1,2,9,4,lump\n", "line 2 is no box"),
+        ("file,row_min,col_min,row_max,col_max\n0.png,1,2,x,4\n", "line 2 is not a box"),
+        ("file,row_min,col_min,row_max,col_max\n0.png,9,2,9,4\n", "line 2 is not a box"),
+        ("file,row_min,col_min,row_max,col_max\n0.png,500,2,900,4\n", "line 2 is not a box"),
+        ("file,row_min,col_min,row_max,col_max,kind\n0.png,1,2,9,4,lump\n", "line 2 is not a box"),
     ],
 )
 def test_a_table_that_is_none_of_boxes(models, archive, tmp_path, table, said):
@@ -277,7 +277,7 @@ def test_a_mammogram_is_no_patch_and_a_detector_needs_no_boxes(models, tmp_path)
         (models / "segmenter", tmp_path / "no", ("score", 0.5)): "no such file or folder",
         (models / "segmenter", tmp_path, ("threshold", 2.0)): "threshold: ",
         (models / "segmenter", tmp_path, ("archive", "inbrest")): "inbrest is none of",
-        (models / "segmenter", models, ("score", 0.5)): "holds no image",
+        (models / "segmenter", models, ("score", 0.5)): "no image found",
     }.items():
         model, images, (name, value) = arguments
         with pytest.raises(ConfigError, match=said):

@@ -398,7 +398,7 @@ MAKE = {
         ("alexnet", "a.npz", lambda path: path.write_bytes(b"\x93NUMPY"), "can't be read as .npz"),
         ("alexnet", "a.pth", lambda path: path.write_bytes(b""), "weights are read from Keras's"),
         ("alexnet", "a.h5", write_other_h5, "Keras has no AlexNet"),
-        ("vgg19", "a.h5", write_other_h5, "holds no weights"),
+        ("vgg19", "a.h5", write_other_h5, "contains no weights"),
         ("vgg19", "a.h5", None, "nor a file"),
         ("vgg19", "a.weights.h5", write_other_weights, "block1_conv1"),
         ("heads", "a.npz", write_npz, "lin0/kernel"),

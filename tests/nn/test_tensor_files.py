@@ -163,7 +163,7 @@ BAD_ARCHIVES = [
     (b"\x80\x02cos\n_wrap_close\n)\x81.", {}, "asks for os._wrap_close"),
     # what the pickle may call is not to be changed by it
     (b"\x80\x02ccollections\nOrderedDict\nN}X\1\0\0\0aK\1s\x86b.", {}, "immutable type"),
-    (b"\x80\x02}.", {}, "holds no PyTorch tensors by name"),
+    (b"\x80\x02}.", {}, "contains no named PyTorch tensors"),
 ]
 BAD_LEGACY = [
     ({"keys": ("1",), "numbers": SIX}, "do not belong together"),

@@ -33,7 +33,7 @@ from tfmammo.synthesis import patches
 from tfmammo.synthesis.config import PatchSynthesisConfig
 from tfmammo.synthesis.generators import find_best_weights, load_lesion_generator
 from tfmammo.synthesis.patch_insertion import draw_contiguous
-from tfmammo.synthesis.patch_set import PatchSet
+from tfmammo.synthesis.patches import PatchSet
 from tfmammo.tracking import export
 
 SAMPLING = {"count": 50, "scale": (0.25, 0.25), "offset": 10}

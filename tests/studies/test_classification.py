@@ -18,7 +18,7 @@ from tfmammo.mammogram import Skipped
 from tfmammo.models.classifier import ClassifierConfig
 from tfmammo.studies import classification
 from tfmammo.studies.classification import select_arm
-from tfmammo.synthesis.patch_set import PatchSet, describe_scale
+from tfmammo.synthesis.patches import PatchSet, describe_scale
 
 DATA = DataConfig(
     phantoms=40,
@@ -184,7 +184,7 @@ def test_a_run_and_what_is_known_of_it(subsets, tmp_path, tracking_uri):
 def test_a_share_without_patches_is_refused(subsets, tmp_path, tracking_uri):
     for model, kind in (({}, ConfigError), ({"synthetic": tmp_path}, DataError)):
         wanted = experiment(tracking_uri, share=0.5, **model)
-        with pytest.raises(kind, match=r"model.synthetic|holds no patches"):
+        with pytest.raises(kind, match=r"model.synthetic|contains no patches"):
             classification.train(wanted, tmp_path / "run", subsets)
 
 

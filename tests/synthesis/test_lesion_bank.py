@@ -17,9 +17,8 @@ from tfmammo.errors import ArchiveError, ConfigError, DataError
 from tfmammo.mammogram import Lesion, Mammogram, MaskedLesion, Skipped
 from tfmammo.synthesis import lesion_bank
 from tfmammo.synthesis.config import PatientsConfig, SynthesisConfig
-from tfmammo.synthesis.lesion_bank import LesionBank
-from tfmammo.synthesis.mammograms import Synthesizer
-from tfmammo.synthesis.sources import SourceLesion, Sources
+from tfmammo.synthesis.lesion_bank import LesionBank, SourceLesion
+from tfmammo.synthesis.sources import Sources
 
 ROWS = 90
 COLS = 120
@@ -247,7 +246,7 @@ def open_sources(lesions, **values):
 def load_bank(lesions, **values):
     """The lesions of a config's bank, as a synthesis loads it."""
     sources = open_sources(lesions, **values)
-    return Synthesizer.load(sources.config, sources).lesions.lesions
+    return sources.lesion_bank.lesions
 
 
 def test_the_bank_holds_what_is_asked_for(on_disk, tmp_path):

@@ -25,8 +25,7 @@ from tfmammo.nn.postprocessing import postprocess
 from tfmammo.synthesis import patches
 from tfmammo.synthesis.config import PatchSynthesisConfig
 from tfmammo.synthesis.generators import load_lesion_generator
-from tfmammo.synthesis.patch_set import PatchSet
-from tfmammo.synthesis.patches import remake, synthesize
+from tfmammo.synthesis.patches import PatchSet, remake, synthesize
 from tfmammo.synthesis.recipe import PatchRecipe, read_recipe
 from tfmammo.tracking.export import export
 
@@ -170,7 +169,7 @@ def test_bad_input_is_one_sentence(mammograms, tiny_contextual, tmp_path, genera
     for name, mass, values, error, named in (
         ("target", generators["removal"], {}, DataError, "generators.mass: .*model.target"),
         ("nobody", str(tiny_contextual()), {}, DataError, "generators.mass: .*none of 0"),
-        ("empty", str(tmp_path), {}, TrackingError, "holds no export"),
+        ("empty", str(tmp_path), {}, TrackingError, "contains no export"),
         ("large", too_large, {"count": 1}, DataError, "1600 px"),
         ("idle", idle, {"count": 1, "tries": 2}, DataError, "post-processing"),
     ):
@@ -183,7 +182,7 @@ def test_bad_input_is_one_sentence(mammograms, tiny_contextual, tmp_path, genera
     (tmp_path / "x.json").write_text("{}")
     for read, error, named in (
         (lambda: synthesize(config(generators, seed=1), patches_made[0]), ConfigError, "seed;"),
-        (lambda: PatchSet.read(tmp_path), DataError, "tfmammo.synthesis.patches"),
+        (lambda: PatchSet.read(tmp_path), DataError, "tfmammo synthesize-patches"),
         (lambda: PatchSet.read(tmp_path / "idle"), DataError, "was not finished"),
         (lambda: read_recipe(PatchRecipe, tmp_path / "x.json"), DataError, "x.json"),
     ):

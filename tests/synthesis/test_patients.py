@@ -33,8 +33,7 @@ from tfmammo.errors import ConfigError, DataError
 from tfmammo.mammogram import Lesion
 from tfmammo.models.blending import Blending, BlendingConfig
 from tfmammo.synthesis.config import PatientsConfig, ShapeConfig
-from tfmammo.synthesis.mammogram_set import collect_patients
-from tfmammo.synthesis.mammograms import Synthesizer, remake, synthesize
+from tfmammo.synthesis.mammograms import collect_patients, remake, synthesize
 from tfmammo.synthesis.recipe import ExistingLesion, describe_existing_lesions
 from tfmammo.synthesis.sources import Sources
 from tfmammo.tracking.export import export
@@ -271,7 +270,7 @@ def test_who_networks_were_trained_on_is_told(
     synthesize(given, tmp_path / "given")
     assert told(tmp_path / "given")["trained_on"] == {"a", "b", "c"}
     assert not told(tmp_path / "given")["lesions"]
-    assert not Synthesizer.load(given, Sources(given)).size_patients
+    assert not Sources(given).size_patients
     synthesize(config, tmp_path / "fitted")
     ill = {record.patient_id for record in both_sides[1] if record.lesions}
     assert told(tmp_path / "fitted")["lesions"] == ill, "sizes are fitted on all"

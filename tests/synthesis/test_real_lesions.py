@@ -115,7 +115,7 @@ def test_a_recipe_wants_its_lesion(config, folders, tmp_path):
 def test_bad_lesions_are_sentences(config, tmp_path):
     for number, (values, named) in enumerate(
         (
-            ({"lesions": None}, "holds no mass"),
+            ({"lesions": None}, "has no mass"),
             ({"pathology": "malignant"}, "malignant mass"),
             ({"resize": (5, 5), "rotate": 0}, "too small"),
             ({"resize": (50, 50)}, "larger than it"),

@@ -15,7 +15,6 @@ from tfmammo.errors import DataError, ExportError
 from tfmammo.synthesis.config import SynthesisConfig
 from tfmammo.synthesis.generators import Generator
 from tfmammo.synthesis.lesion_bank import LesionPatch
-from tfmammo.synthesis.mammograms import render
 from tfmammo.synthesis.placement import TargetMammogram
 from tfmammo.synthesis.recipe import InsertedLesion
 from tfmammo.synthesis.renderers import (
@@ -25,6 +24,7 @@ from tfmammo.synthesis.renderers import (
     PlacedLesion,
     make_renderer,
 )
+from tfmammo.synthesis.synthesizer import render
 
 ROWS = 200
 COLS = 160

@@ -15,8 +15,9 @@ from tfmammo.errors import DataError
 from tfmammo.mammogram import Skipped
 from tfmammo.models import mask_gan
 from tfmammo.synthesis.generators import RECTANGULAR, MaskGenerator, measure_rectangularity
+from tfmammo.synthesis.lesion_bank import select_lesions
 from tfmammo.synthesis.shapes import NamedShapes, ShapeFiles, draw_shape
-from tfmammo.synthesis.sources import fit_sizes, select_lesions
+from tfmammo.synthesis.sources import fit_sizes
 
 
 def draw(path, *boxes):

@@ -28,10 +28,11 @@ from tfmammo.errors import DataError, ExportError
 from tfmammo.mammogram import key_check
 from tfmammo.synthesis.generators import load_noise_generator
 from tfmammo.synthesis.lesion_bank import LesionPatch
-from tfmammo.synthesis.mammograms import render, synthesize
+from tfmammo.synthesis.mammograms import synthesize
 from tfmammo.synthesis.placement import TargetMammogram
 from tfmammo.synthesis.recipe import InsertedLesion
 from tfmammo.synthesis.renderers import PlacedLesion, VanillaRenderer, make_renderer
+from tfmammo.synthesis.synthesizer import render
 
 SIZE = DrawPatch.SIZE
 TOP, LEFT, BOTTOM, RIGHT = DrawPatch.BOX

@@ -312,8 +312,8 @@ def test_a_new_export_replaces_the_old_one_whole(tmp_path, directory):
 def test_a_folder_that_holds_something_else_is_not_replaced(tmp_path):
     (tmp_path / "thesis.tex").touch()
     for place, said in (
-        (tmp_path, "exists and is no export"),
-        (tmp_path / "thesis.tex", "exists and is no export"),
+        (tmp_path, "exists and is not an export"),
+        (tmp_path / "thesis.tex", "exists and is not an export"),
         (tmp_path / "thesis.tex" / "export", "can't be written"),
     ):
         with pytest.raises(ExportError, match=said):
@@ -336,7 +336,7 @@ def test_a_crash_between_the_two_moves_leaves_the_old_export_readable(
 @pytest.mark.parametrize(
     "text, message",
     [
-        (None, "holds no export"),
+        (None, "contains no export"),
         ("{", "can't be read"),
         ('{"format": 2}', "format 1"),
         ("[]", "format 1"),

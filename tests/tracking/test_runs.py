@@ -414,7 +414,7 @@ def test_handles_in_the_store_lead_to_the_export(folder, exported, monkeypatch):
     monkeypatch.chdir(folder / "elsewhere")
     uri = f"sqlite:///{folder}/mlflow.db"
     run = Run(experiment(uri=uri), folder / "output")
-    with pytest.raises(ExportError, match="holds no export"):
+    with pytest.raises(ExportError, match="contains no export"):
         run.register(folder / "output", 1, {}, best=False)
     assert run.register(exported, 500, {}, best=True) == "1"
     batch = np.random.default_rng(0).random((2, 4, 4, 1), np.float32)
@@ -432,7 +432,7 @@ def test_handles_in_the_store_lead_to_the_export(folder, exported, monkeypatch):
     with pytest.raises(TrackingError, match="^sqlite:.*no such MLflow store"):
         resolve("models:/tfmammo-tiny@best", f"sqlite:///{folder}/mlflow.db/x.db")
     client(uri).log_artifacts(run.id, str(folder / "notes"), "notes")
-    with pytest.raises(TrackingError, match="notes: holds no exports"):
+    with pytest.raises(TrackingError, match="notes: contains no exports"):
         resolve(f"runs:/{run.id}/notes", uri)
 
 
@@ -443,7 +443,7 @@ def test_local_handles(exported, tmp_path):
         assert resolve(handle) == output / "export"
     (output / "export").rename(output / ".export.old")  # what a crash between two moves leaves
     assert resolve(output) == resolve(output / "export") == output / ".export.old"
-    with pytest.raises(TrackingError, match=f"^{tmp_path}: holds no export"):
+    with pytest.raises(TrackingError, match=f"^{tmp_path}: contains no export"):
         resolve(tmp_path)
     with pytest.raises(TrackingError, match="^nowhere: "):
         resolve("nowhere")

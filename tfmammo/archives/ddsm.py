@@ -122,7 +122,7 @@ def read(root: Path, skipped: Skipped | None = None) -> list[Mammogram]:
             view = f"{match[4]}_{match[5]}".upper()
             files[path.parent, _make_key(match)][view, match[6].upper()] = path
     if not headers:
-        raise notes.fail("it holds no .ics file")
+        raise notes.fail("it contains no .ics file")
     mammograms: dict[str, Mammogram] = {}
     for path in headers:
         try:

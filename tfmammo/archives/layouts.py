@@ -231,7 +231,9 @@ def _read_lines(path: Path) -> Iterator[Mapping[str, Any]]:
                 if line.strip():
                     yield json.loads(line)
     except (OSError, ValueError, RecursionError) as error:
-        raise ArchiveError(f"{path}: is no JSON lines file ({error.__class__.__name__})") from None
+        raise ArchiveError(
+            f"{path}: is not a JSON lines file ({error.__class__.__name__})"
+        ) from None
 
 
 def _read_objects(

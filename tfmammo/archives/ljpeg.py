@@ -118,7 +118,7 @@ def _read_grey(path: Path, scanner: Scanner, rows: int, cols: int) -> NDArray[np
     content = read_bytes(path, 2 * rows * cols)
     if len(content) != 2 * rows * cols:
         raise ValueError(
-            f"holds {len(content)} bytes where {rows} x {cols} values of 16 bits need "
+            f"has {len(content)} bytes where {rows} x {cols} values of 16 bits need "
             f"{2 * rows * cols}"
         )
     return np.frombuffer(content, ">u2").astype(np.uint16).reshape(rows, cols)
@@ -164,7 +164,7 @@ def decode(data: bytes, rows: int, cols: int) -> NDArray[np.uint16]:
     header = _read_header(data)
     if header.rows * header.cols != rows * cols:
         raise ValueError(
-            f"holds {header.rows} x {header.cols} values where the .ics says {rows} x {cols}"
+            f"has {header.rows} x {header.cols} values where the .ics says {rows} x {cols}"
         )
     end = _MARKER.search(data, header.scan)
     # a value takes a bit at least

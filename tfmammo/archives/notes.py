@@ -86,5 +86,5 @@ class Notes:
             first = next((f", the first is {f}: {r}" for f, r in self.skipped.reasons.items()), "")
             kind = f"image of {self.name}" if self.name else "image"
             counts = f"({len(self.skipped)} skipped{first})"
-            raise ArchiveError(f"{self.root}: holds no {kind} that can be read {counts}")
+            raise ArchiveError(f"{self.root}: contains no {kind} that can be read {counts}")
         return list(found.values())

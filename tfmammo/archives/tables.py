@@ -33,7 +33,7 @@ def read_json(path: Path) -> dict[str, Any]:
     except (OSError, ValueError, RecursionError) as error:
         raise ArchiveError(f"{path}: can't be read as JSON ({error.__class__.__name__})") from None
     if not isinstance(content, dict):
-        raise ArchiveError(f"{path}: is no JSON object")
+        raise ArchiveError(f"{path}: is not a JSON object")
     return content
 
 

@@ -155,7 +155,7 @@ def read_yaml(path: Path) -> dict[str, Any]:
     """Read a YAML file that holds sections or keys.
 
     Raises:
-        ConfigError: The file is missing, is no YAML or holds no keys.
+        ConfigError: The file is missing, is not YAML or contains no keys.
     """
     try:
         content = _load_yaml(path.read_text(encoding="utf-8"))
@@ -168,7 +168,7 @@ def read_yaml(path: Path) -> dict[str, Any]:
     except _NOT_YAML as error:
         raise ConfigError(f"{path}: is not YAML ({' '.join(str(error).split())})") from None
     if not isinstance(content, Mapping):
-        raise ConfigError(f"{path}: holds no sections")
+        raise ConfigError(f"{path}: contains no sections")
     return dict(content)
 
 

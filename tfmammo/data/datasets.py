@@ -266,7 +266,7 @@ def read_synthetic(config: DataConfig, held_out: set[str], skipped: Skipped) -> 
         )
     if count and len(mammograms) < count:
         raise DataError(
-            f"data.added.synthetic: {root} holds {len(mammograms)} mammograms, fewer than "
+            f"data.added.synthetic: {root} has {len(mammograms)} mammograms, fewer than "
             f"data.added.count={count}"
         )
     return (

@@ -197,7 +197,7 @@ def read_manifest(root: Path) -> Manifest:
         manifest = Manifest.model_validate_json(path.read_bytes())
     except FileNotFoundError:
         raise DataError(
-            f"{root}: holds no {MANIFEST}, so it is not a finished output of tfmammo.data.build"
+            f"{root}: contains no {MANIFEST}, so it is not a finished output of tfmammo.data.build"
         ) from None
     except OSError as error:
         raise DataError(f"{path}: can't be read ({error.__class__.__name__})") from None

@@ -37,8 +37,7 @@ from tfmammo.metrics.plotting import plot_style
 from tfmammo.metrics.segmentation import crossed_interval
 from tfmammo.metrics.significance import FEWEST_PATIENTS, describe_few
 from tfmammo.metrics.summary import Measure, Table
-from tfmammo.synthesis.recipe import Recipe, find_source, read_recipe
-from tfmammo.synthesis.sources import ArchiveIndexes
+from tfmammo.synthesis.recipe import ArchiveIndexes, Recipe, find_source, read_recipe
 
 REAL = "real masses"
 BOX_COLOUR = "#e69f00"
@@ -105,7 +104,7 @@ def evaluate(config: MammogramsConfig, output: Path) -> Report:
 
     Raises:
         ConfigError: As `find_source`.
-        DataError: A folder is no set, holds no mammogram, or is not of the archive.
+        DataError: A folder is not a set, contains no mammogram, or is not of the archive.
     """
     indexes = ArchiveIndexes()
     items = {name: read_items(path, config, indexes) for name, path in config.sets.items()}
@@ -135,7 +134,7 @@ def read_items(path: Path, config: MammogramsConfig, indexes: ArchiveIndexes) ->
     """Read a set and the mammograms that it was made from."""
     recipes = sorted((path / "recipes").glob("*.json"))
     if not recipes:
-        raise DataError(f"{path}: holds no recipe; name a folder of tfmammo.synthesis")
+        raise DataError(f"{path}: contains no recipe; name a folder of tfmammo.synthesis")
     pictures = {mammogram.file.stem: mammogram for mammogram in folder.read(path) if mammogram.file}
     trained_on = frozenset(read_patients(path).trained_on)
     items = []
@@ -148,7 +147,7 @@ def read_items(path: Path, config: MammogramsConfig, indexes: ArchiveIndexes) ->
         before = find_source(recipe.source, config.data, file, indexes)
         items.append(Item(recipe, before, pictures[recipe.name], trained_on))
     if not items:
-        raise DataError(f"{path}: holds no finished mammogram")
+        raise DataError(f"{path}: contains no finished mammogram")
     return items
 
 

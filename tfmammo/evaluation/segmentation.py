@@ -171,7 +171,7 @@ def make_baselines(
 def fit_discs(comparison: Comparison) -> tuple[NDArray[np.float64], str]:
     """Fit the radius of each patch's disc on the masks that the first model was trained on.
 
-    Where the archive holds no patient of that training run, the disc of a patch is fitted on the
+    Where the archive has no patient of that training run, the disc of a patch is fitted on the
     masks of all other patients.
 
     Returns:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import logging
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -13,6 +12,7 @@ from tfmammo import archives
 from tfmammo.archives import coco, folder, masks, regions
 from tfmammo.archives.named_files import DICOMS, PICTURES, Names, find_files, is_dicom
 from tfmammo.archives.notes import Notes
+from tfmammo.archives.tables import read_table
 from tfmammo.config import DataConfig
 from tfmammo.errors import ArchiveError, ConfigError, PipelineError
 from tfmammo.inference.pipeline import Finding, Pipeline, PipelineConfig, PipelineResult
@@ -120,7 +120,7 @@ def open_images(places: Sequence[Path], failed: Skipped, archive: str | None = N
         else:
             images[name] = Image(name, record)
     if not images and not failed:
-        raise ConfigError(f"{', '.join(map(str, places))}: holds no image")
+        raise ConfigError(f"{', '.join(map(str, places))}: no image found")
     return list(images.values())
 
 
@@ -156,7 +156,7 @@ def add_boxes(images: Sequence[Image], boxes: str | Path, failed: Skipped) -> li
             it has them, kind and score. Px of the image, the maximum beyond the last pixel.
 
     Raises:
-        ConfigError: The file can't be read, or a row is no box.
+        ConfigError: The file can't be read, or a row is not a box.
     """
     if str(boxes) == TRUTH:
         with_regions = []
@@ -190,7 +190,7 @@ def _read_coco(
                     score = float(annotation.get("score", 1))
                     found.setdefault(name, []).append(Finding(lesion.kind, score, lesion.box))
             except (TypeError, ValueError) as error:
-                raise ConfigError(f"{where} is no box ({error})") from None
+                raise ConfigError(f"{where} is not a box ({error})") from None
     return found
 
 
@@ -198,16 +198,16 @@ def _read_table(
     path: Path, names: Names, sizes: dict[str, tuple[int, int]]
 ) -> dict[str, list[Finding]]:
     try:
-        with path.open(newline="", encoding="utf-8-sig") as file:
-            rows = list(csv.DictReader(file))
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise ConfigError(f"{path}: can't be read ({error.__class__.__name__})") from None
-    columns = next((each for each in BOX_COLUMNS if rows and {*each, "file"} <= {*rows[0]}), None)
+        rows = read_table(path, strict=True)
+    except ArchiveError as error:
+        raise ConfigError(str(error)) from None
+    header = {*rows[0][1]} if rows else set()
+    columns = next((each for each in BOX_COLUMNS if {*each, "file"} <= header), None)
     if columns is None:
         raise ConfigError(f"{path}: lacks the columns file and {', '.join(BOX_COLUMNS[0])}")
     found: dict[str, list[Finding]] = {}
-    for line, row in enumerate(rows, 2):
-        name = names.find(row["file"] or "")
+    for line, row in rows:
+        name = names.find(row["file"])
         if name is None:
             continue
         try:
@@ -217,7 +217,7 @@ def _read_table(
             found.setdefault(name, []).append(Finding(kind, float(row.get("score") or 1), box))
         except (TypeError, ValueError):
             raise ConfigError(
-                f"{path}: line {line} is no box of a known kind inside its image"
+                f"{path}: line {line} is not a box of a known kind inside its image"
             ) from None
     return found
 

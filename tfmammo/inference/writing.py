@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import csv
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
-from io import StringIO
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +25,7 @@ from tfmammo.inference.report import (
 )
 from tfmammo.inference.scores import MEASURES, compute_scores, find_patients, select_truth
 from tfmammo.mammogram import Lesion, Skipped, escape_cell
+from tfmammo.metrics.summary import write_csv
 from tfmammo.training.image_grid import encode_rgb_png
 
 FAILURES = "failures.csv"
@@ -184,17 +183,21 @@ def write_lists(
             place["category_id"] = KINDS.index(lesion.pop("kind")) + 1
             annotations.append(place | lesion)
         if truth:
-            rows.append({"image": image.name, "seen": record["seen"]} | record["scores"])
+            about = {"image": escape_cell(image.name), "seen": record["seen"]}
+            rows.append(about | record["scores"])
     categories = [{"id": number, "name": kind} for number, kind in enumerate(KINDS, 1)]
     content = {"images": listed, "annotations": annotations, "categories": categories}
     _write(output, "images.json", json.dumps(content))
     _write(output, "predictions.json", json.dumps(predictions))
     if truth:
-        _write(output, "scores.csv", _format_csv(["image", "seen", *MEASURES], rows))
+        write_csv(output / "scores.csv", rows, ("image", "seen", *MEASURES))
     (output / FAILURES).unlink(missing_ok=True)
     if failures:
-        reasons = [{"image": name, "reason": reason} for name, reason in failures.items()]
-        _write(output, FAILURES, _format_csv(["image", "reason"], reasons))
+        reasons = [
+            {"image": escape_cell(name), "reason": escape_cell(reason)}
+            for name, reason in failures.items()
+        ]
+        write_csv(output / FAILURES, reasons)
     scored = [row for row in rows if len(row) > 2]
     seen = sum(row["seen"] for row in rows)
     return Summary(len(listed), len(predictions), failures, _average(scored), len(scored), seen)
@@ -212,14 +215,3 @@ def _average(rows: Sequence[dict[str, Any]]) -> dict[str, float]:
         means["sensitivity"] = counts["found"] / max(1, counts["lesions"])
         means["false_positives_per_image"] = counts["false_positives"] / len(rows)
     return means
-
-
-def _format_csv(columns: list[str], rows: Iterable[dict[str, Any]]) -> str:
-    text = StringIO(newline="")
-    writer = csv.DictWriter(text, columns, lineterminator="\n")
-    writer.writeheader()
-    for row in rows:
-        writer.writerow(
-            {key: escape_cell(v) if isinstance(v, str) else v for key, v in row.items()}
-        )
-    return text.getvalue()

@@ -373,10 +373,14 @@ def _make_table(
     return Table(title, ["", *headings.values()], body, notes)
 
 
-def write_csv(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
-    """Write rows of equal keys under a header; NaN becomes an empty cell."""
+def write_csv(path: Path, rows: Sequence[Mapping[str, Any]], columns: Sequence[str] = ()) -> None:
+    """Write rows under a header; NaN and what a row lacks become empty cells.
+
+    Args:
+        columns: The header; by default the keys of the first row.
+    """
     with atomic_file(path) as part, part.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, list(rows[0]))
+        writer = csv.DictWriter(file, columns or list(rows[0]))
         writer.writeheader()
         for row in rows:
             writer.writerow(

@@ -408,7 +408,7 @@ def export_again(folder: Path, directory: Path, **changes: Any) -> Path:
 
     Raises:
         ConfigError: Another key is to change, or the values make no sense.
-        ExportError: The folder holds no flow, or the directory something else than an export.
+        ExportError: The folder contains no flow, or the directory something other than an export.
     """
     wrong = set(changes) - {"sampler", "sampling_steps", "guidance"}
     if wrong:

@@ -315,7 +315,7 @@ def _load_keras(network: keras.Model, path: Path) -> None:
         reason = str(error)
     if reason:  # Keras only warns of layers that the file leaves random
         raise WeightsError(
-            f"{path}: holds no weights of Keras's {network.name} without top "
+            f"{path}: contains no weights of Keras's {network.name} without top "
             f"({' '.join(reason.split())[:500]})"
         )
 

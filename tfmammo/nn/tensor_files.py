@@ -92,7 +92,7 @@ def read_torch(path: Path) -> Arrays:
         content = _read_archive(path) if zipfile.is_zipfile(path) else _read_legacy(path)
         tensors = {name: view.copy() for name, view in _list_arrays("", content)}
     if not tensors:
-        raise WeightsError(f"{path}: holds no PyTorch tensors by name")
+        raise WeightsError(f"{path}: contains no named PyTorch tensors")
     return tensors
 
 

@@ -32,7 +32,7 @@ from tfmammo.metrics.classification import roc_auc
 from tfmammo.models.classifier import Classifier, ClassifierConfig, Control
 from tfmammo.studies.classification_controls import CONTROLS, make_control
 from tfmammo.synthesis.config import Target
-from tfmammo.synthesis.patch_set import PatchSet, describe_scale
+from tfmammo.synthesis.patches import PatchSet, describe_scale
 from tfmammo.tracking import export
 from tfmammo.tracking.export import predict
 from tfmammo.training import contract, loop
@@ -150,7 +150,7 @@ def load_synthetic_set(
     if model.synthetic is None:
         raise ConfigError(
             f"model.synthetic: is missing, model.share={model.share:g} needs a folder that "
-            "tfmammo.synthesis.patches wrote"
+            "`tfmammo synthesize-patches` wrote"
         )
     synthetic = PatchSet.read(model.synthetic)
     check_synthetic(synthetic, held_out, experiment.data)

@@ -31,6 +31,7 @@ from sklearn.manifold import TSNE
 from tfmammo.data.patches import Patches
 from tfmammo.evaluation.report import Report
 from tfmammo.metrics.plotting import plot_style
+from tfmammo.metrics.rows import Fact
 from tfmammo.metrics.segmentation import paired_test
 from tfmammo.metrics.significance import FEWEST_PATIENTS, describe, describe_few, holm
 from tfmammo.metrics.summary import PERMUTATION, Measure, Table, format_p
@@ -98,53 +99,19 @@ def add_moves(report: Report, scores: Scores, test: Patches, config: StudyConfig
     first, *others = config.shares
     labels = test.labels
     reference = scores[first]
-    lesions = np.flatnonzero(labels == 1)
-    patients = test.patient_ids[lesions]
-    count = len(set(patients.tolist()))
-    tests = [
-        paired_test(
-            scores[share].mean(axis=0)[lesions],
-            reference.mean(axis=0)[lesions],
-            patients,
-            config.samples,
-            config.seed,
-            config.level,
-        )
-        for share in others
-    ]
-
-    def add(model: str, moves: Moves, subset: str = "") -> list[str]:
-        fields = {"against": f"share{100 * first:g}", "subset": subset}
-        for key, value in moves.items():
-            measure = CHANGE if key == "score_of_missed" else COUNT
-            report.facts.append(measure.make_fact("moves", model, key, value, **fields))
-        missed, found, *counts, rise = moves.values()
-        cells = [f"{missed:.1f}, {found:.1f}", *map(COUNT.show, counts), CHANGE.show(rise, "+")]
-        return cells
-
+    changes = _test_changes(scores, test, config)
     body = []
-    for share, change, p in zip(others, tests, holm([test.p for test in tests]), strict=True):
+    for share, change in zip(others, changes, strict=True):
         pairs = zip(reference, scores[share], strict=True)
         moves = average_moves([count_moves(before, after, labels) for before, after in pairs])
-        model = f"share{100 * share:g}"
-        cells = add(model, moves)
-        numbers = change.difference, change.low, change.high
-        fact = CHANGE.make_fact("moves", model, "score_of_lesions", *numbers)
-        fact = replace(
-            fact,
-            against=f"share{100 * first:g}",
-            patients=count,
-            images=len(lesions),
-            test=PERMUTATION,
-            p=change.p,
-            p_corrected=float(p),
-        )
-        report.facts.append(fact)
-        shown = CHANGE.format_fact(replace(fact, p_corrected=np.nan))
-        body.append([f"{100 * share:g} %", *cells, shown, format_p(fact.p_corrected)])
+        cells = _add_counts(report, name_share(share), moves, name_share(first))
+        report.facts.append(change)
+        shown = CHANGE.format_fact(replace(change, p_corrected=np.nan))
+        body.append([f"{100 * share:g} %", *cells, shown, format_p(change.p_corrected)])
     control = count_control_moves(reference, labels)
     if control:
-        cells = add(f"share{100 * first:g}", control, "run=another_seed")
+        name = name_share(first)
+        cells = _add_counts(report, name, control, name, "run=another_seed")
         body.append([f"{100 * first:g} %, another seed", *cells, "-", "-"])
     header = [
         "synthetic at first",
@@ -156,11 +123,13 @@ def add_moves(report: Report, scores: Scores, test: Patches, config: StudyConfig
         "score of all lesions",
         "p",
     ]
+    lesions = int((labels == 1).sum())
     title = (
         f"Test patches that change sides at a score of {THRESHOLD:g}, against "
-        f"{100 * first:g} % synthetic with the same seed; {len(lesions)} lesions, "
-        f"{len(labels) - len(lesions)} normal patches, means over {len(reference)} seeds"
+        f"{100 * first:g} % synthetic with the same seed; {lesions} lesions, "
+        f"{len(labels) - lesions} normal patches, means over {len(reference)} seeds"
     )
+    count = len(set(test.patient_ids[labels == 1].tolist()))
     notes = [describe_few(count)]
     if count >= FEWEST_PATIENTS:
         notes = [describe("flips", count, len(others), config.samples, config.level)]
@@ -170,6 +139,48 @@ def add_moves(report: Report, scores: Scores, test: Patches, config: StudyConfig
             "synthetic patches need not have moved."
         )
     report.tables.append(Table(title, header, body, tuple(notes)))
+
+
+def _test_changes(scores: Scores, test: Patches, config: StudyConfig) -> list[Fact]:
+    """Test for each share the change of score of all lesions against the first share."""
+    first, *others = config.shares
+    lesions = np.flatnonzero(test.labels == 1)
+    patients = test.patient_ids[lesions]
+    means = {share: scores[share].mean(axis=0)[lesions] for share in config.shares}
+    settings = config.samples, config.seed, config.level
+    tests = [paired_test(means[share], means[first], patients, *settings) for share in others]
+    corrected = holm([each.p for each in tests])
+    return [
+        replace(
+            CHANGE.make_fact(
+                "moves", name_share(share), "score_of_lesions", each.difference, each.low, each.high
+            ),
+            against=name_share(first),
+            patients=len(set(patients.tolist())),
+            images=len(lesions),
+            test=PERMUTATION,
+            p=each.p,
+            p_corrected=float(p),
+        )
+        for share, each, p in zip(others, tests, corrected, strict=True)
+    ]
+
+
+def _add_counts(
+    report: Report, model: str, moves: Moves, against: str, subset: str = ""
+) -> list[str]:
+    """Add the counts of moves as facts; return their cells."""
+    for key, value in moves.items():
+        measure = CHANGE if key == "score_of_missed" else COUNT
+        fact = measure.make_fact("moves", model, key, value, against=against, subset=subset)
+        report.facts.append(fact)
+    missed, found, *counts, rise = moves.values()
+    return [f"{missed:.1f}, {found:.1f}", *map(COUNT.show, counts), CHANGE.show(rise, "+")]
+
+
+def name_share(share: float) -> str:
+    """Name the runs of a share: "share50"."""
+    return f"share{100 * share:g}"
 
 
 def find_shown_share(shares: Sequence[float]) -> float:

@@ -28,7 +28,7 @@ from tfmammo.metrics.summary import PERMUTATION, Measure, Table, format_p
 from tfmammo.studies.classification import StudyConfig, check_judge, predict_unseen
 from tfmammo.synthesis.config import KINDS, Target
 from tfmammo.synthesis.generators import LesionGenerator, find_best_weights, load_lesion_generator
-from tfmammo.synthesis.patch_set import describe_scale
+from tfmammo.synthesis.patches import describe_scale
 
 AUC = Measure("AUC", "", 1, 3)
 SCORE = Measure("score", "", 1, 3)
@@ -184,59 +184,7 @@ def measure_effect(edited: EditedPatches, baseline: Sequence[Path], config: Stud
 
 def add_effects(report: Report, effects: Sequence[Effect], config: StudyConfig) -> None:
     """Add mean scores before and after, the mean change, and whether it is as intended."""
-    body = []
-    for effect in effects:
-        count = len(set(effect.patients.tolist()))
-        sizes = {"patients": count, "images": len(effect.before)}
-        levels = {
-            "discarded": (SHARE, effect.discarded),
-            "before": (SCORE, effect.before.mean()),
-            "after": (SCORE, effect.after.mean()),
-            "change_evenly": (SCORE, (effect.even - effect.before).mean()),
-        }
-        report.facts += [
-            measure.make_fact("effects", effect.target, key, value, **sizes)
-            for key, (measure, value) in levels.items()
-        ]
-        cells = {key: measure.show(value) for key, (measure, value) in levels.items()}
-        facts = []
-        for key, reference in (("change", effect.before), ("change_beyond", effect.even)):
-            test = paired_test(
-                effect.after,
-                reference,
-                effect.patients,
-                config.samples,
-                config.seed,
-                config.level,
-            )
-            numbers = test.difference, test.low, test.high
-            tested = {"test": PERMUTATION, "p": test.p, "p_corrected": test.p}
-            facts.append(
-                SCORE.make_fact("effects", effect.target, key, *numbers, **tested, **sizes)
-            )
-            # with the sign of a difference
-            shown = replace(facts[-1], against="before")
-            if key == "change":
-                shown = replace(shown, p_corrected=np.nan)
-            cells[key] = SCORE.format_fact(shown)
-        report.facts += facts
-        verdict = "too few patients for an interval or p (six)"
-        if count >= FEWEST_PATIENTS:
-            verdict = _describe_change(facts[0], config.level)
-        body.append(
-            [
-                effect.target,
-                f"{len(effect.before)} of {count}",
-                cells["discarded"],
-                cells["before"],
-                cells["after"],
-                cells["change"],
-                SCORE.show(levels["change_evenly"][1], "+"),
-                cells["change_beyond"],
-                format_p(facts[0].p),
-                verdict,
-            ]
-        )
+    body = [_add_effect(report, effect, config) for effect in effects]
     columns = [
         "generator",
         "patches of patients",
@@ -257,6 +205,52 @@ def add_effects(report: Report, effects: Sequence[Effect], config: StudyConfig) 
         "is a question of its own"
     )
     report.tables.append(Table(title, columns, body))
+
+
+def _add_effect(report: Report, effect: Effect, config: StudyConfig) -> list[str]:
+    """Add the facts of one generator; return its line of the table."""
+    count = len(set(effect.patients.tolist()))
+    sizes = {"patients": count, "images": len(effect.before)}
+    levels = {
+        "discarded": (SHARE, effect.discarded),
+        "before": (SCORE, effect.before.mean()),
+        "after": (SCORE, effect.after.mean()),
+        "change_evenly": (SCORE, (effect.even - effect.before).mean()),
+    }
+    report.facts += [
+        measure.make_fact("effects", effect.target, key, value, **sizes)
+        for key, (measure, value) in levels.items()
+    ]
+    cells = {key: measure.show(value) for key, (measure, value) in levels.items()}
+    facts = []
+    for key, reference in (("change", effect.before), ("change_beyond", effect.even)):
+        test = paired_test(
+            effect.after, reference, effect.patients, config.samples, config.seed, config.level
+        )
+        numbers = test.difference, test.low, test.high
+        tested = {"test": PERMUTATION, "p": test.p, "p_corrected": test.p}
+        facts.append(SCORE.make_fact("effects", effect.target, key, *numbers, **tested, **sizes))
+        # with the sign of a difference
+        shown = replace(facts[-1], against="before")
+        if key == "change":
+            shown = replace(shown, p_corrected=np.nan)
+        cells[key] = SCORE.format_fact(shown)
+    report.facts += facts
+    verdict = "too few patients for an interval or p (six)"
+    if count >= FEWEST_PATIENTS:
+        verdict = _describe_change(facts[0], config.level)
+    return [
+        effect.target,
+        f"{len(effect.before)} of {count}",
+        cells["discarded"],
+        cells["before"],
+        cells["after"],
+        cells["change"],
+        SCORE.show(levels["change_evenly"][1], "+"),
+        cells["change_beyond"],
+        format_p(facts[0].p),
+        verdict,
+    ]
 
 
 def _describe_change(change: Fact, level: float) -> str:

@@ -33,6 +33,7 @@ from tfmammo.studies.classification_cases import (
     draw_cases,
     draw_moves,
     draw_pairs,
+    name_share,
 )
 from tfmammo.studies.classification_controls import IN_WORDS
 from tfmammo.studies.classification_effects import (
@@ -269,11 +270,6 @@ def make_score_rows(scores: Scores, test: Patches, seeds: Sequence[int]) -> list
     ]
 
 
-def name_share(share: float) -> str:
-    """Name the runs of a share: "share50"."""
-    return f"share{100 * share:g}"
-
-
 def find_fact(facts: Sequence[Fact], table: str, model: str, subset: str = "") -> Fact:
     """Find a fact of the area under the curve."""
     wanted = (table, model, subset, "auc")
@@ -287,35 +283,10 @@ def add_areas(report: Report, scores: Scores, test: Patches, config: StudyConfig
     corrected over the shares; the table "delong" has the paper's p. The last line is the mean
     intensity's.
     """
+    first = config.shares[0]
+    facts = _compare_areas(scores, test, config)
     labels, patients = test.labels, test.patient_ids
     counts = {"patients": len(set(patients.tolist())), "images": len(test)}
-    parts: dict[str, dict[float, NDArray[np.float64]]] = {
-        "": {share: of_seeds.mean(axis=0) for share, of_seeds in scores.items()}
-    }
-    for row, seed in enumerate(config.seeds):
-        parts[f"run={seed}"] = {share: of_seeds[row] for share, of_seeds in scores.items()}
-    facts: list[Fact] = []
-    first = config.shares[0]
-    for subset, of_part in parts.items():
-        settings: dict[str, Any] = {"subset": subset, **counts}
-        p_of = compare_with_first(of_part, test, config)
-        for share, own in of_part.items():
-            model = name_share(share)
-            area = estimate_auc(labels, own, patients, config.level)
-            numbers = area.value, area.low, area.high
-            table = "runs" if subset else "means"
-            facts.append(AUC.make_fact(table, model, "auc", *numbers, test=OBUCHOWSKI, **settings))
-            if share not in p_of:
-                continue
-            p, corrected = p_of[share]
-            difference = area.value - roc_auc(labels, of_part[first])
-            compared = {"against": name_share(first), **settings}
-            tested = {"test": SWAPS, "p": p, "p_corrected": corrected}
-            facts.append(
-                AUC.make_fact("differences", model, "auc", difference, **compared, **tested)
-            )
-            tested = {"test": "DeLong", "p": compute_delong_p(own, of_part[first], test)}
-            facts.append(AUC.make_fact("delong", model, "auc", difference, **compared, **tested))
     grey = estimate_auc(labels, compute_mean_grey(test), patients, config.level)
     numbers = grey.value, grey.low, grey.high
     fact = AUC.make_fact("means", "mean intensity", "auc", *numbers, test=OBUCHOWSKI, **counts)
@@ -351,6 +322,40 @@ def add_areas(report: Report, scores: Scores, test: Patches, config: StudyConfig
         "as printed (OPTIMAM)",
     ]
     report.tables.append(Table(make_heading(test, config), columns, body))
+
+
+def _compare_areas(scores: Scores, test: Patches, config: StudyConfig) -> list[Fact]:
+    """Compute areas, and their differences from the first share's, of the mean and each seed."""
+    labels, patients = test.labels, test.patient_ids
+    counts = {"patients": len(set(patients.tolist())), "images": len(test)}
+    parts: dict[str, dict[float, NDArray[np.float64]]] = {
+        "": {share: of_seeds.mean(axis=0) for share, of_seeds in scores.items()}
+    }
+    for row, seed in enumerate(config.seeds):
+        parts[f"run={seed}"] = {share: of_seeds[row] for share, of_seeds in scores.items()}
+    facts: list[Fact] = []
+    first = config.shares[0]
+    for subset, of_part in parts.items():
+        settings: dict[str, Any] = {"subset": subset, **counts}
+        p_of = compare_with_first(of_part, test, config)
+        for share, own in of_part.items():
+            model = name_share(share)
+            area = estimate_auc(labels, own, patients, config.level)
+            numbers = area.value, area.low, area.high
+            table = "runs" if subset else "means"
+            facts.append(AUC.make_fact(table, model, "auc", *numbers, test=OBUCHOWSKI, **settings))
+            if share not in p_of:
+                continue
+            p, corrected = p_of[share]
+            difference = area.value - roc_auc(labels, of_part[first])
+            compared = {"against": name_share(first), **settings}
+            tested = {"test": SWAPS, "p": p, "p_corrected": corrected}
+            facts.append(
+                AUC.make_fact("differences", model, "auc", difference, **compared, **tested)
+            )
+            tested = {"test": "DeLong", "p": compute_delong_p(own, of_part[first], test)}
+            facts.append(AUC.make_fact("delong", model, "auc", difference, **compared, **tested))
+    return facts
 
 
 def add_controls(

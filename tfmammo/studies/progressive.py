@@ -29,7 +29,7 @@ from tfmammo.models.contextual import (
     build_networks,
 )
 from tfmammo.synthesis.generators import find_best_weights
-from tfmammo.synthesis.patch_set import describe_scale
+from tfmammo.synthesis.patches import describe_scale
 from tfmammo.tracking import models
 from tfmammo.tracking.export import (
     LoadedFunction,

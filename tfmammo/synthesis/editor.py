@@ -38,13 +38,12 @@ from tfmammo.synthesis.config import (
     SynthesisConfig,
 )
 from tfmammo.synthesis.generators import LesionGenerator
-from tfmammo.synthesis.lesion_bank import LesionBank
-from tfmammo.synthesis.mammograms import Synthesizer
+from tfmammo.synthesis.lesion_bank import LesionBank, select_lesions
 from tfmammo.synthesis.placement import TargetMammogram
 from tfmammo.synthesis.recipe import Recipe, collect_versions, describe_source
 from tfmammo.synthesis.renderers import make_renderer
 from tfmammo.synthesis.shapes import GeneratedShapes, NamedShapes, RealOutlines, ShapeSource
-from tfmammo.synthesis.sources import select_lesions
+from tfmammo.synthesis.synthesizer import Synthesizer
 
 LesionsT = TypeVar("LesionsT", LesionBank, RealOutlines)
 

@@ -27,13 +27,12 @@ from numpy.typing import NDArray
 
 from tfmammo import archives
 from tfmammo.config import DataConfig
-from tfmammo.data import jobs
+from tfmammo.data import jobs, sampling
 from tfmammo.data.windows import square_window
 from tfmammo.errors import DataError
-from tfmammo.mammogram import LesionKind, Mammogram, Skipped, keep_largest
+from tfmammo.mammogram import Lesion, LesionKind, Mammogram, Skipped, keep_largest
 from tfmammo.synthesis.config import UsedPart
 from tfmammo.synthesis.recipe import TransformRecord, hash_source
-from tfmammo.synthesis.sources import SourceLesion
 
 # Side of the crop around a lesion over the lesion's longer side. A rotated lesion keeps its
 # surroundings.
@@ -41,6 +40,28 @@ CONTEXT = 2.0
 KEPT = 128  # lesions whose pixels a process remembers, of a megabyte or two each
 AROUND = 4  # px around a transformed lesion's box, at least
 CUT_OFF = "its mask touches the border of its mammogram, where the rest of it may be cut off"
+
+
+@dataclass(frozen=True, eq=False)
+class SourceLesion:
+    """A lesion of an archive."""
+
+    mammogram: Mammogram
+    number: int
+
+    @property
+    def lesion(self) -> Lesion:
+        """The lesion itself; a mask in a file is not read yet."""
+        return self.mammogram.lesions[self.number]
+
+
+def select_lesions(mammograms: Iterable[Mammogram], data: DataConfig) -> tuple[SourceLesion, ...]:
+    """Select every lesion of the kinds that a section asks for. No file is read."""
+    return tuple(
+        SourceLesion(mammogram, number)
+        for mammogram in mammograms
+        for number in sampling.select_lesions(mammogram, data)
+    )
 
 
 @dataclass(frozen=True, eq=False)
@@ -88,7 +109,7 @@ class LesionBank:
         if not selected:
             wanted = f"{pathology or ''} {' or '.join(data.kinds)}".strip()
             raise DataError(
-                f"{data.archive_name} holds no {wanted} with an outline{of_patients} to insert"
+                f"{data.archive_name} has no {wanted} with an outline{of_patients} to insert"
             )
         return LesionBank(selected)
 

@@ -1,283 +1,60 @@
-"""Synthesis of mammograms: what it reads once, how it inserts lesions, and sets of the results.
+"""Sets of synthetic mammograms: what `tfmammo synthesize` makes and writes.
 
-`Synthesizer.load` reads the networks, the lesion bank, the source of shapes and the sizes of a
-config. Workers are sent the small `NetworkExports`, and open the same networks by path.
-`tfmammo synthesize` is the command, and explains what it writes.
+An item is a mammogram with its inserted lesions, its masks and its recipe. tfmammo.synthesis.sets
+makes the items, and makes them again from their recipes.
 """
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import tensorflow as tf
 
-from tfmammo import archives
+from tfmammo import __version__, archives
 from tfmammo.archives import coco
+from tfmammo.archives.findings import CATEGORIES
 from tfmammo.archives.stored import Stored
-from tfmammo.data import sampling
+from tfmammo.archives.writers import synthetic
+from tfmammo.data import card
+from tfmammo.data.patches import worst_pathology
+from tfmammo.data.patients import PATIENTS, Patients
 from tfmammo.data.runners import HERE, Runner
+from tfmammo.data.tfrecord import encode_detection
 from tfmammo.errors import ConfigError, DataError
-from tfmammo.mammogram import Mammogram
+from tfmammo.filesystem import to_json
+from tfmammo.mammogram import Mammogram, key_check
 from tfmammo.synthesis import sets
-from tfmammo.synthesis.compositing import BlendMask
-from tfmammo.synthesis.config import Margins, Sizes, SynthesisConfig
-from tfmammo.synthesis.generators import MaskGenerator, load_mask_generator, resolve_handle
-from tfmammo.synthesis.lesion_bank import LesionBank, find_lesion, transform
-from tfmammo.synthesis.mammogram_set import describe_set, list_files
-from tfmammo.synthesis.placement import Placement, TargetMammogram, scale_shape
+from tfmammo.synthesis.config import SynthesisConfig
+from tfmammo.synthesis.generators import resolve_handle
+from tfmammo.synthesis.lesion_bank import find_lesion, transform
+from tfmammo.synthesis.placement import TargetMammogram
 from tfmammo.synthesis.recipe import (
-    REASONS,
+    ArchiveIndexes,
+    ExistingLesion,
     InsertedLesion,
     Recipe,
-    describe_existing_lesions,
     describe_source,
-    explain,
 )
 from tfmammo.synthesis.renderers import LesionCandidate, PlacedLesion, Renderer, make_renderer
-from tfmammo.synthesis.shapes import (
-    GeneratedShapes,
-    NamedShapes,
-    RealOutlines,
-    ShapeFiles,
-    ShapeSource,
-    draw_shape,
-)
-from tfmammo.synthesis.sources import ArchiveIndexes, Sources, fit_sizes
+from tfmammo.synthesis.sources import NetworkExports, Sources
+from tfmammo.synthesis.synthesizer import Synthesizer, render
 
 log = logging.getLogger(__name__)
 
 IDENTITY = "synthesis.json"
-TRIES = 20  # sizes, shapes and places drawn for one mass
-HINT = "; train it first, or insert real masses without a network: renderer=poisson generator=null"
-
-
-@dataclass(frozen=True)
-class NetworkExports:
-    """Where the networks of a synthesis are; small, so that workers are sent it.
-
-    Attributes:
-        generator: The renderer's network.
-        gan: The mask GAN.
-        weights: Hashes of both when the work began, see export.load_identified.
-    """
-
-    generator: Path | None = None
-    gan: Path | None = None
-    weights: tuple[str | None, str | None] = (None, None)
-
-    @staticmethod
-    def find(config: SynthesisConfig) -> NetworkExports:
-        """Find the networks of a config."""
-
-        def resolve(key: str, handle: str | None, hint: str = "") -> Path | None:
-            try:
-                return resolve_handle(handle, config.tracking_uri) if handle else None
-            except ValueError as error:
-                raise ConfigError(f"{key}: {error}{hint}") from None
-
-        generator = resolve("generator", config.generator, HINT)
-        return NetworkExports(generator, resolve("shapes.gan", config.shapes.gan))
-
-
-@dataclass(frozen=True, eq=False)
-class Synthesizer:
-    """Inserts lesions into mammograms.
-
-    Attributes:
-        lesions: Real lesions to insert. None where masses are made up.
-        shapes: Shapes of made-up masses. None where lesions are real.
-        sizes: The Gaussian that sizes are drawn from. None where they are given, or the lesions'
-            own.
-        size_patients: Patients whose lesions may have given shapes or sizes to made-up masses.
-        exports: Where its networks were loaded from.
-    """
-
-    renderer: Renderer
-    lesions: LesionBank | None = None
-    shapes: ShapeSource | None = None
-    sizes: Sizes | None = None
-    size_patients: frozenset[str] = frozenset()
-    exports: NetworkExports = NetworkExports()
-
-    @staticmethod
-    def load(config: SynthesisConfig, sources: Sources) -> Synthesizer:
-        """Read all that a config names.
-
-        Args:
-            sources: Of its archives; notes lesions that can't be used.
-
-        Raises:
-            ConfigError: A model URI leads to no network, or no such archive.
-            ExportError: A network can't be used.
-            DataError: The networks, lesions or shapes can't be used.
-        """
-        synthesizer = _load(config, sources, NetworkExports.find(config))
-        sizes = None
-        size_patients: frozenset[str] = frozenset()
-        if config.fits_sizes:
-            sizes = fit_sizes(sources.lesions, sources.skipped)
-            log.info("sizes of %d lesions: %s", sizes.count, sizes.model_dump(exclude={"count"}))
-        if synthesizer.lesions:
-            log.info("%d real lesions", len(synthesizer.lesions.find_usable(sources.skipped)))
-        if config.fits_sizes or isinstance(synthesizer.shapes, RealOutlines):
-            size_patients = frozenset(source.mammogram.patient_id for source in sources.lesions)
-        return replace(synthesizer, sizes=sizes or config.sizes, size_patients=size_patients)
-
-    @staticmethod
-    def reopen(config: SynthesisConfig, exports: NetworkExports) -> Synthesizer:
-        """Open the synthesizer that a work began with, once in each of its processes.
-
-        Sizes are not fitted again, because they are in the recipes.
-
-        Raises:
-            DataError: A network was replaced since.
-        """
-        if _load_networks(config, exports)[2] != exports:
-            raise DataError("a generator was replaced by another training run meanwhile")
-        kept = _kept.get(config)
-        return kept if kept and kept.exports == exports else _load(config, Sources(config), exports)
-
-    @property
-    def trained_on(self) -> frozenset[str]:
-        """Patients that its networks were trained on."""
-        of_renderer = self.renderer.trained_on or frozenset()
-        if isinstance(self.shapes, GeneratedShapes):
-            return of_renderer | self.shapes.network.trained_on
-        return of_renderer
-
-    def insert(self, recipe: Recipe, mammogram: Mammogram, stored: Stored) -> tuple[Recipe, Stored]:
-        """Insert the masses of one item into a mammogram, in memory."""
-        target = TargetMammogram(stored.image(), mammogram, self.renderer.data)
-        random = sampling.random_stream(recipe.config.seed, mammogram.image_id, recipe.number)
-        existing = describe_existing_lesions(mammogram)
-        recipe = recipe.model_copy(update={"own": existing, "generator": self.renderer.identity})
-        lesions, notes = self.plan(recipe, target, random)
-        records = tuple(lesion.record for lesion in lesions)
-        recipe = recipe.model_copy(update={"lesions": records, "notes": notes})
-        return recipe, render(target, stored, lesions, self.renderer)
-
-    def plan(
-        self, recipe: Recipe, target: TargetMammogram, random: np.random.Generator
-    ) -> tuple[list[PlacedLesion], tuple[str, ...]]:
-        """Draw the masses of one item: how many, their sizes, shapes and places."""
-        config = recipe.config
-        for lesion in target.mammogram.lesions:
-            target.occupy(lesion.box)
-        count = int(random.integers(config.masses[0], config.masses[1] + 1))
-        placed: list[PlacedLesion] = []
-        while len(placed) < count:
-            try:
-                placed.append(self._draw_and_place(recipe, target, random))
-            except REASONS as error:
-                reason = explain(error, config.archive_folders)
-                if count > 1:
-                    reason = f"{len(placed)} of {count} masses fit: {reason}"
-                if len(placed) < config.masses[0]:
-                    raise DataError(reason) from None
-                return placed, (reason,)
-        return placed, ()
-
-    def _draw_and_place(
-        self, recipe: Recipe, target: TargetMammogram, random: np.random.Generator
-    ) -> PlacedLesion:
-        """Draw one mass, and place it on free tissue, which is occupied then."""
-        reason: Exception = DataError()
-        for _ in range(TRIES):
-            try:
-                candidate = self._draw(recipe, target.mammogram, random)
-                return self._place(candidate, recipe, target, random)
-            except REASONS as error:
-                reason = error
-        raise reason
-
-    def _draw(
-        self, recipe: Recipe, mammogram: Mammogram, random: np.random.Generator
-    ) -> LesionCandidate:
-        config = recipe.config
-        if self.lesions:
-            trained_on, used = self.renderer.trained_on, self.renderer.used
-            lesion = self.lesions.draw(
-                mammogram, random, config.resize, config.rotate, trained_on, used
-            )
-            seeds = (_draw_seed(random) for _ in range(TRIES))
-            return self.renderer.prepare_lesion(lesion, mammogram, seeds)
-        assert self.shapes
-        size = config.size
-        if size is None:
-            assert recipe.sizes
-            size = recipe.sizes.draw(random, mammogram.spacing)
-        outline, origin = draw_shape(self.shapes, random)
-        return LesionCandidate(scale_shape(outline, *size), "mass", origin)
-
-    def _place(
-        self,
-        candidate: LesionCandidate,
-        recipe: Recipe,
-        target: TargetMammogram,
-        random: np.random.Generator,
-    ) -> PlacedLesion:
-        centre = recipe.config.centre
-        mammogram = target.mammogram
-        height, width = candidate.mask.shape
-        if centre:
-            top, left = centre[0] - height // 2, centre[1] - width // 2
-        else:
-            margins = find_margins(self.renderer, candidate, mammogram)
-            by_rule = recipe.config.places == "rule"
-            top, left = target.draw_place((height, width), margins, random, by_rule)
-        placement, blend_mask = self.renderer.place(top, left, candidate, mammogram)
-        if not target.is_free(blend_mask.support):
-            raise DataError(
-                "the place asked for is not entirely free breast tissue"
-                if centre
-                else "no normal tissue is left around it"
-            )
-        target.occupy(blend_mask.support)
-        return record_place(candidate, placement, blend_mask, mammogram, random)
-
-
-def find_margins(renderer: Renderer, candidate: LesionCandidate, mammogram: Mammogram) -> Margins:
-    """Find how far a lesion's support reaches beyond its box, native px.
-
-    The renderer alone knows, once the lesion has a place: it is placed in the middle for a try.
-    """
-    height, width = candidate.mask.shape
-    middle = ((mammogram.rows - height) // 2, (mammogram.cols - width) // 2)
-    trial, blend_mask = renderer.place(*middle, candidate, mammogram)
-    before = [trial.box[axis] - blend_mask.support[axis] for axis in (0, 1)]
-    behind = [blend_mask.support[axis] - trial.box[axis] for axis in (2, 3)]
-    return before[0], before[1], behind[0], behind[1]
-
-
-def record_place(
-    candidate: LesionCandidate,
-    placement: Placement,
-    blend_mask: BlendMask,
-    mammogram: Mammogram,
-    random: np.random.Generator,
-) -> PlacedLesion:
-    """Record where a lesion is, for its recipe and its renderer."""
-    record = InsertedLesion(
-        kind=candidate.kind,
-        box=placement.box,
-        window=placement.window,
-        area=int(candidate.mask.sum()),
-        region=coco.encode(candidate.mask, placement.box, mammogram.rows, mammogram.cols),
-        shape=candidate.origin,
-        seed=_draw_seed(random) if candidate.seed is None else candidate.seed,
-        graft=candidate.lesion.record if candidate.lesion else None,
-    )
-    return PlacedLesion(record, placement, blend_mask, candidate)
-
-
-def render(
-    target: TargetMammogram, stored: Stored, lesions: Sequence[PlacedLesion], renderer: Renderer
-) -> Stored:
-    """Render a mammogram with its masses."""
-    return stored.with_greys(target.image, renderer.render(target, lesions))
+ENDINGS = {"dicom": ".dcm", "png": ".png", "tfrecord": ".tfrecord"}
+_USED = {  # what a card says of the lesions, by the part of real ones that is used
+    None: "The lesions are",
+    "outline": "The lesions' intensities are made from noise (the generator's model.prior), their "
+    "outlines are those of",
+    "size": "The lesions are made from noise, tissue around them too, and are as large as",
+}
+# Of this process, by config: the networks and the synthesizer that were opened last.
+_opened: dict[SynthesisConfig, tuple[NetworkExports, Synthesizer]] = {}
 
 
 def synthesize(
@@ -298,11 +75,13 @@ def synthesize(
     """
     sources = Sources(config)
     mammograms = sources.mammograms
-    synthesizer = Synthesizer.load(config, sources)
+    synthesizer = open_synthesizer(sources)
+    sizes = sources.sizes
+    if synthesizer.lesions:
+        log.info("%d real lesions", len(synthesizer.lesions.find_usable(sources.skipped)))
     trained_on = synthesizer.trained_on  # raises before anything is written
     generator = synthesizer.renderer.identity
     data = config.lesion_data
-    sizes = synthesizer.sizes
     identity = sets.describe_identity(
         config,
         mammograms,
@@ -320,8 +99,8 @@ def synthesize(
     order = np.random.default_rng(config.seed).permutation(len(mammograms))
     first = sets.make_first(Recipe, identity, config, generator, sizes=sizes)
     in_turn = [mammograms[place] for place in order]
-    plan = sets.Plan(first, in_turn, _open, synthesizer.exports)
-    lesions = None if config.real_lesions else synthesizer.size_patients
+    plan = sets.Plan(first, in_turn, _open, sources.exports)
+    lesions = None if config.real_lesions else sources.size_patients
     return sets.synthesize(
         [plan],
         identity,
@@ -334,11 +113,29 @@ def synthesize(
     )
 
 
+def open_synthesizer(sources: Sources) -> Synthesizer:
+    """Open the networks, lesions and shapes of a config, and keep them for jobs of this process."""
+    synthesizer = Synthesizer(sources.renderer, sources.lesion_bank, sources.shapes)
+    _opened.clear()
+    _opened[sources.config] = sources.exports, synthesizer
+    return synthesizer
+
+
+def _reopen_synthesizer(config: SynthesisConfig, exports: NetworkExports) -> Synthesizer:
+    """Open the synthesizer that a work began with; DataError if a network was replaced since."""
+    sources = Sources(config, exports)
+    if sources.exports != exports:
+        raise DataError("a generator was replaced by another training run meanwhile")
+    if config in _opened and _opened[config][0] == exports:
+        return _opened[config][1]
+    return open_synthesizer(sources)
+
+
 def _open(job: sets.Job[Recipe]) -> sets.Draw[Recipe]:
     """Open the networks of a job; see `sets.Job`."""
     mammogram = job.mammogram
     config = job.recipes[0].config
-    synthesizer = Synthesizer.reopen(config, job.networks)
+    synthesizer = _reopen_synthesizer(config, job.networks)
 
     def draw(recipe: Recipe) -> tuple[Recipe, sets.Contents]:
         stored = archives.read_stored(mammogram)
@@ -409,40 +206,237 @@ def _restore_lesion(
     return PlacedLesion(record, placement, blend_mask, candidate)
 
 
-# Of this process, by config: the synthesizer that was loaded last.
-_kept: dict[SynthesisConfig, Synthesizer] = {}
+def list_files(recipe: Recipe, mammogram: Mammogram, stored: Stored) -> sets.Contents:
+    """List an item's files, image and masks, with what writes each; `stored` is the new image."""
+    masks = [coco.decode(lesion.region, recipe.name) for lesion in recipe.lesions]
+    pictures = [synthetic.encode_mask_png(mask) for mask in masks]
+
+    def write_image(part: Path) -> None:
+        if recipe.config.format == "dicom":
+            synthetic.write_dicom_of_mammogram(
+                part, stored, mammogram, recipe.make_key(), mammogram.is_lossy, recipe.repeat
+            )
+        elif recipe.config.format == "png":
+            synthetic.write_png(part, stored)
+        else:
+            _write_record(part, recipe, stored, pictures)
+
+    return {
+        f"images/{_name_image(recipe)}": write_image,
+        **{
+            f"lesion_masks/{recipe.name}_{number}.png": picture
+            for number, picture in enumerate(pictures, start=1)
+        },
+    }
 
 
-def _load(config: SynthesisConfig, sources: Sources, exports: NetworkExports) -> Synthesizer:
-    """Load networks, and select the real lesions or the shapes of made-up masses."""
-    renderer, gan, exports = _load_networks(config, exports)
-    data = config.lesion_data
-    bank: LesionBank | None = None
-    shapes: ShapeSource | None = None
+def describe_set(
+    recipes: Sequence[Recipe],
+    config: SynthesisConfig,
+    lesions: Iterable[str] | None,
+    trained_on: Iterable[str],
+) -> Mapping[str, str]:
+    """Describe a whole set: the content of its tables and of README.md.
+
+    Args:
+        recipes: Of all items, including skipped ones.
+        lesions: As in `collect_patients`.
+        trained_on: As in `collect_patients`.
+    """
+    complete = [recipe for recipe in recipes if not recipe.left_out]
+    patients = collect_patients(complete, lesions, trained_on)
+    return {
+        "annotations.json": to_json(_format_annotations(complete, config)),
+        "metadata.csv": synthetic.format_metadata([_format_row(recipe) for recipe in complete]),
+        PATIENTS: to_json(patients.model_dump(mode="json")),
+        "README.md": _format_card(complete, len(recipes) - len(complete), config),
+    }
+
+
+def _write_record(part: Path, recipe: Recipe, stored: Stored, masks: Sequence[bytes]) -> None:
+    rows, cols = stored.values.shape
+    lesions: list[InsertedLesion | ExistingLesion] = [*recipe.lesions, *recipe.own]
+    own_masks = []
+    for lesion in recipe.own:
+        if lesion.region:
+            mask = coco.decode(lesion.region, recipe.name)
+        else:
+            mask = np.zeros((rows, cols), np.uint8)
+            top, left, bottom, right = lesion.box
+            mask[top:bottom, left:right] = 1
+        own_masks.append(synthetic.encode_mask_png(mask))
+    record = encode_detection(
+        synthetic.encode_png(stored.full_scale()),
+        (rows, cols),
+        recipe.name,
+        [lesion.box for lesion in lesions],
+        [*masks, *own_masks],
+        [(lesion.kind, CATEGORIES[lesion.kind]) for lesion in lesions],
+    )
+    if recipe.own:  # say of each lesion whether it was inserted
+        example = tf.train.Example.FromString(record)
+        flags = [1] * len(recipe.lesions) + [0] * len(recipe.own)
+        example.features.feature["image/object/synthetic"].int64_list.value.extend(flags)
+        record = example.SerializeToString(deterministic=True)
+    with tf.io.TFRecordWriter(str(part)) as writer:
+        writer.write(record)
+
+
+def _name_image(recipe: Recipe) -> str:
+    return f"{recipe.name}{ENDINGS[recipe.config.format]}"
+
+
+def _format_annotations(recipes: Sequence[Recipe], config: SynthesisConfig) -> dict[str, Any]:
+    images = []
+    annotations = []
+    for recipe in recipes:
+        assert recipe.source
+        number = recipe.number + 1
+        images.append(
+            {
+                "id": number,
+                "file_name": _name_image(recipe),
+                "height": recipe.source.rows,
+                "width": recipe.source.cols,
+                "source": recipe.source.image_id,
+                "patient": recipe.source.patient_id,
+                "synthetic": True,
+            }
+        )
+        for is_synthetic, lesions in ((True, recipe.lesions), (False, recipe.own)):
+            annotations += [
+                synthetic.coco_annotation(
+                    number, lesion.kind, lesion.box, lesion.area, lesion.region, is_synthetic
+                )
+                for lesion in lesions
+            ]
+    title = f"{config.name}, from {config.data.archive_name}"
+    return synthetic.format_coco(images, annotations, title)
+
+
+def _format_row(recipe: Recipe) -> dict[str, Any]:
+    source = recipe.source
+    assert source
+    row: dict[str, Any] = {
+        "file": _name_image(recipe),
+        "patient": source.patient_id,
+        "split": source.official_split,
+        "laterality": source.laterality,
+        "view": source.view,
+        "density": source.density,
+        "pathology": _find_pathology(recipe),
+    }
+    if source.spacing:
+        row["spacing"] = " x ".join(map(repr, source.spacing))
+    if recipe.config.format == "png" and source.bits not in (8, 16) and recipe.files:
+        row["bits"] = source.bits
+    if recipe.config.real_lesions:
+        row["lesion_patient"] = " ".join(sorted({graft.patient_id for graft in recipe.grafts}))
+    return row
+
+
+def _find_pathology(recipe: Recipe) -> str | None:
+    """Find the worst pathology of an item's lesions; None unless each one's is known.
+
+    Real lesions that are used whole, and those that were there before, bring their own. Others have
+    what the config asks for.
+    """
+    requested = recipe.config.pathology
+    # Nobody says that there is nothing else in the mammogram.
+    if recipe.config.mammograms == "all" and not recipe.own:
+        return requested
+    inserted = [
+        lesion.graft.pathology if lesion.graft and not lesion.graft.used else None
+        for lesion in recipe.lesions
+    ]
+    pathologies = [requested or stated for stated in inserted]
+    pathologies += [lesion.pathology for lesion in recipe.own]
+    if None in pathologies:
+        return None
+    return worst_pathology(pathology or "" for pathology in pathologies)
+
+
+def collect_patients(
+    recipes: Sequence[Recipe], lesions: Iterable[str] | None, trained_on: Iterable[str]
+) -> Patients:
+    """Collect everybody whose data a set holds.
+
+    Args:
+        lesions: Patients whose shapes or sizes it has. None for those of its real lesions.
+        trained_on: Patients that its networks were trained on.
+    """
+    if lesions is None:
+        lesions = (graft.patient_id for recipe in recipes for graft in recipe.grafts)
+    mammograms = {recipe.source.patient_id for recipe in recipes if recipe.source}
+    return Patients(
+        mammograms=tuple(sorted(mammograms)),
+        lesions=tuple(sorted(set(lesions))),
+        trained_on=tuple(sorted(set(trained_on))),
+        id_key=key_check(),
+    )
+
+
+def _format_card(recipes: Sequence[Recipe], left_out: int, config: SynthesisConfig) -> str:
+    archive = config.data.archive_name
+    masses = sum(len(recipe.lesions) for recipe in recipes)
+    sources = len({recipe.source for recipe in recipes})
+    generator = recipes[0].generator
+    made_by = f"Lesions are blended in without a network (renderer {config.renderer})."
+    if generator:
+        made_by = (
+            f"Generator {generator['name']}, step {generator['step'] or 'unknown'}, weights "
+            f"`{generator['weights'][:12]}`."
+        )
+    lines = [
+        f"# {config.name}: {len(recipes)} synthetic mammograms from {archive}",
+        f"{synthetic.MARK}. {masses} masses in {len(recipes)} mammograms, made from {sources} "
+        f"sources by `tfmammo synthesize` (tfmammo {__version__}); {left_out} items could not be "
+        "made (failures.csv).",
+    ]
+    if own := sum(len(recipe.own) for recipe in recipes):
+        lines.append(
+            f"annotations.json has {own} lesions besides that the mammograms had before; their "
+            "`synthetic` is false."
+        )
+    lines += [
+        made_by,
+        "A patient's synthetic and real mammograms belong on the same side of a split: `patient` "
+        "in metadata.csv is the source's pseudonym.",
+        f"{PATIENTS} names everybody whose tissue or lesions the set shows, whose lesions it has "
+        "shapes or sizes from, or whom its networks were trained on: keep it out of every training "
+        "run that holds one of them out.",
+    ]
+    if config.shapes.files:
+        lines.append("Shapes come from files; it is not known whose lesions they are.")
+    if config.patients:
+        side, fold = config.patients.side, config.patients.fold
+        lines.append(f"All are of the {side} side of one split, fold {fold}.")
     if config.real_lesions:
-        bank = LesionBank.select(sources.lesions, data, config.pathology, config.of_patients)
-    elif gan:
-        shapes = GeneratedShapes(gan, config.shapes.plausible)
-    elif config.shapes.files:
-        shapes = ShapeFiles.find(config.shapes.files)
-    elif config.shapes.drawn:
-        shapes = NamedShapes(config.shapes.drawn)
-    else:
-        shapes = RealOutlines.select(sources.lesions, data, config.of_patients)
-    _kept.clear()
-    _kept[config] = Synthesizer(renderer, bank, shapes, exports=exports)
-    return _kept[config]
+        lines += _describe_lesions(recipes, config)
+    lines.append(f"Source's licence: {card.LICENCES.get(archive, card.UNKNOWN)}")
+    return "\n\n".join(lines) + "\n"
 
 
-def _load_networks(
-    config: SynthesisConfig, exports: NetworkExports
-) -> tuple[Renderer, MaskGenerator | None, NetworkExports]:
-    """Load the renderer and the mask GAN; a process reads each export once."""
-    renderer = make_renderer(config.renderer, exports.generator, config.feather, config.whole_patch)
-    gan = load_mask_generator(exports.gan) if exports.gan else None
-    weights = renderer.identity.get("weights"), gan.identity["weights"] if gan else None
-    return renderer, gan, replace(exports, weights=weights)
-
-
-def _draw_seed(random: np.random.Generator) -> int:
-    return int(random.integers(2**63))
+def _describe_lesions(recipes: Sequence[Recipe], config: SynthesisConfig) -> list[str]:
+    """Describe real lesions for the card: whose they are, and what their archive allows."""
+    archive = config.lesion_data.archive_name
+    records = [graft for recipe in recipes for graft in recipe.grafts]
+    lesions = len({(record.image_id, record.number) for record in records})
+    patients = len({record.patient_id for record in records})
+    lines = [
+        f"{_USED[records[0].used]} {lesions} real ones of {patients} patients of {archive}: "
+        "`lesion_patient` in metadata.csv. A mammogram shows the tissue of `patient` and the "
+        "lesions of `lesion_patient`; it belongs on the side of a split where all of them are.",
+    ]
+    if not config.patients:
+        lines.append(
+            "No split was given (`patients`), so one image may show patients of both sides; such "
+            "images belong on neither."
+        )
+    if config.generator:
+        trained = sum(bool(record.trained_on) for record in records)
+        lines.append(
+            f"The generator was trained on the patients of {trained} of the {len(records)} lesions "
+            "(`trained_on` in the recipes)."
+        )
+    return [*lines, f"Lesions' licence: {card.LICENCES.get(archive, card.UNKNOWN)}"]

@@ -25,7 +25,7 @@ from pydantic import (
     field_serializer,
 )
 
-from tfmammo import __version__
+from tfmammo import __version__, archives
 from tfmammo.archives import coco
 from tfmammo.archives.files import remove_paths
 from tfmammo.archives.stored import Stored
@@ -38,6 +38,7 @@ from tfmammo.mammogram import (
     LesionKind,
     Mammogram,
     Pathology,
+    Skipped,
     Split,
     View,
 )
@@ -49,7 +50,6 @@ from tfmammo.synthesis.config import (
     Target,
     UsedPart,
 )
-from tfmammo.synthesis.sources import ArchiveIndexes
 from tfmammo.tracking.export.card import remove_places
 
 FORMAT: Final = 1
@@ -274,6 +274,21 @@ def read_recipe(kind: type[AnyRecipe], path: Path) -> AnyRecipe:
         raise DataError(
             f"{path}: is not a recipe of this version ({describe(error)[:300]})"
         ) from None
+
+
+class ArchiveIndexes:
+    """What archives state of their mammograms; each archive is read once."""
+
+    def __init__(self) -> None:
+        self._mammograms: dict[DataConfig, list[Mammogram]] = {}
+
+    def read(self, data: DataConfig, skipped: Skipped | None = None) -> list[Mammogram]:
+        """Return the mammograms of an archive; ConfigError or ArchiveError where there is none."""
+        if data not in self._mammograms:
+            self._mammograms[data] = archives.read_mammograms(
+                data, Skipped() if skipped is None else skipped
+            )
+        return self._mammograms[data]
 
 
 def find_source(

@@ -30,12 +30,12 @@ from tfmammo.synthesis.recipe import (
     FORMAT,
     REASONS,
     AnyRecipe,
+    ArchiveIndexes,
     collect_versions,
     explain,
     find_source,
     read_recipe,
 )
-from tfmammo.synthesis.sources import ArchiveIndexes
 
 log = logging.getLogger(__name__)
 

@@ -21,8 +21,8 @@ from tfmammo.mammogram import Lesion
 from tfmammo.models import mask_gan
 from tfmammo.synthesis.config import ShapeName
 from tfmammo.synthesis.generators import MaskGenerator
+from tfmammo.synthesis.lesion_bank import SourceLesion
 from tfmammo.synthesis.placement import crop_to_mask
-from tfmammo.synthesis.sources import SourceLesion
 
 TRIES = 50  # shapes drawn for one mass
 _RADIUS = 100  # px of a named shape
@@ -89,7 +89,7 @@ class ShapeFiles:
             return ShapeFiles((place,))
         files = sorted(path for path in place.glob("*") if path.suffix.lower() in _PICTURES)
         if not files:
-            raise DataError(f"shapes.files: {place} is not a picture and holds none")
+            raise DataError(f"shapes.files: {place} is neither a picture nor a folder of pictures")
         return ShapeFiles(tuple(files))
 
     @cached_property
@@ -126,7 +126,7 @@ class RealOutlines:
         """Take the outlines of an archive's lesions."""
         if not lesions:
             raise DataError(
-                f"{data.archive_name} holds no {sampling.describe_wanted(data)}{of_patients} to "
+                f"{data.archive_name} has no {sampling.describe_wanted(data)}{of_patients} to "
                 "take shapes from; give shapes.gan or shapes.files"
             )
         return RealOutlines(lesions)

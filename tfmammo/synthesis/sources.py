@@ -1,50 +1,67 @@
-"""Sources: the mammograms and the real lesions of archives that a synthesis may use.
+"""Sources: what a synthesis config names, opened.
 
-An archive is indexed once and a split is read once, however often a synthesis asks for them.
+Mammograms, patients, networks, real lesions, shapes and sizes. An archive is indexed once and a
+split is read once, however often a synthesis asks for them.
 """
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Collection, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
+from pathlib import Path
 
 import numpy as np
 
-from tfmammo import archives
 from tfmammo.config import DataConfig
 from tfmammo.data import sampling, splits
 from tfmammo.errors import ConfigError, DataError, name_key
-from tfmammo.mammogram import Lesion, Mammogram, Skipped
+from tfmammo.mammogram import Mammogram, Skipped
 from tfmammo.synthesis.config import PatientsConfig, Sizes, SynthesisConfig
+from tfmammo.synthesis.generators import MaskGenerator, load_mask_generator, resolve_handle
+from tfmammo.synthesis.lesion_bank import LesionBank, SourceLesion, select_lesions
+from tfmammo.synthesis.recipe import ArchiveIndexes
+from tfmammo.synthesis.renderers import Renderer, make_renderer
+from tfmammo.synthesis.shapes import (
+    GeneratedShapes,
+    NamedShapes,
+    RealOutlines,
+    ShapeFiles,
+    ShapeSource,
+)
+
+log = logging.getLogger(__name__)
+
+HINT = "; train it first, or insert real masses without a network: renderer=poisson generator=null"
 
 
-class ArchiveIndexes:
-    """What archives state of their mammograms; each archive is read once."""
+@dataclass(frozen=True)
+class NetworkExports:
+    """Where the networks of a synthesis are; small, so that workers are sent it.
 
-    def __init__(self) -> None:
-        self._mammograms: dict[DataConfig, list[Mammogram]] = {}
+    Attributes:
+        generator: The renderer's network.
+        gan: The mask GAN.
+        weights: Hashes of both when the work began, see export.load_identified.
+    """
 
-    def read(self, data: DataConfig, skipped: Skipped | None = None) -> list[Mammogram]:
-        """Return the mammograms of an archive; ConfigError or ArchiveError where there is none."""
-        if data not in self._mammograms:
-            self._mammograms[data] = archives.read_mammograms(
-                data, Skipped() if skipped is None else skipped
-            )
-        return self._mammograms[data]
+    generator: Path | None = None
+    gan: Path | None = None
+    weights: tuple[str | None, str | None] = (None, None)
 
+    @staticmethod
+    def find(config: SynthesisConfig) -> NetworkExports:
+        """Find the networks of a config."""
 
-@dataclass(frozen=True, eq=False)
-class SourceLesion:
-    """A lesion of an archive."""
+        def resolve(key: str, handle: str | None, hint: str = "") -> Path | None:
+            try:
+                return resolve_handle(handle, config.tracking_uri) if handle else None
+            except ValueError as error:
+                raise ConfigError(f"{key}: {error}{hint}") from None
 
-    mammogram: Mammogram
-    number: int
-
-    @property
-    def lesion(self) -> Lesion:
-        """The lesion itself; a mask in a file is not read yet."""
-        return self.mammogram.lesions[self.number]
+        generator = resolve("generator", config.generator, HINT)
+        return NetworkExports(generator, resolve("shapes.gan", config.shapes.gan))
 
 
 @dataclass(frozen=True, eq=False)
@@ -94,12 +111,20 @@ class PatientSubset:
 
 
 class Sources:
-    """What a synthesis takes from archives. Each part is read when it is first asked for, once."""
+    """What a config names. Each part is opened when it is first asked for, once.
 
-    def __init__(self, config: SynthesisConfig) -> None:
+    Args:
+        exports: Where the networks are; else they are found.
+
+    Attributes:
+        skipped: Notes what of the archives can't be used.
+    """
+
+    def __init__(self, config: SynthesisConfig, exports: NetworkExports | None = None) -> None:
         self.config = config
         self.skipped = Skipped()
         self._indexes = ArchiveIndexes()
+        self._given_exports = exports
 
     @cached_property
     def patients(self) -> PatientSubset:
@@ -138,6 +163,68 @@ class Sources:
             mammograms = self._indexes.read(data)
         return select_lesions(self.patients.select(mammograms, data.archive_name), data)
 
+    @cached_property
+    def exports(self) -> NetworkExports:
+        """Where the networks are, with the weights that they have now."""
+        weights = self.renderer.identity.get("weights")
+        gan_weights = self.mask_gan.identity["weights"] if self.mask_gan else None
+        return replace(self._folders, weights=(weights, gan_weights))
+
+    @cached_property
+    def _folders(self) -> NetworkExports:
+        return self._given_exports or NetworkExports.find(self.config)
+
+    @cached_property
+    def renderer(self) -> Renderer:
+        """What renders lesions."""
+        config = self.config
+        folder = self._folders.generator
+        return make_renderer(config.renderer, folder, config.feather, config.whole_patch)
+
+    @cached_property
+    def mask_gan(self) -> MaskGenerator | None:
+        """The network that shapes come from, if any."""
+        return load_mask_generator(self._folders.gan) if self._folders.gan else None
+
+    @cached_property
+    def lesion_bank(self) -> LesionBank | None:
+        """The real lesions to insert; None where masses are made up."""
+        config = self.config
+        if not config.real_lesions:
+            return None
+        data = config.lesion_data
+        return LesionBank.select(self.lesions, data, config.pathology, config.of_patients)
+
+    @cached_property
+    def shapes(self) -> ShapeSource | None:
+        """The shapes of made-up masses; None where lesions are real."""
+        config = self.config
+        if config.real_lesions:
+            return None
+        if self.mask_gan:
+            return GeneratedShapes(self.mask_gan, config.shapes.plausible)
+        if config.shapes.files:
+            return ShapeFiles.find(config.shapes.files)
+        if config.shapes.drawn:
+            return NamedShapes(config.shapes.drawn)
+        return RealOutlines.select(self.lesions, config.lesion_data, config.of_patients)
+
+    @cached_property
+    def sizes(self) -> Sizes | None:
+        """The Gaussian of sizes; None where they are given, or the lesions' own."""
+        if not self.config.fits_sizes:
+            return self.config.sizes
+        sizes = fit_sizes(self.lesions, self.skipped)
+        log.info("sizes of %d lesions: %s", sizes.count, sizes.model_dump(exclude={"count"}))
+        return sizes
+
+    @property
+    def size_patients(self) -> frozenset[str]:
+        """Patients whose lesions may have given shapes or sizes to made-up masses."""
+        if self.config.fits_sizes or isinstance(self.shapes, RealOutlines):
+            return frozenset(source.mammogram.patient_id for source in self.lesions)
+        return frozenset()
+
 
 def _is_suitable(mammogram: Mammogram, config: SynthesisConfig) -> bool:
     """Return whether lesions may be inserted into a mammogram. No file is read."""
@@ -145,15 +232,6 @@ def _is_suitable(mammogram: Mammogram, config: SynthesisConfig) -> bool:
         return sampling.is_normal(mammogram)
     is_certain = all(lesion.kind_is_certain for lesion in mammogram.lesions)
     return not mammogram.lacks() and (config.data.mixed_findings or is_certain)
-
-
-def select_lesions(mammograms: Iterable[Mammogram], data: DataConfig) -> tuple[SourceLesion, ...]:
-    """Select every lesion of the kinds that a section asks for. No file is read."""
-    return tuple(
-        SourceLesion(mammogram, number)
-        for mammogram in mammograms
-        for number in sampling.select_lesions(mammogram, data)
-    )
 
 
 def fit_sizes(lesions: Iterable[SourceLesion], skipped: Skipped) -> Sizes:

@@ -146,7 +146,7 @@ def resolve(handle: str | Path, uri: str | None = None) -> Path:
     exports = [card.parent for card in folder.rglob(CARD)]
     if len(exports) != 1:
         raise TrackingError(
-            f"{handle}: holds {len(exports) or 'no'} exports in {redact(uri)}, where one is wanted"
+            f"{handle}: contains {len(exports) or 'no'} exports in {redact(uri)}, not one"
         )
     return exports[0]
 
@@ -195,7 +195,7 @@ def find_local_export(path: Path) -> Path:
     if (path / "saved_model.pb").is_file() and (path.parent / CARD).is_file():
         return path.parent
     if path.exists():
-        raise TrackingError(f"{path}: holds no export")
+        raise TrackingError(f"{path}: contains no export")
     if str(path) in zoo.list_names():
         return zoo.fetch(str(path))
     raise TrackingError(f"{path}: is neither a folder nor a model URI (models:/ or runs:/)")

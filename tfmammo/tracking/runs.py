@@ -158,7 +158,7 @@ class Run:
             The version, or None if the store failed.
 
         Raises:
-            ExportError: The folder holds no export.
+            ExportError: The folder contains no export.
         """
         card = read_card(directory)
         self._paused_until = 0.0
@@ -360,7 +360,7 @@ def _resume_run(client: mlflow.MlflowClient, uri: str, output: Path) -> str | No
         if error.error_code not in map(ErrorCode.Name, gone):
             raise
     if run is None or run.info.lifecycle_stage != LifecycleStage.ACTIVE:
-        log.warning("%s: holds no run %s any more, a new one is started", redact(uri), run_id)
+        log.warning("%s: run %s is no longer there, a new one is started", redact(uri), run_id)
         return None
     client.update_run(run_id, "RUNNING")
     return run_id

@@ -104,7 +104,8 @@ def check_owner(
         foreign = [name for name in WRITTEN if (output / name).exists()]
         if foreign:
             raise TrainingError(
-                f"{output} holds {' and '.join(foreign)} of no training; choose another --output"
+                f"{output} contains {' and '.join(foreign)}, which no training run wrote; choose "
+                "another --output"
             )
         return
     owner = configuration.parse(type(experiment), output / TRAINING_CONFIG)

@@ -44,7 +44,7 @@ def draw_grid(panels: Mapping[str, NDArray[np.floating]]) -> NDArray[np.uint8]:
         if images.shape[:3] != (count, rows, cols):
             size = f"{images.shape[1]} x {images.shape[2]} px"
             raise ValueError(
-                f"panel {name} holds {len(images)} images of {size}, "
+                f"panel {name} has {len(images)} images of {size}, "
                 f"not {count} of {rows} x {cols} px"
             )
         left = SPACING + column * (cols + SPACING)

@@ -143,7 +143,7 @@ def test_an_archive_without_lesions_has_no_removals(monkeypatch):
     normal = [each for each in phantom.read(count=24) if is_normal(each)]
     monkeypatch.setattr(archives, "read_mammograms", lambda *_: normal)
     assert not list(pairs.make_removals(make_config(), (), skipped))
-    assert "holds no mass with an outline" in skipped.reasons["removals"]
+    assert "has no mass with an outline" in skipped.reasons["removals"]
     known = [OneByOne(Knowing([normal[0].patient_id]), KINDS)]
     monkeypatch.setattr(pairs.sampling, "is_normal", lambda _: False)
     with pytest.raises(DataError, match="is normal"):

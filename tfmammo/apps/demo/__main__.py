@@ -11,6 +11,7 @@ from tfmammo.nn import _tensorflow  # noqa: F401  # imports TensorFlow quietly, 
 
 # isort: split
 import argparse
+import logging
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -27,7 +28,15 @@ def main(arguments: Sequence[str] | None = None) -> None:
     )
     parser.add_argument("--output", type=Path, default=Path("runs/demo"), help="default runs/demo")
     options = parser.parse_args(arguments)
-    cli.run(lambda: print(f"page: {scenes.write_demo(options.output)}"))
+
+    def work() -> None:
+        logging.disable(logging.INFO)  # notes for owners of patient data, which the demo has not
+        try:
+            print(f"page: {scenes.write_demo(options.output)}")
+        finally:
+            logging.disable(logging.NOTSET)
+
+    cli.run(work)
 
 
 if __name__ == "__main__":

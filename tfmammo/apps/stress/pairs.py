@@ -41,8 +41,7 @@ from tfmammo.errors import DataError
 from tfmammo.mammogram import Box, Lesion, Mammogram, Skipped
 from tfmammo.synthesis import lesion_bank
 from tfmammo.synthesis.generators import resolve_handle
-from tfmammo.synthesis.lesion_bank import LesionBank, LesionPatch
-from tfmammo.synthesis.mammograms import find_margins, record_place
+from tfmammo.synthesis.lesion_bank import LesionBank, LesionPatch, select_lesions
 from tfmammo.synthesis.placement import TargetMammogram, scale_shape
 from tfmammo.synthesis.recipe import TransformRecord
 from tfmammo.synthesis.renderers import (
@@ -55,7 +54,7 @@ from tfmammo.synthesis.renderers import (
     make_renderer,
 )
 from tfmammo.synthesis.shapes import NamedShapes, draw_shape
-from tfmammo.synthesis.sources import select_lesions
+from tfmammo.synthesis.synthesizer import find_margins, record_place
 
 SHAPES = ("irregular", "lobular", "oval", "round")
 TRIES = 30  # places drawn for one lesion

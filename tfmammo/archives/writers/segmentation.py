@@ -16,7 +16,7 @@ seldom state.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -164,15 +164,37 @@ def build(
         masks = (masks @ np.arange(1, len(lesions) + 1)).astype(np.uint16)
     if identifiers is None:
         identifiers = Identifiers(UID(), UID(), tuple(UID() for _ in lesions))
+    author, what = "readers", "lesions"
+    if parameters is not None:
+        author, what = "neural networks, not by a reader", "lesions (AI)"
+    segmentation = Segmentation(
+        source_images=[source],
+        pixel_array=masks[np.newaxis],
+        segmentation_type=form,
+        segment_descriptions=_describe_segments(lesions, identifiers.tracking, version, parameters),
+        device_serial_number="none",
+        content_description=f"Lesions outlined by {author}",
+        **identify(identifiers.series, _SERIES, identifiers.instance, version, what),
+    )
+    _complete_groups(segmentation, source)
+    return segmentation
+
+
+def _describe_segments(
+    lesions: Mapping[str, Lesion],
+    tracking: Sequence[str],
+    version: str,
+    parameters: Mapping[str, str] | None,
+) -> list[SegmentDescription]:
     algorithm = None
-    kind, author, what = SegmentAlgorithmTypeValues.MANUAL, "readers", "lesions"
+    kind = SegmentAlgorithmTypeValues.MANUAL
     if parameters is not None:
         algorithm = AlgorithmIdentificationSequence(
             "tfmammo", ARTIFICIAL, version, parameters=dict(parameters)
         )
         kind = SegmentAlgorithmTypeValues.AUTOMATIC
-        author, what = "neural networks, not by a reader", "lesions (AI)"
-    described = [
+    pairs = zip(lesions.items(), tracking, strict=True)
+    return [
         SegmentDescription(
             segment_number=number,
             segment_label=label,
@@ -180,23 +202,16 @@ def build(
             segmented_property_type=code_kind(lesion),
             algorithm_type=kind,
             algorithm_identification=algorithm,
-            tracking_uid=tracking,
+            tracking_uid=uid,
             tracking_id=label,
             anatomic_regions=[BREAST],
         )
-        for number, ((label, lesion), tracking) in enumerate(
-            zip(lesions.items(), identifiers.tracking, strict=True), 1
-        )
+        for number, ((label, lesion), uid) in enumerate(pairs, start=1)
     ]
-    segmentation = Segmentation(
-        source_images=[source],
-        pixel_array=masks[np.newaxis],
-        segmentation_type=form,
-        segment_descriptions=described,
-        device_serial_number="none",
-        content_description=f"Lesions outlined by {author}",
-        **identify(identifiers.series, _SERIES, identifiers.instance, version, what),
-    )
+
+
+def _complete_groups(segmentation: Segmentation, source: Dataset) -> None:
+    """Add and remove what readers trip over in what all frames share."""
     # Not needed with a source image, and without a thickness, which no projection has, highdicom
     # itself can't read them (PS3.3 A.51.5).
     shared = segmentation.SharedFunctionalGroupsSequence[0]
@@ -208,7 +223,6 @@ def build(
     plane.ImageOrientationPatient = source.get("ImageOrientationPatient") or [1, 0, 0, 0, 1, 0]
     shared.PlaneOrientationSequence = [plane]
     segmentation.PatientOrientation = source.get("PatientOrientation") or ""
-    return segmentation
 
 
 def code_kind(lesion: Lesion) -> Code:

@@ -87,13 +87,13 @@ def read_card(directory: Path) -> dict[str, Any]:
         "variables"), and what `export` was given.
 
     Raises:
-        ExportError: The folder holds no export, or one of a newer tfmammo.
+        ExportError: The folder contains no export, or one of a newer tfmammo.
     """
     path = locate(Path(directory)) / CARD
     try:
         card = json.loads(path.read_text(encoding="utf-8"))
     except (FileNotFoundError, NotADirectoryError):
-        raise ExportError(f"{directory}: holds no export, {CARD} is missing") from None
+        raise ExportError(f"{directory}: contains no export, {CARD} is missing") from None
     except (OSError, ValueError, RecursionError) as error:
         raise ExportError(f"{path}: can't be read ({summarize(error)})") from None
     if not isinstance(card, dict) or card.get("format") != FORMAT:

@@ -96,7 +96,7 @@ def export(
         and not (directory / CARD).is_file()
         and (not directory.is_dir() or any(directory.iterdir()))
     ):
-        raise ExportError(f"{directory}: exists and is no export, so it is not replaced")
+        raise ExportError(f"{directory}: exists and is not an export, so it is not replaced")
     new = sibling(directory, "new")
     shutil.rmtree(new, ignore_errors=True)
     try:
