@@ -29,7 +29,7 @@ UNSEEN, LEAK = "unseen", "leak"
 PLANNED = {UNSEEN: (5, 3), LEAK: (1, 3)}  # arm -> folds, seeds of each model
 PROGRESS = "progress"  # the table of models as far as their runs are finished
 SAMPLES = 10_000
-WORK = "6,000 of 210,000 steps (30,000 where copies leak); 128 of 256 px; 1/2 of the width"
+WORK = "6,000 of 210,000 steps (15,000 where copies leak); 128 of 256 px; 1/2 of the width"
 
 Scores = dict[str, NDArray[np.float64]]  # lesion -> its measures, in per cent
 
