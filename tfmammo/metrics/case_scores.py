@@ -69,7 +69,9 @@ class StudyScores:
         models = dict.fromkeys(model for of_arm, model, _, _ in self.runs if of_arm == arm)
         return sorted(models, key=lambda name: name in BASELINES)
 
-    def collect(self, arm: str, models: Mapping[str, Collection[int] | None]) -> Cases | None:
+    def collect(
+        self, arm: str, models: Mapping[str, Collection[int] | None], fold: int | None = None
+    ) -> Cases | None:
         """Collect the mean of each lesion over its copies, folds and seeds.
 
         Lesions that one of the models has not scored are skipped.
@@ -77,11 +79,12 @@ class StudyScores:
         Args:
             arm: The arm.
             models: Model -> the seeds that count; None: all.
+            fold: The fold that counts; None: all.
 
         Returns:
             None where no lesion has been scored by all models.
         """
-        means = {model: self._average(arm, model, seeds) for model, seeds in models.items()}
+        means = {model: self._average(arm, model, seeds, fold) for model, seeds in models.items()}
         common = sorted(set.intersection(*map(set, means.values()))) if means else []
         if not common:
             return None
@@ -93,11 +96,12 @@ class StudyScores:
         return Cases(scores, np.array(common), np.array(patients))
 
     def _average(
-        self, arm: str, model: str, seeds: Collection[int] | None
+        self, arm: str, model: str, seeds: Collection[int] | None, fold: int | None
     ) -> dict[str, NDArray[np.float64]]:
         copies: dict[str, list[Sequence[float]]] = {}
-        for (of_arm, of_model, _, seed), lesions in self.runs.items():
-            if (of_arm, of_model) == (arm, model) and (seeds is None or seed in seeds):
+        for (of_arm, of_model, of_fold, seed), lesions in self.runs.items():
+            is_chosen = (seeds is None or seed in seeds) and fold in (None, of_fold)
+            if (of_arm, of_model) == (arm, model) and is_chosen:
                 for lesion, values in lesions.items():
                     copies.setdefault(lesion, []).extend(values)
         return {lesion: np.mean(values, axis=0) for lesion, values in copies.items()}
