@@ -10,10 +10,10 @@ from tfmammo.metrics.summary import write_csv
 
 
 def read(folder, lines):
-    """Write lines of (arm, model, seed, patient, case, Dice), and read them as a study's."""
-    names = ("arm", "model", "seed", "patient", "case", "dice")
+    """Write lines of (arm, model, seed, patient, case, Dice, fold or 0), and read them."""
+    names = ("arm", "model", "seed", "patient", "case", "dice", "fold")
     others = {"fold": 0, "accuracy": 0.5, "jaccard": 0.5, "mcc": 0.5}
-    rows = [dict(zip(names, line, strict=True)) | others for line in lines]
+    rows = [others | dict(zip(names, line, strict=False)) for line in lines]
     write_csv(folder / SCORES, rows)
     return case_scores.read_scores(folder / SCORES)
 
@@ -46,6 +46,14 @@ def test_seeds_are_chosen_model_by_model(tmp_path):
     cases = scores.collect("leak", {"CAN": [1], "centred disc": None})
     assert cases.ids.tolist() == ["a"] and cases.scores["CAN"]["dice"] == pytest.approx([0.2])
     assert scores.collect("leak", {"CAN": [2]}) is None
+
+
+def test_a_fold_is_chosen(tmp_path):
+    lines = [("unseen", "CAN", 0, f"p{fold}", f"a{fold}", 0.1 * fold, fold) for fold in range(3)]
+    scores = read(tmp_path, lines)
+    cases = scores.collect("unseen", {"CAN": None}, 2)
+    assert cases.ids.tolist() == ["a2"] and cases.scores["CAN"]["dice"] == pytest.approx([0.2])
+    assert len(scores.collect("unseen", {"CAN": None}).ids) == 3
 
 
 def test_arms_are_compared_on_the_lesions_of_both(tmp_path):

@@ -221,6 +221,14 @@ def test_frames_are_compared_on_the_same_masses(frames):
     assert f"]({figure})" in page
 
 
+def test_the_model_with_the_fewest_seeds_says_how_many_there_are(tmp_path):
+    runs = every({"cGAN": 0.9}, "loose", 3, 1) | every({"U-Net": 0.8}, "loose", 1, 1)
+    found = read(tmp_path, runs | every({CENTRED_DISC: 0.7}, "loose", 1, 1), CGAN)
+    assert found.about.basis.endswith("1 seed") and found.about.runs == 1
+    evidence = judge("cgan_table", CGAN, found)["U-Net."]
+    assert (evidence.word, evidence.detail) == ("not decided", "one run each, or not known")
+
+
 def test_a_paragraph_waits_for_its_rows(tmp_path):
     found = read(tmp_path, every({"cGAN": 0.9}, "loose", 1, 1), CGAN)
     text = flatten(pages.build_page("cgan", {CGAN.key: found}))
