@@ -1,6 +1,5 @@
 """A study of segmentation models: its plan, its rows, and tables made of rows alone."""
 
-import numpy as np
 import pytest
 
 from tests.commands import REPOSITORY, run_script_here
@@ -8,9 +7,10 @@ from tests.facts import find, read_csv
 from tfmammo import config as configuration
 from tfmammo import shipped
 from tfmammo.errors import ConfigError, DataError
+from tfmammo.metrics.case_scores import RUNS, SCORES
 from tfmammo.metrics.summary import write_csv
 from tfmammo.studies import segmentation
-from tfmammo.studies.segmentation import RUNS, SCORES, StudyConfig, plan_runs, read_cases, tabulate
+from tfmammo.studies.segmentation import StudyConfig, plan_runs, tabulate
 
 TINY = {
     "training": {"steps": 2, "validate_every": 1, "precision": "float32", "deterministic": True},
@@ -82,27 +82,6 @@ def write_scores(folder, cases):
     write_csv(folder / SCORES, rows)
 
 
-def test_a_lesion_counts_once_whatever_copies_and_seeds_scored_it(tmp_path):
-    write_scores(
-        tmp_path,
-        [
-            ("leak", "CAN", 0, "p", "a~1", 0.7),
-            ("leak", "CAN", 0, "p", "a~5", 0.9),
-            ("leak", "CAN", 1, "p", "a~2", 0.2),
-            ("leak", "CAN", 0, "q", "b~0", 1.0),
-            ("leak", "CAN", 0, "q", "c~0", 1.0),  # which the disc has not scored
-            ("leak", "centred disc", 0, "p", "a~1", 0.1),
-            ("leak", "centred disc", 0, "q", "b~0", 0.3),
-            ("unseen", "CAN", 0, "p", "a", 0.0),
-        ],
-    )
-    cases = read_cases(tmp_path / SCORES, "leak")
-    assert cases.ids.tolist() == ["a", "b"] and cases.patients.tolist() == ["p", "q"]
-    np.testing.assert_allclose(cases.scores["CAN"]["dice"], [0.6, 1.0])
-    np.testing.assert_allclose(cases.scores["centred disc"]["dice"], [0.1, 0.3])
-    assert read_cases(tmp_path / SCORES, "other") is None
-
-
 def test_arms_are_compared_on_the_lesions_of_both(tmp_path):
     patients = [f"p{number}" for number in range(12)]
     rows = [("unseen", "CAN", 0, patient, f"{patient}-0", 0.8) for patient in patients]
@@ -122,6 +101,17 @@ def test_arms_are_compared_on_the_lesions_of_both(tmp_path):
         "CAN, as printed (on inbreast, a split that leaks)",
         "CAN, as printed (on inbreast)",
     ]
+
+
+def test_arms_without_a_common_lesion_are_not_compared(tmp_path):
+    """A whole mammogram is a case of its own."""
+    patients = [f"p{number}" for number in range(8)]
+    rows = [("loose", "CAN", 0, patient, f"{patient}#0", 0.8) for patient in patients]
+    rows += [("full", "CAN", 0, patient, f"{patient}#full", 0.4) for patient in patients]
+    write_scores(tmp_path, rows)
+    report = tabulate(make_config(tmp_path, arms={"loose": {}, "full": {}}))
+    assert not [fact for fact in report.facts if fact.table == "arms"]
+    assert find(report.facts, "CAN", "dice", subset="arm=full").images == 8
 
 
 @pytest.mark.long

@@ -28,14 +28,13 @@ from tfmammo.errors import DataError
 from tfmammo.evaluation.comparison import ModelURIs, Name, compare
 from tfmammo.evaluation.report import ComparisonReport, Report, average_runs, join_subset
 from tfmammo.evaluation.segmentation import (
-    MEASURES,
-    POSTPROCESSED,
     PUBLISHED,
     SegmentationConfig,
     SegmentationSettings,
     draw_panels,
     score_patches,
 )
+from tfmammo.metrics.case_scores import MEASURES, POSTPROCESSED
 from tfmammo.metrics.rows import Fact
 from tfmammo.metrics.summary import Measure, Scores, Table, correct_p, make_tables
 from tfmammo.models.cgan import PostprocessConfig

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Final, Literal
+from typing import Any, Literal
 
 import numpy as np
 from matplotlib.figure import Figure
@@ -27,6 +27,7 @@ from tfmammo.evaluation.report import (
     save_figure,
 )
 from tfmammo.metrics import classification, segmentation
+from tfmammo.metrics.case_scores import CENTRED_DISC, MEASURES, POSTPROCESSED, WHOLE_PATCH
 from tfmammo.metrics.plotting import make_roc_axes, plot_style
 from tfmammo.metrics.summary import Measure, Scores, Table, format_spread
 from tfmammo.models.cgan import PostprocessConfig, postprocess
@@ -35,12 +36,6 @@ from tfmammo.training.image_grid import BLUE, ORANGE, draw_agreement, draw_outli
 
 Images = NDArray[np.float32]
 
-MEASURES = {
-    "accuracy": Measure("Accuracy", "%", 100, 1),
-    "dice": Measure("Dice", "%", 100, 1),
-    "jaccard": Measure("Jaccard", "%", 100, 1),
-    "mcc": Measure("MCC", "%", 100, 1),
-}
 PUBLISHED = {
     name: Published(values, "inbreast", leaky=True, frame="square")
     for name, values in get_values("can", "table1", 0.01).items()
@@ -53,9 +48,6 @@ PUBLISHED["cGAN"] = Published(
     "inbreast",
     frame="loose",
 )
-WHOLE_PATCH: Final = "whole patch"
-CENTRED_DISC: Final = "centred disc"
-POSTPROCESSED = " + post-processing"
 # A ROC curve over more pixels than this is drawn from a random sample of so many.
 MAX_PIXELS = 2_000_000
 RATES = np.linspace(0, 1, 1001)

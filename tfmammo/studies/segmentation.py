@@ -8,7 +8,6 @@ elsewhere with its rows alone.
 
 from __future__ import annotations
 
-import csv
 import hashlib
 import logging
 from collections.abc import Mapping, Sequence
@@ -16,38 +15,35 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
 from pydantic import Field, NonNegativeInt, PositiveInt
 
 from tfmammo.config import DataConfig, Frozen
 from tfmammo.errors import ConfigError, DataError
 from tfmammo.evaluation.comparison import Name
 from tfmammo.evaluation.report import Report
-from tfmammo.evaluation.segmentation import MEASURES, PUBLISHED
-from tfmammo.metrics.segmentation import paired_test
-from tfmammo.metrics.summary import (
-    PERMUTATION,
-    Table,
-    correct_p,
-    format_p,
-    make_tables,
-    summarize,
-    write_csv,
+from tfmammo.evaluation.segmentation import PUBLISHED
+from tfmammo.metrics.case_scores import (
+    BASELINES,
+    CURVES,
+    KEYS,
+    MEASURES,
+    RUNS,
+    SCORES,
+    Cases,
+    compare_arms,
+    read_lines,
+    read_scores,
 )
+from tfmammo.metrics.summary import Table, correct_p, format_p, make_tables, summarize, write_csv
 from tfmammo.models.cgan import PostprocessConfig
 from tfmammo.studies import workflow
-from tfmammo.studies.segmenters import BASELINES, TrainedConfig, check_steps, plan_training
+from tfmammo.studies.segmenters import TrainedConfig, check_steps, plan_training
 from tfmammo.studies.workflow import Step, format_overrides
 from tfmammo.tracking import export
 from tfmammo.tracking.history import read_monitor
 
 log = logging.getLogger(__name__)
 
-SCORES = "scores.csv"
-RUNS = "runs.csv"
-CURVES = "curves.csv"
-KEYS = ("arm", "model", "fold", "seed")
 # Keys of an arm's data section that say which patients it trains on, not what a patch is.
 SPLIT_KEYS = {
     "split",
@@ -237,7 +233,9 @@ def run_study(
 
 def find_missing(config: StudyConfig, planned: Sequence[Run]) -> list[Run]:
     """List the runs that have no scores yet; refuse scores that were made with other settings."""
-    known = {tuple(row[key] for key in KEYS): row["settings"] for row in _read(config.rows / RUNS)}
+    known = {
+        tuple(row[key] for key in KEYS): row["settings"] for row in read_lines(config.rows / RUNS)
+    }
     for run in planned:
         if known.get(run.key, _hash(config, run)) != _hash(config, run):
             raise DataError(
@@ -259,11 +257,11 @@ def append_rows(config: StudyConfig, run: Run, output: Path) -> None:
     Trivial baselines are kept once for each arm, fold and drawn split.
     """
     own = dict(zip(KEYS, run.key, strict=True))
-    kept = _read(config.rows / SCORES)
+    kept = read_lines(config.rows / SCORES)
     known = {tuple(row[key] for key in KEYS) for row in kept}
     is_drawn = config.arms[run.arm].folds == 1 and config.test is None
     scores = []
-    for line in _read(output / run.score.name / "per_image.csv"):
+    for line in read_lines(output / run.score.name / "per_image.csv"):
         key = own | {"model": line["model"]}
         if line["model"] in BASELINES and (
             tuple(key.values()) in known or (run.seed and not is_drawn)
@@ -289,53 +287,17 @@ def append_rows(config: StudyConfig, run: Run, output: Path) -> None:
     }
     config.rows.mkdir(parents=True, exist_ok=True)
     write_csv(config.rows / SCORES, [*kept, *scores])
-    write_csv(config.rows / CURVES, [*_read(config.rows / CURVES), *curve])
+    write_csv(config.rows / CURVES, [*read_lines(config.rows / CURVES), *curve])
     # the last: a run counts as made once its line is here
-    write_csv(config.rows / RUNS, [*_read(config.rows / RUNS), about])
-
-
-def _read(path: Path) -> list[dict[str, str]]:
-    if not path.exists():
-        return []
-    with path.open(newline="", encoding="utf-8") as file:
-        return list(csv.DictReader(file))
-
-
-@dataclass(frozen=True)
-class Cases:
-    """The scores of one arm: model -> measure -> [n], the lesion and the patient of each case."""
-
-    scores: Mapping[str, Mapping[str, NDArray[np.float64]]]
-    ids: NDArray[np.str_]
-    patients: NDArray[np.str_]
-
-
-def read_cases(path: Path, arm: str) -> Cases | None:
-    """Read the scores of an arm: for each lesion the mean over its copies, folds and seeds.
-
-    Lesions that some model has not scored are skipped. None where there are none.
-    """
-    values: dict[str, dict[str, list[list[float]]]] = {}
-    patients = {}
-    for row in _read(path):
-        if row["arm"] == arm:
-            lesion = row["case"].partition("~")[0]
-            patients[lesion] = row["patient"]
-            numbers = [float(row[measure]) for measure in MEASURES]
-            values.setdefault(row["model"], {}).setdefault(lesion, []).append(numbers)
-    common = sorted(set.intersection(*map(set, values.values()))) if values else []
-    if not common:
-        return None
-    scores = {}
-    for model in sorted(values, key=lambda name: name in BASELINES):
-        means = np.array([np.mean(values[model][lesion], axis=0) for lesion in common])
-        scores[model] = dict(zip(MEASURES, means.T, strict=True))
-    return Cases(scores, np.array(common), np.array([patients[lesion] for lesion in common]))
+    write_csv(config.rows / RUNS, [*read_lines(config.rows / RUNS), about])
 
 
 def tabulate(config: StudyConfig) -> Report:
     """Tabulate each arm, and what the first arm's Dice differs by from that of the others."""
-    read = {name: read_cases(config.rows / SCORES, name) for name in config.arms}
+    scores = read_scores(config.rows / SCORES)
+    read = {
+        name: scores.collect(name, dict.fromkeys(scores.list_models(name))) for name in config.arms
+    }
     arms = {name: cases for name, cases in read.items() if cases}
     report = Report(config=config)
     draws = config.samples, config.seed, config.level
@@ -364,31 +326,21 @@ def tabulate(config: StudyConfig) -> Report:
     return report
 
 
-def _add_arms(report: Report, config: StudyConfig, first: Cases, other: Cases, name: str) -> None:
-    """Add the Dice of an arm less that of the first one, on the lesions of both."""
-    common, rows, others = np.intersect1d(first.ids, other.ids, return_indices=True)
-    patients = first.patients[rows]
-    base = next(iter(config.arms))
+def _add_arms(report: Report, config: StudyConfig, base: Cases, cases: Cases, name: str) -> None:
+    """Add the Dice of an arm less that of the first one; nothing where they share no lesion."""
+    first = next(iter(config.arms))
+    subset = f"arm={name};less={first}"
+    facts = compare_arms(cases, base, subset, config.samples, config.seed, config.level)
+    if not facts:
+        return
+    report.facts += facts
     measure = MEASURES["dice"]
-    counts = {"patients": len(set(patients)), "images": len(common)}
-    body = []
-    for model in (model for model in first.scores if model in other.scores):
-        test = paired_test(
-            other.scores[model]["dice"][others],
-            first.scores[model]["dice"][rows],
-            patients,
-            config.samples,
-            config.seed,
-            config.level,
-        )
-        numbers = test.difference, test.low, test.high
-        fact = measure.make_fact("arms", model, "dice", *numbers, p=test.p, **counts)
-        subset = f"arm={name};less={base}"
-        report.facts.append(replace(fact, subset=subset, against=model, test=PERMUTATION))
-        cell = measure.format_fact(report.facts[-1]).replace("\n", " ")
-        body.append([model, cell, format_p(test.p)])
+    body = [
+        [fact.model, measure.format_fact(fact).replace("\n", " "), format_p(fact.p)]
+        for fact in facts
+    ]
     title = (
-        f"Dice of {name} less that of {base}, %: {len(common)} masses of "
-        f"{len(set(patients))} patients"
+        f"Dice of {name} less that of {first}, %: {facts[0].images} masses of "
+        f"{facts[0].patients} patients"
     )
     report.tables.append(Table(title, ["", "difference", "p"], body))

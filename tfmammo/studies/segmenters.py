@@ -20,7 +20,8 @@ from tfmammo.errors import ConfigError
 from tfmammo.evaluation import segmentation
 from tfmammo.evaluation.comparison import Name
 from tfmammo.evaluation.report import ComparisonReport, save_figure
-from tfmammo.evaluation.segmentation import MEASURES, SegmentationConfig
+from tfmammo.evaluation.segmentation import SegmentationConfig
+from tfmammo.metrics.case_scores import BASELINES, MEASURES
 from tfmammo.metrics.plotting import plot_style
 from tfmammo.metrics.rows import Fact
 from tfmammo.metrics.summary import Table
@@ -30,7 +31,6 @@ from tfmammo.tracking import export, runs
 
 SCORES = "scores"  # the folder of what `segmentation.evaluate` writes
 DRAWN = ("dice", "jaccard")
-BASELINES = (segmentation.WHOLE_PATCH, segmentation.CENTRED_DISC)
 
 
 class TrainedConfig(Frozen):

@@ -65,10 +65,10 @@ def draw_intervals(rows: Sequence[tuple[str, int, Fact]], unit: str) -> str:
     """Draw numbers with their intervals as SVG: label, index of the colour and number of each."""
     low = min(fact.low for _, _, fact in rows)
     high = max(fact.high for _, _, fact in rows)
-    left, height = 190, 20 * len(rows) + 10
+    left, height = 20 + 6 * max(len(label) for label, _, _ in rows), 20 * len(rows) + 10
 
     def place(value: float) -> float:
-        return round(left + WIDTH * (value - low) / (high - low), 1)
+        return round(left + WIDTH * (value - low) / (high - low or 1), 1)
 
     parts = [
         f'<path d="M{left} {height}H{left + WIDTH}" stroke="#888"/>',

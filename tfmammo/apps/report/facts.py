@@ -39,6 +39,8 @@ class About(Frozen):
     """The data in words."""
     papers_data: str
     """The paper's data in words; "" of a study that no paper has."""
+    basis: str = ""
+    """What verdicts say of the data; "": whether they are the paper's."""
     work: str
     """How long and how large: "12,000 of 210,000 steps; 128 of 256 px; 1/4 of the width"."""
     runs: int

@@ -1,11 +1,13 @@
-"""How measures are shown: their names, decimals and intervals."""
+"""How measures and rows are shown: names, decimals, intervals, and rows in a text."""
 
 from __future__ import annotations
 
 import math
 
+from tfmammo.apps.report.facts import Facts
 from tfmammo.metrics.rows import Fact
 
+UNKNOWN = "not measured"
 THOUSANDTHS = "0.001"  # the unit of KID, whose name says it
 # measure -> (name, decimals); of one with a rate, such as tpr@0.5, the part before @
 MEASURES = {
@@ -86,3 +88,20 @@ def format_interval(row: Fact, with_p: bool = False, with_unit: bool = True) -> 
     if with_p and not math.isnan(p):
         text += ", p < 0.001" if p < 0.001 else f", p = {p:.3f}"
     return text
+
+
+class Placeholder:
+    """Facts in a text, whose format is the key of a row: {ITEM:MODEL|MEASURE}.
+
+    Further parts name the rest of its key, as in |against=cGAN|subset=frame=tight; |p adds the
+    p-value.
+    """
+
+    def __init__(self, facts: Facts | None) -> None:
+        self.facts = facts
+
+    def __format__(self, key: str) -> str:
+        model, measure, *others = key.split("|")
+        keys = dict(part.split("=", 1) for part in others if part != "p")
+        row = self.facts.find(model, measure, **keys) if self.facts else None
+        return format_interval(row, with_p="p" in others) if row else UNKNOWN

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import math
 import textwrap
 from collections.abc import Mapping, Sequence
 
-from tfmammo.apps.report import curves, inbreast
+from tfmammo.apps.report import curves
 from tfmammo.apps.report.facts import Facts
 from tfmammo.apps.report.items import (
     ITEMS,
@@ -16,8 +17,24 @@ from tfmammo.apps.report.items import (
     list_checks,
     read_papers,
 )
-from tfmammo.apps.report.measures import format_interval, format_printed, name_measure
+from tfmammo.apps.report.measures import (
+    UNKNOWN,
+    Placeholder,
+    format_interval,
+    format_printed,
+    name_measure,
+)
+from tfmammo.apps.report.studies import (
+    ARMS,
+    PROGRESS,
+    STUDIES,
+    Study,
+    count_runs,
+    describe_difference,
+    describe_runs,
+)
 from tfmammo.apps.report.verdicts import NO_RUN, OTHER_DATA, WORDS, Evidence, Word, judge_claim
+from tfmammo.metrics.case_scores import POSTPROCESSED
 from tfmammo.metrics.rows import Fact
 
 WIDTH = 118
@@ -26,7 +43,6 @@ PICTURES = "pictures"
 Captions = Mapping[str, tuple[str, str]]  # name of a picture -> what it shows, and its source
 NO_CAPTIONS: Captions = {}
 CURVES = "curves"
-LEAK = f"{CURVES}/can_inbreast.leak.svg"  # where models have been scored by both protocols
 NO_RESULT = "no valid result yet"
 SUBSETS = {"protocol=paper": "leaking split"}  # in words, where the value alone does not say it
 AllFacts = Mapping[str, Facts]
@@ -113,8 +129,9 @@ def build_page(paper: str, facts: AllFacts, captions: Captions = NO_CAPTIONS) ->
     lines = [f"# {source.name}: results", "", *_introduce(paper, source, items, facts)]
     for item in items:
         lines += ["", f"## {item.printed.label}", "", *_describe(item, facts, captions)]
-        if paper == "can" and item.name == "table1" and inbreast.KEY in facts:
-            lines += ["", *_describe_inbreast(facts[inbreast.KEY], item)]
+        for study in STUDIES.values():
+            if study.item == item.key and study.key in facts:
+                lines += ["", *_describe_study(study, facts, item)]
     text = (
         f"`tfmammo report --only {paper}` repeats the runs of this page, and `--only` with the "
         "name of a file those behind it. All files are in `docs/results`."
@@ -168,15 +185,16 @@ def _describe(item: Item, facts: AllFacts, captions: Captions) -> list[str]:
         return [*lines, "", *points] if points else lines
     if evidence:
         lines += ["", *(line for one in evidence for line in describe_claim(one))]
-    # the study on INbreast has a section of its own
-    sources = [one for one in list_sources(item, facts) if one.about.item != inbreast.KEY]
+    # a study on the paper's own data has a section of its own
+    sources = [one for one in list_sources(item, facts) if one.about.item not in STUDIES]
     if not sources:
         return lines
     own = next((one for one in sources if one.about.item == item.key), sources[0])
     if item.shown and (table := show(item.shown, own, item)):
         lines += ["", *table]
-    if item.text:
-        lines += ["", *wrap(item.text)]
+    of_studies = (study.texts.get(item.key) for key, study in STUDIES.items() if key in facts)
+    if text := next(filter(None, of_studies), item.text):
+        lines += ["", *wrap(text)]
     about = own.about
     if about.item != item.key:
         label = find_item(about.item).printed.label
@@ -196,7 +214,7 @@ def describe_claim(evidence: Evidence) -> list[str]:
     if evidence.facts and evidence.word != "not tested":
         about = evidence.facts.about
         kind = "the paper's data" if about.is_papers_data else "a substitute for the paper's data"
-        details.append(f"{kind}, scale {about.scale}")
+        details.append(f"{about.basis or kind}, scale {about.scale}")
     return wrap(f"{text} {'; '.join(filter(None, details))}.", "- ", "  ")
 
 
@@ -246,62 +264,68 @@ def _fold(facts: Facts) -> list[str]:
     return [*lines, "", "</details>"]
 
 
-def _describe_inbreast(facts: Facts, item: Item) -> list[str]:
-    """Describe the study on the paper's own data, as far as it is finished."""
-    lines = ["## Table I on INbreast, the paper's own data", ""]
-    done = {
-        model: len(
-            {curve.run for curve in facts.curves if curve.run.startswith(f"unseen/{model}/")}
-        )
-        for model in inbreast.MODELS
-    }
-    folds, seeds = inbreast.PLANNED[inbreast.UNSEEN]
-    planned = folds * seeds
-    lines += wrap(
-        f"All 107 mammograms with masses, 116 outlines, 50 patients; {facts.about.work}; five "
-        f"folds by patient, three seeds. **{sum(done.values())} of {planned * len(done)} runs are "
-        "finished.** Means are over the masses of the patients scored so far, intervals by "
-        "patient. Verdicts above take this data as soon as both models have every fold. With 50 "
-        "patients a difference of 0.8 points of Dice is found with a probability of 80 %."
-    )
+def _describe_study(study: Study, facts: AllFacts, item: Item) -> list[str]:
+    """Describe a study on the paper's own data, as far as it is finished."""
+    runs = describe_runs(study, facts, [study.base])
+    others = [
+        f"{shown.name}: {done} of {study.plan[arm].count}"
+        for arm, shown in study.arms.items()
+        if arm != study.base and (done := count_runs(study, facts, arm))
+    ]
+    runs += f" ({', '.join(others)})" if others else ""
+    intro = study.intro.format(work=study.describe_work(), runs=runs)
+    lines = [f"## {study.heading}", "", *wrap(intro), "", *_show_study(study, facts, item)]
+    if _list_arms(study, facts[study.key]):
+        lines += ["", f"![{study.figure}]({_name_figure(study)})"]
+    rows = Placeholder(facts[study.key])
+    differences = {arm: describe_difference(study, facts, arm) for arm in study.arms}
+    for note in study.notes:
+        text = note.format(rows=rows, **differences)
+        if UNKNOWN not in text:
+            lines += ["", *wrap(text)]
+    files = (f"[{name}]({study.folder}/{name}.csv)" for name in ("scores", "runs", "curves"))
+    lines += ["", *wrap(f"{study.text} Files: {', '.join(files)}.")]
+    return [*lines, "", "```", study.command, "```"]
+
+
+def _show_study(study: Study, facts: AllFacts, item: Item) -> list[str]:
+    """Format the Dice of a study's models in each arm, and what arms differ by."""
+    own = facts[study.key]
+    compared = {arm: shown.less for arm, shown in study.arms.items() if shown.less}
+    header = [
+        "",
+        "runs",
+        "patients",
+        *(f"Dice, %, {shown.name}" for shown in study.arms.values()),
+        *compared.values(),
+        study.printed_heading,
+    ]
+    base = study.plan[study.base]
     body = []
-    for model in (*inbreast.MODELS, inbreast.DISC):
-        row = facts.find(model, "dice", table=inbreast.PROGRESS, subset="protocol=unseen")
-        leak = facts.find(model, "dice", table=inbreast.PROGRESS, subset="protocol=leak")
-        gain = facts.find(inbreast.name_leaking(model), "dice", model, inbreast.LEAK)
-        value = item.printed.values.get(model, {}).get("dice")
+    for model in study.shown:
+        network = model.removesuffix(POSTPROCESSED)
+        runs = count_runs(study, facts, study.base, network)
+        levels = [
+            own.find(model, "dice", table=PROGRESS, subset=study.name_part(arm))
+            for arm in study.arms
+        ]
+        differences = [
+            own.find(model, "dice", model, ARMS, study.name_difference(arm)) for arm in compared
+        ]
+        value = item.printed.values.get(model, {}).get(study.printed)
         body.append(
             [
                 model,
-                f"{done[model]} of {planned}" if model in done else "-",
-                str(row.patients) if row else "-",
+                f"{runs} of {base.folds * base.seeds}" if network in base.models else "-",
+                str(levels[0].patients) if levels[0] else "-",
                 *(
-                    format_interval(one, with_unit=False) if one else "-"
-                    for one in (row, leak, gain)
+                    format_interval(row, with_unit=False) if row else "-"
+                    for row in (*levels, *differences)
                 ),
                 format_printed(value, "dice"),
             ]
         )
-    header = ["", "runs", "patients", "Dice, %, unseen patients", "Dice, %, leaking split"]
-    lines += ["", *tabulate([*header, "effect of the leak", "printed (its split leaks)"], body)]
-    if _list_protocols(facts):
-        lines += ["", f"![Dice on unseen patients and by the leaking split]({LEAK})"]
-    lines += [
-        "",
-        *wrap(
-            "In the paper, rotated copies of one lesion are on both sides of the split. The runs "
-            "by the leaking split repeat that protocol. The difference from unseen patients, on "
-            "the same masses, is the effect of the leak. Rows with different numbers of patients "
-            "cannot be compared. INbreast's terms allow numbers and plots, and no pixels. Files: "
-            "[scores](inbreast_can/scores.csv), [runs](inbreast_can/runs.csv), "
-            "[curves](inbreast_can/curves.csv)."
-        ),
-        "",
-        "```",
-        *facts.about.commands,
-        "```",
-    ]
-    return lines
+    return tabulate(header, body)
 
 
 def draw_curves(facts: AllFacts) -> dict[str, str]:
@@ -309,26 +333,27 @@ def draw_curves(facts: AllFacts) -> dict[str, str]:
     files = {
         f"{CURVES}/{one.name}.svg": curves.draw(one.curves)
         for key, one in facts.items()
-        if one.curves and key != inbreast.KEY
+        if one.curves and key not in STUDIES
     }
-    if inbreast.KEY in facts and (rows := _list_protocols(facts[inbreast.KEY])):
-        files[LEAK] = curves.draw_intervals(rows, "% Dice")
+    for key, study in STUDIES.items():
+        if key in facts and (rows := _list_arms(study, facts[key])):
+            files[_name_figure(study)] = curves.draw_intervals(rows, "% Dice")
     return files
 
 
-def _list_protocols(facts: Facts) -> list[tuple[str, int, Fact]]:
-    """List the Dice of each model by both protocols, where both were measured."""
-    protocols = {"unseen": "unseen patients", "leak": "leaking split"}
+def _name_figure(study: Study) -> str:
+    return f"{CURVES}/{study.key}.arms.svg"
+
+
+def _list_arms(study: Study, facts: Facts) -> list[tuple[str, int, Fact]]:
+    """List the Dice of each model by arm, where it was measured in several."""
     rows = []
-    for model in inbreast.MODELS:
+    for model in study.shown:
         found = [
-            (f"{model}, {name}", index, fact)
-            for index, (protocol, name) in enumerate(protocols.items())
-            if (
-                fact := facts.find(
-                    model, "dice", table=inbreast.PROGRESS, subset=f"protocol={protocol}"
-                )
-            )
+            (f"{model}, {shown.name}", index, fact)
+            for index, (arm, shown) in enumerate(study.arms.items())
+            if (fact := facts.find(model, "dice", table=PROGRESS, subset=study.name_part(arm)))
+            and math.isfinite(fact.low)
         ]
-        rows += found if len(found) == len(protocols) else []
+        rows += found if len(found) > 1 else []
     return rows

@@ -1,7 +1,6 @@
 """All pages, from committed rows and templates alone, without TensorFlow; and the README's lines.
 
-A placeholder {ITEM:MODEL|MEASURE} in index.md and readme.md is a row of an item, with its interval.
-Further parts name the rest of its key, as in |against=cGAN|subset=frame=tight; |p adds the p-value.
+A placeholder {ITEM:MODEL|MEASURE} in index.md and readme.md is a row of an item: `Placeholder`.
 """
 
 from __future__ import annotations
@@ -12,32 +11,19 @@ from pathlib import Path
 
 from tfmammo import filesystem
 from tfmammo.apps.report import facts as fact_files
-from tfmammo.apps.report import inbreast, pages
+from tfmammo.apps.report import pages, studies
 from tfmammo.apps.report.config import ReportConfig, Scale
 from tfmammo.apps.report.facts import Facts
 from tfmammo.apps.report.items import FACT_KEYS, ITEMS, find_item, list_checks, read_papers
-from tfmammo.apps.report.measures import format_interval
+from tfmammo.apps.report.measures import UNKNOWN, Placeholder
 from tfmammo.apps.report.pages import AllFacts, count_words, judge_item, name_counts, tabulate, wrap
 from tfmammo.apps.report.verdicts import WORDS, Evidence
 from tfmammo.errors import ConfigError, DataError
 
 BEGIN = "<!-- written by evaluate/report.py -->"
 END = "<!-- end of what evaluate/report.py writes -->"
-UNKNOWN = "not measured"
+CAN, CGAN = (studies.STUDIES[key] for key in ("can_inbreast", "cgan_inbreast"))
 AllEvidence = Mapping[str, Sequence[Evidence]]
-
-
-class Placeholder:
-    """An item in a template, whose format is the key of a row."""
-
-    def __init__(self, facts: Facts | None) -> None:
-        self.facts = facts
-
-    def __format__(self, key: str) -> str:
-        model, measure, *others = key.split("|")
-        keys = dict(part.split("=", 1) for part in others if part != "p")
-        row = self.facts.find(model, measure, **keys) if self.facts else None
-        return format_interval(row, with_p="p" in others) if row else UNKNOWN
 
 
 def build_index(facts: AllFacts) -> str:
@@ -49,8 +35,9 @@ def build_index(facts: AllFacts) -> str:
         "index.md",
         facts,
         counts=f"{counts}{name_counts(every)}.",
-        runs=_count_runs(facts),
+        runs=studies.describe_runs(CAN, facts),
         leak=_describe_leak(facts),
+        without_adversary=_describe_adversary(facts),
         claims="\n".join(_tabulate_claims(evidence)),
         open="\n".join(_list_open(evidence)),
     )
@@ -78,19 +65,25 @@ def _fill(name: str, facts: AllFacts, **texts: str) -> str:
     return "\n".join(lines) + "\n"
 
 
-def _count_runs(facts: AllFacts) -> str:
-    """Say how far the study on INbreast is."""
-    done = len(facts[inbreast.KEY].curves) if inbreast.KEY in facts else 0
-    return f"{done} of {inbreast.count_planned()} runs are finished"
-
-
 def _describe_leak(facts: AllFacts) -> str:
     """Say what a leaking split is worth on INbreast, as far as it is known."""
-    found = []
-    for model in inbreast.MODELS if inbreast.KEY in facts else ():
-        row = facts[inbreast.KEY].find(inbreast.name_leaking(model), "dice", model, inbreast.LEAK)
-        found += [f"{model} {format_interval(row, with_p=True)}"] if row else []
-    return "; ".join(found) or f"still to be measured, {_count_runs(facts)}"
+    effect = studies.describe_difference(CAN, facts, "leak")
+    if effect == UNKNOWN:
+        return f"still to be measured, {studies.describe_runs(CAN, facts)}"
+    runs = studies.describe_runs(CAN, facts, ["leak"])
+    return f"{effect} (Dice by the leaking split less Dice on unseen patients; {runs})"
+
+
+def _describe_adversary(facts: AllFacts) -> str:
+    """Say what Dice the cGAN has without its discriminator on INbreast; nothing before it is known.
+
+    The text begins with a space.
+    """
+    key = "cGAN without adversary|dice|against=cGAN|p"
+    change = format(Placeholder(facts.get(CGAN.key)), key)
+    if change == UNKNOWN:
+        return ""
+    return f" In INbreast's loose frames Dice changes by {change} without the discriminator."
 
 
 def _tabulate_claims(evidence: AllEvidence) -> list[str]:
@@ -133,10 +126,8 @@ def find_folder(config: ReportConfig, scale: Scale, output: Path) -> Path:
 
 
 def read_all(folder: Path) -> dict[str, Facts]:
-    """Read the facts of all items, and those of the study on INbreast."""
-    facts = fact_files.read(folder, FACT_KEYS)
-    study = inbreast.make_facts(inbreast.read_study(folder / inbreast.FOLDER))
-    return facts | ({inbreast.KEY: study} if study else {})
+    """Read the facts of all items, and those of the studies on the papers' own data."""
+    return fact_files.read(folder, FACT_KEYS) | studies.read_facts(folder)
 
 
 def build_files(folder: Path) -> dict[str, str]:

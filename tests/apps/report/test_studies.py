@@ -1,0 +1,237 @@
+"""The rows of studies on the papers' own data: partial, complete, arm by arm."""
+
+import csv
+
+import pytest
+
+from tfmammo import config as configuration
+from tfmammo.apps.report import pages, rebuild, studies
+from tfmammo.apps.report.facts import Facts
+from tfmammo.apps.report.items import FACT_KEYS, ITEMS, find_item
+from tfmammo.apps.report.studies import STUDIES
+from tfmammo.metrics.case_scores import CENTRED_DISC, MEASURES, POSTPROCESSED
+from tfmammo.studies.segmentation import StudyConfig, plan_runs
+
+CAN, CGAN = STUDIES["can_inbreast"], STUDIES["cgan_inbreast"]
+DICE = {"CAN": 0.91, "U-Net": 0.89, "FCN-8s": 0.87, "SegNet": 0.85, CENTRED_DISC: 0.70}
+LOOSE = {"cGAN": 0.91, "cGAN without adversary": 0.92, "U-Net": 0.89, CENTRED_DISC: 0.70}
+
+
+@pytest.fixture(autouse=True)
+def few_samples(monkeypatch):
+    monkeypatch.setattr(studies, "SAMPLES", 2000)
+
+
+def write(folder, runs):
+    """Write the scores of runs: (arm, model, fold, seed) -> Dice of six patients a fold.
+
+    In an arm of frames they are twelve.
+    """
+    endings = {"leak": ("~0", "~1"), "full": ("#full",)}
+    keys = ("arm", "model", "fold", "seed")
+    scores = [
+        {
+            **dict(zip(keys, key, strict=True)),
+            "patient": f"p{key[2]}{n}",
+            "case": f"lesion{key[2]}{n}{ending}",
+            **dict.fromkeys(MEASURES, dice + 0.001 * (n % 6)),
+        }
+        for key, dice in runs.items()
+        for n in range(12 if key[0] in CGAN.arms else 6)
+        for ending in endings.get(key[0], ("",))
+    ]
+    curves = [
+        dict(zip(keys, key, strict=True)) | {"step": 10, "dice": 0.5}
+        for key in runs
+        if key[1] != CENTRED_DISC and not key[1].endswith(POSTPROCESSED)
+    ]
+    for name, rows in (("scores", scores), ("curves", curves), ("runs", [{"code": "abc"}])):
+        with (folder / f"{name}.csv").open("w", newline="") as file:
+            writer = csv.DictWriter(file, list(rows[0]))
+            writer.writeheader()
+            writer.writerows(rows)
+
+
+def every(dice, arm="unseen", seeds=1, folds=5):
+    """All runs of models, whose Dice is given."""
+    return {
+        (arm, model, fold, seed): value
+        for model, value in dice.items()
+        for fold in range(folds)
+        for seed in range(seeds)
+    }
+
+
+def read(folder, runs, study=CAN) -> Facts:
+    write(folder, runs)
+    found = studies.make_facts(studies.read_rows(study, folder))
+    assert found is not None
+    return found
+
+
+def judge(item, study, found):
+    """The evidence of each claim of an item, by the claim's last word."""
+    return {
+        one.says.rpartition(" ")[2]: one
+        for one in pages.judge_item(find_item(item), {study.key: found})
+    }
+
+
+def flatten(text):
+    return " ".join(text.split())
+
+
+@pytest.mark.parametrize("study", STUDIES.values(), ids=STUDIES)
+def test_a_study_is_that_of_its_config(study, repository, tmp_path):
+    config = configuration.parse(StudyConfig, study.config)
+    planned = [run.key[:2] for run in plan_runs(config, tmp_path, repository)]
+    assert {arm: one.count for arm, one in study.plan.items()} == {
+        arm: sum(key[0] == arm for key in planned) for arm in config.arms
+    }
+    for run in plan_runs(config, tmp_path, repository):
+        assert f"training.steps={study.plan[run.arm].steps}" in run.train.overrides
+        assert run.model in study.plan[run.arm].models
+    assert list(study.arms) == list(config.arms) and study.folder == config.rows.name
+    networks = {model.removesuffix(POSTPROCESSED) for model in study.shown} - {CENTRED_DISC}
+    assert networks == set(config.models)
+    has_smaller_patches = (config.test or config.data).size < 256
+    assert study.is_smaller == has_smaller_patches
+    papers = {value for row in find_item(study.item).printed.values.values() for value in row}
+    assert study.key in FACT_KEYS and study.printed in papers
+    assert set(study.texts) <= {item.key for item in ITEMS}
+
+
+def test_the_leak_takes_as_many_steps_as_the_page_says():
+    assert CAN.describe_work().startswith("6,000 of 210,000 steps (15,000 where copies leak)")
+
+
+def test_before_the_first_run_there_is_nothing(tmp_path):
+    assert studies.read_facts(tmp_path) == {}
+    assert rebuild._describe_adversary({}) == ""
+    assert rebuild._describe_leak({}) == "still to be measured, 0 of 72 runs are finished"
+    for paper in ("can", "cgan"):
+        assert "INbreast, the paper's" not in pages.build_page(paper, {})
+
+
+def test_unfinished_models_are_shown_and_decide_nothing(tmp_path):
+    runs = every({"CAN": 0.91}) | every({"U-Net": 0.89}, folds=2)
+    found = read(tmp_path, runs | every({CENTRED_DISC: 0.7}))
+    row = found.find("U-Net", "dice", table="progress", subset="protocol=unseen")
+    assert (row.patients, round(row.value, 2)) == (12, 89.25)
+    assert found.find("U-Net", "dice") is None and found.find("CAN", "dice").patients == 30
+    assert found.find("CAN", "dice", "U-Net") is None
+    assert all(one.word == "not tested" for one in judge("can_table1", CAN, found).values())
+    text = flatten(pages.build_page("can", {CAN.key: found}))
+    assert "**7 of 60 runs are finished.**" in text
+    assert "| U-Net | 2 of 15 | 12 | 89.2" in text and "| SegNet | 0 of 15 | - |" in text
+    assert "leaking split is worth**" not in text and not pages.draw_curves({CAN.key: found})
+
+
+def test_complete_models_are_compared_on_the_papers_data(tmp_path):
+    found = read(tmp_path, every(DICE))
+    row = found.find("CAN", "dice", "U-Net")
+    assert row.patients == 30 and round(row.value, 2) == 2 and row.p_corrected < 0.05
+    # four networks and the disc: each pair counts once
+    assert len([one for one in found.rows if one.table == "differences"]) == 10
+    assert row.p_corrected == pytest.approx(10 * row.p)
+    assert found.list_repeats("folds", "CAN", "dice") == pytest.approx([91.25] * 5)
+    assert not found.list_repeats("runs", "CAN", "dice")
+    by_claim = judge("can_table1", CAN, found)
+    assert by_claim["U-Net."].word == "holds" and by_claim["U-Net."].facts is found
+    assert found.about.is_papers_data and by_claim["SegNet."].word == "not decided"
+    text = flatten(" ".join(pages.describe_claim(by_claim["U-Net."])))
+    assert "the paper's data, scale small" in text
+    more = read(tmp_path, every(DICE, seeds=2))
+    assert len(more.list_repeats("runs", "CAN", "dice")) == 2
+    assert not more.list_repeats("folds", "CAN", "dice")
+
+
+def test_the_leak_of_one_model_and_seed_is_told(tmp_path):
+    """Table, paragraph, figure and first page, while the other models are still missing."""
+    unseen = every(DICE | {"CAN": 0.91})
+    leak = every({"CAN": 0.95, CENTRED_DISC: 0.7}, "leak", folds=1)
+    found = read(tmp_path, unseen | leak)
+    row = found.find("CAN", "dice", "CAN", "arms", "arm=leak;less=unseen")
+    assert row.images == 6 and round(row.value, 2) == 4  # copies count once
+    assert row.patients == 6 and row.p_corrected == pytest.approx(2 * row.p)
+    facts = {CAN.key: found}
+    page = pages.build_page("can", facts)
+    line = next(line for line in page.splitlines() if line.startswith("| CAN | 5 of 15"))
+    assert "+4.0" in line and "runs are finished (leaking split: 1 of 12).**" in flatten(page)
+    assert "**What a leaking split is worth**" in page and "CAN +4.0" in flatten(page)
+    (figure,) = pages.draw_curves(facts)
+    assert f"]({figure})" in page and figure.endswith(".svg")
+    drawn = pages.draw_curves(facts)[figure]
+    assert "CAN, leaking split" in drawn and "CAN, unseen patients" in drawn
+    assert "U-Net" not in drawn  # of one protocol alone
+    first = flatten(rebuild.build_index(facts))
+    assert "CAN +4.0" in first and "1 of 12 runs are finished" in first
+    assert "still to be measured" not in first
+
+
+@pytest.fixture
+def frames(tmp_path):
+    """The cGAN's study: all arms, two models and a half, post-processing that helps."""
+    runs = {}
+    for arm, shift in (("loose", 0), ("tight", 0.05), ("full", -0.4)):
+        for model, dice in LOOSE.items():
+            seeds = 1 if model == CENTRED_DISC else 3
+            if arm == "loose" or model in ("cGAN", "U-Net", CENTRED_DISC):
+                runs |= every({model: dice + shift}, arm, seeds, 1)
+            if arm == "loose" and model == "U-Net" or model == "cGAN":
+                smooth = {f"{model}{POSTPROCESSED}": dice + shift + 0.01}
+                runs |= every(smooth, arm, seeds, 1)
+    return read(tmp_path, runs, CGAN)
+
+
+def test_claims_of_the_cgan_rest_on_the_test_set_of_the_paper(frames):
+    (evidence,) = (one for key, one in judge("cgan_table", CGAN, frames).items() if key == "U-Net.")
+    assert evidence.word == "holds" and evidence.facts is frames
+    text = flatten(" ".join(pages.describe_claim(evidence)))
+    assert "the paper's data, INbreast as the test set, 3 seeds, scale small" in text
+    assert len(frames.list_repeats("runs", "cGAN", "dice")) == 3
+    # three networks and the disc, without their post-processed masks
+    assert len({(r.model, r.against) for r in frames.rows if r.table == "differences"}) == 6
+    assert frames.about.runs == 3 and frames.about.trained == 21
+
+
+def test_post_processing_is_tested_in_each_frame(frames):
+    by_frame = [
+        one.word for one in pages.judge_item(find_item("cgan_morphology"), {CGAN.key: frames})
+    ]
+    assert by_frame == ["holds"] * 3  # patches are as large as the paper's
+    row = frames.find("cGAN + post-processing", "dice", "cGAN", "morphology", "frame=tight")
+    assert round(row.value, 2) == 1
+    assert row.p_corrected == pytest.approx(4 * row.p)  # three frames, and the U-Net's loose one
+
+
+def test_frames_are_compared_on_the_same_masses(frames):
+    facts = {CGAN.key: frames}
+    subset = "arm=tight;less=loose"
+    for model in ("cGAN", "U-Net", CENTRED_DISC):
+        assert round(frames.find(model, "dice", model, "arms", subset).value, 2) == 5
+    assert not [row for row in frames.rows if row.subset.startswith("arm=full")]
+    page = pages.build_page("cgan", facts)
+    text = flatten(page)
+    assert "**9 of 15 runs are finished (tight frames: 6 of 6, full mammograms: 6 of 6).**" in text
+    assert "| SegNet | 0 of 3 | - |" in text and "| cGAN + post-processing | 3 of 3 | 12 |" in text
+    assert "the cGAN has a Dice that differs by +1.0" in text
+    assert "without the discriminator" in rebuild._describe_adversary(facts)
+    (figure,) = pages.draw_curves(facts)
+    assert f"]({figure})" in page
+
+
+def test_the_model_with_the_fewest_seeds_says_how_many_there_are(tmp_path):
+    runs = every({"cGAN": 0.9}, "loose", 3, 1) | every({"U-Net": 0.8}, "loose", 1, 1)
+    found = read(tmp_path, runs | every({CENTRED_DISC: 0.7}, "loose", 1, 1), CGAN)
+    assert found.about.basis.endswith("1 seed") and found.about.runs == 1
+    evidence = judge("cgan_table", CGAN, found)["U-Net."]
+    assert (evidence.word, evidence.detail) == ("not decided", "one run each, or not known")
+
+
+def test_a_paragraph_waits_for_its_rows(tmp_path):
+    found = read(tmp_path, every({"cGAN": 0.9}, "loose", 1, 1), CGAN)
+    text = flatten(pages.build_page("cgan", {CGAN.key: found}))
+    assert "contradict each other. The cGAN's are 90.2" in text
+    assert "the cGAN has a Dice" not in text
+    assert found.about.basis.endswith("1 seed")

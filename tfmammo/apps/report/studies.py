@@ -1,0 +1,336 @@
+"""Studies on a paper's own data: the rows of their runs, finished or not, as facts.
+
+A study appends each run's scores to the CSV files of a folder below docs/results, one line a case.
+Verdicts take the models that have every fold of a seed; the page shows the others as they are.
+studies.yaml says what each study is, and the study's own config which runs it has.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, replace
+from functools import cache
+from pathlib import Path
+from typing import Any, Literal
+
+from tfmammo import shipped
+from tfmammo.apps.report.curves import Curve
+from tfmammo.apps.report.facts import FOLDS, RUNS, About, Facts
+from tfmammo.apps.report.measures import UNKNOWN, format_interval
+from tfmammo.config import Frozen, read_yaml
+from tfmammo.metrics import case_scores
+from tfmammo.metrics.case_scores import (
+    CENTRED_DISC,
+    MEASURES,
+    POSTPROCESSED,
+    WHOLE_PATCH,
+    Cases,
+    StudyScores,
+    compare_arms,
+    read_lines,
+    read_scores,
+)
+from tfmammo.metrics.rows import Fact
+from tfmammo.metrics.summary import Measure, correct_p, summarize
+
+PROGRESS = "progress"  # the table of models as far as their runs are finished
+ARMS = "arms"  # Dice in an arm less Dice in the first one
+MORPHOLOGY = "morphology"  # before and after post-processing, in each arm
+SAMPLES = 10_000
+
+
+class ShownArm(Frozen):
+    """How the page shows an arm."""
+
+    name: str
+    """Its name in words."""
+    less: str = ""
+    """What its Dice less that of the first arm is, on the same masses; "": not shown."""
+
+
+class Study(Frozen):
+    """A study whose rows are in docs/results."""
+
+    key: str
+    """The name of its facts."""
+    item: str
+    """The key of the item below which it has its section."""
+    config: str
+    """The name of its config: models, arms, folds, seeds, steps and folder."""
+    command: str
+    """What repeats it."""
+    heading: str
+    """Of its section."""
+    data: str
+    """The data that it is scored on, which are the paper's."""
+    basis: str = ""
+    """What verdicts say of its data, with {seeds}; "": that they are the paper's."""
+    work: str
+    """How long and how large, with the steps of each arm by its name: "{unseen:,} steps"."""
+    is_smaller: bool = False
+    """Whether its patches have fewer pixels than the paper's."""
+    random_starts: tuple[str, ...] = ()
+    """The train scripts whose networks start from random weights."""
+    subset: str
+    """What an arm is, in the rows' subsets: "protocol", "frame"."""
+    arms: dict[str, ShownArm]
+    """Arm -> how it is shown. The first one decides claims of orders."""
+    measures: tuple[Literal["accuracy", "dice", "jaccard", "mcc"], ...] = ("dice",)
+    """What is computed."""
+    shown: tuple[str, ...]
+    """The lines of its table."""
+    printed: str
+    """The paper's column of Dice."""
+    printed_heading: str = "printed"
+    """Its heading."""
+    intro: str
+    """The paragraph above the table, with {work} and {runs}."""
+    figure: str
+    """What its figure shows: Dice of each model in several arms."""
+    notes: tuple[str, ...] = ()
+    """Paragraphs below, with rows as {rows:MODEL|MEASURE} and the differences of an arm by its
+    name. One whose rows are not measured yet is not shown.
+    """
+    text: str
+    """The last paragraph."""
+    texts: dict[str, str] = {}
+    """Item -> the paragraph that takes the place of its own once the study has rows."""
+
+    @property
+    def base(self) -> str:
+        """The first arm."""
+        return next(iter(self.arms))
+
+    @property
+    def plan(self) -> dict[str, Arm]:
+        """Its arms, as the config has them."""
+        return {name: arm for name, arm in read_plan(self.config).items() if name in self.arms}
+
+    @property
+    def folder(self) -> str:
+        """The folder of its rows below docs/results."""
+        return Path(_read_config(self.config)["rows"]).name
+
+    def describe_work(self) -> str:
+        """Say how long and how large its runs are."""
+        return self.work.format(**{name: arm.steps for name, arm in self.plan.items()})
+
+    def name_part(self, arm: str) -> str:
+        """Name an arm in the subsets of rows: "protocol=unseen"."""
+        return f"{self.subset}={arm}"
+
+    def name_difference(self, arm: str) -> str:
+        """Name an arm less the first one, likewise."""
+        return f"arm={arm};less={self.base}"
+
+
+@dataclass(frozen=True)
+class Arm:
+    """The runs of an arm."""
+
+    models: tuple[str, ...]
+    folds: int
+    seeds: int
+    steps: int
+
+    @property
+    def count(self) -> int:
+        """How many there are."""
+        return len(self.models) * self.folds * self.seeds
+
+
+@cache
+def _read_config(name: str) -> dict[str, Any]:
+    # not as a StudyConfig, whose module imports TensorFlow
+    return read_yaml(shipped.find_config(name))
+
+
+def read_plan(name: str) -> dict[str, Arm]:
+    """Read the arms of a study's config."""
+    content = _read_config(name)
+    return {
+        arm: Arm(
+            tuple(values.get("models") or content["models"]),
+            values.get("folds", 1),
+            values.get("seeds", 1),
+            {**content["training"], **values.get("set", {}).get("training", {})}["steps"],
+        )
+        for arm, values in content["arms"].items()
+    }
+
+
+class _Studies(Frozen):
+    studies: tuple[Study, ...]
+
+
+STUDIES = {
+    study.key: study
+    for study in _Studies.model_validate(
+        read_yaml(Path(__file__).with_name("studies.yaml"))
+    ).studies
+}
+
+
+@dataclass(frozen=True)
+class Rows:
+    """The rows of a study so far."""
+
+    study: Study
+    scores: StudyScores
+    curves: tuple[Curve, ...]
+    code: tuple[str, ...]  # the commits that made them
+
+    def list_seeds(self, arm: str, model: str) -> list[int]:
+        """List the seeds whose folds are all finished."""
+        planned = self.study.plan[arm]
+        return [
+            seed
+            for seed in range(planned.seeds)
+            if all((arm, model, fold, seed) in self.scores.runs for fold in range(planned.folds))
+        ]
+
+    def collect(self, arm: str, models: Iterable[str]) -> Cases | None:
+        """Collect the means over those seeds; models without any are skipped."""
+        seeds = {model: self.list_seeds(arm, model) for model in models}
+        return self.scores.collect(arm, {model: of for model, of in seeds.items() if of})
+
+    def summarize(self, cases: Cases, compare: Literal["first", "pairs"] = "first") -> list[Fact]:
+        """Compute means and differences of models, with intervals and tests by patient."""
+        measures: dict[str, Measure] = {key: MEASURES[key] for key in self.study.measures}
+        return summarize(cases.scores, cases.patients, measures, SAMPLES, compare=compare)
+
+
+def read_rows(study: Study, folder: Path) -> Rows:
+    """Read the files of a study; a folder without them has no runs yet."""
+    points: dict[str, dict[int, float]] = {}
+    for line in read_lines(folder / case_scores.CURVES):
+        name = f"{line['arm']}/{line['model']}/fold{line['fold']}/seed{line['seed']}"
+        points.setdefault(name, {})[int(line["step"])] = float(line["dice"])
+    curves = tuple(
+        Curve(name, "dice", tuple(of_run), tuple(of_run.values()))
+        for name, of_run in points.items()
+    )
+    lines = read_lines(folder / case_scores.RUNS)
+    code = sorted({f"commit {line['code']}" for line in lines})
+    return Rows(study, read_scores(folder / case_scores.SCORES), curves, tuple(code))
+
+
+def read_facts(folder: Path) -> dict[str, Facts]:
+    """Make the facts of all studies with rows below docs/results, by their keys."""
+    found = {
+        key: make_facts(read_rows(study, folder / study.folder)) for key, study in STUDIES.items()
+    }
+    return {key: facts for key, facts in found.items() if facts}
+
+
+def make_facts(rows: Rows) -> Facts | None:
+    """Make facts of a study; None before its first run.
+
+    Their tables are "means", "differences", "runs" or "folds", of the first arm's models that have
+    every fold of a seed; "morphology" and "arms", of such models in every arm; and "progress", of
+    all models and arms.
+    """
+    study, scores = rows.study, rows.scores
+    if not scores.runs:
+        return None
+    base = study.plan[study.base]
+    complete = [model for model in base.models if rows.list_seeds(study.base, model)]
+    facts = [*_list_progress(rows), *_compare_morphology(rows), *_compare_arms(rows)]
+    if cases := rows.collect(study.base, (*complete, CENTRED_DISC)):
+        facts += correct_p(rows.summarize(cases, "pairs"))
+    facts += [fact for model in complete for fact in _list_repeats(rows, model)]
+    seeds = min((len(rows.list_seeds(study.base, model)) for model in complete), default=1)
+    about = About(
+        item=study.key,
+        scale="small",
+        data=study.data,
+        papers_data=study.data,
+        basis=study.basis.format(seeds=f"{seeds} seed{'' if seeds == 1 else 's'}"),
+        work=study.describe_work(),
+        runs=base.folds * seeds if complete else 1,
+        trained=sum(model in study.plan[arm].models for arm, model, _, _ in scores.runs),
+        is_smaller=study.is_smaller,
+        random_starts=study.random_starts,
+        commands=(study.command,),
+        code=rows.code,
+    )
+    return Facts(about, tuple(facts), rows.curves)
+
+
+def _list_progress(rows: Rows) -> Iterator[Fact]:
+    """List the means of every model in every arm, over the runs so far."""
+    for arm in rows.study.arms:
+        for model in rows.scores.list_models(arm):
+            cases = rows.scores.collect(arm, {model: None})
+            if cases and model != WHOLE_PATCH:
+                for fact in rows.summarize(cases):
+                    yield replace(fact, table=PROGRESS, subset=rows.study.name_part(arm))
+
+
+def _compare_morphology(rows: Rows) -> list[Fact]:
+    """Compare models before and after post-processing; Holm's correction is over all of them."""
+    facts = []
+    for arm, planned in rows.study.plan.items():
+        for model in planned.models:
+            pair = (model, f"{model}{POSTPROCESSED}")
+            cases = rows.collect(arm, pair)
+            if cases and len(cases.scores) == len(pair):
+                part = rows.study.name_part(arm)
+                found = rows.summarize(cases)
+                facts += [replace(fact, table=MORPHOLOGY, subset=part) for fact in found]
+    return correct_p(facts)
+
+
+def _compare_arms(rows: Rows) -> list[Fact]:
+    """Compare each model's Dice in the other arms with that in the first one."""
+    study = rows.study
+    facts: list[Fact] = []
+    for arm, planned in study.plan.items():
+        for model in (*planned.models, CENTRED_DISC):
+            cases, base = (rows.collect(name, [model]) for name in (arm, study.base))
+            if arm != study.base and cases and base:
+                facts += compare_arms(cases, base, study.name_difference(arm), SAMPLES)
+    return correct_p(facts)
+
+
+def _list_repeats(rows: Rows, model: str) -> list[Fact]:
+    """List Dice of each seed over all folds; of a single seed, of each fold."""
+    arm = rows.study.base
+    seeds = rows.list_seeds(arm, model)
+    if len(seeds) > 1:
+        parts = {(RUNS, f"run={n}"): rows.scores.collect(arm, {model: [n]}) for n in seeds}
+    else:
+        parts = {
+            (FOLDS, f"fold={n}"): rows.scores.collect(arm, {model: seeds}, n)
+            for n in range(rows.study.plan[arm].folds)
+        }
+    facts = []
+    for (table, subset), cases in parts.items():
+        if cases:
+            mean = float(cases.scores[model]["dice"].mean())
+            facts.append(MEASURES["dice"].make_fact(table, model, "dice", mean, subset=subset))
+    return facts
+
+
+def count_runs(study: Study, facts: Mapping[str, Facts], arm: str, model: str = "") -> int:
+    """Count the finished runs of an arm, or of one of its models."""
+    curves = facts[study.key].curves if study.key in facts else ()
+    beginning = f"{arm}/{model}/" if model else f"{arm}/"
+    return len({curve.run for curve in curves if curve.run.startswith(beginning)})
+
+
+def describe_runs(study: Study, facts: Mapping[str, Facts], arms: Iterable[str] = ()) -> str:
+    """Say how many runs of some arms are finished; by default of all together."""
+    names = tuple(arms) or tuple(study.arms)
+    done = sum(count_runs(study, facts, arm) for arm in names)
+    planned = sum(study.plan[arm].count for arm in names)
+    return f"{done} of {planned} runs are finished"
+
+
+def describe_difference(study: Study, facts: Mapping[str, Facts], arm: str) -> str:
+    """List what the Dice of each model in an arm differs by from that in the first one."""
+    found = []
+    for model in study.shown if study.key in facts else ():
+        row = facts[study.key].find(model, "dice", model, ARMS, study.name_difference(arm))
+        found += [f"{model} {format_interval(row, with_p=True)}"] if row else []
+    return "; ".join(found) or UNKNOWN
