@@ -44,7 +44,7 @@ def build_index(facts: AllFacts) -> str:
 
 
 def build_readme(text: str, facts: AllFacts) -> str:
-    """Replace what is between the two marks of the README by five lines of results."""
+    """Replace what is between the two marks of the README by some lines of results."""
     head, begin, rest = text.partition(BEGIN)
     _, end, tail = rest.partition(END)
     if not end:
