@@ -1,38 +1,27 @@
-"""A queue of training runs for a GPU without TensorFlow.
+"""A queue of training runs for a GPU without TensorFlow; docs/guides/gpu.md has more.
 
-python benchmarks/gpu.py queue JOBS.yaml QUEUE [--roots films=DIR ...]   # here, with tfmammo
-python gpu.py next FOLDER OUT [--minutes 12]                             # on the machine with a GPU
-python benchmarks/gpu.py collect OUT QUEUE                               # here
-python benchmarks/gpu.py write QUEUE JOB EXPORT                          # here, with tfmammo
+python benchmarks/gpu.py queue JOBS.yaml QUEUE      # here, with tfmammo
+python gpu.py next FOLDER OUT [--minutes 12]        # on the machine with the GPU
+python benchmarks/gpu.py collect OUT QUEUE          # here
+python benchmarks/gpu.py write QUEUE JOB EXPORT     # here, with tfmammo
 
-queue prepares each job of JOBS.yaml that is not prepared yet: it lowers the training step and what
-answers for held-out patches to StableHLO, packs the patches, and keeps the card of the future
-export. QUEUE/next then holds what the first unfinished jobs need, scripts included, in at most
-60 MB.
+queue prepares each job of JOBS.yaml that is not prepared yet: it lowers the training step to
+StableHLO, packs the patches, and keeps the card of the future export. QUEUE/next then holds what
+the first unfinished jobs need, scripts included, in at most 60 MB.
 next needs a copy of QUEUE/next, JAX, NumPy, OpenCV, SciPy and scikit-image, and no network. It
 trains the first unfinished jobs, several at once, starts the next one when one is finished, and
-stops in time. OUT then holds the answer: at most 8 files of at most 16 MiB. It is renewed every
+stops in time. OUT then holds the answer, at most 8 files of at most 16 MiB. It is renewed every
 minute, so that little is lost if the machine goes away.
-collect puts an answer into the queue. Jobs that are not finished go on where they ended: QUEUE/next
-holds their states.
-write makes an export of a finished job, as train/ does; evaluate/ and the report's `trained` take
-it. The curve of held-out scores is beside its card.
+collect puts an answer into the queue. QUEUE/next then holds what is left to do, with the states of
+unfinished jobs, which go on where they ended.
+write makes an export of a finished job, as train/ does, with the curve beside its card.
 
-python benchmarks/gpu.py show QUEUE          how far each job is
-python benchmarks/gpu.py masks QUEUE JOB DIR the predicted masks of the held-out patches, as label
-                                             maps: evaluate/segmentation.py takes masks:DIR
+python benchmarks/gpu.py show QUEUE             # how far each job is
+python benchmarks/gpu.py masks QUEUE JOB DIR    # predicted masks, for evaluate/ as masks:DIR
 
-JOBS.yaml lists jobs: `name`; `model`, a script of train/; `set`, its overrides; and, if they are
-not the usual ones, `config` (MODEL, the shipped one), `precision` (bfloat16) and `folds`, for a job
-NAME-FOLD each. benchmarks/gpu_jobs.yaml is one. Training runs are as those of train/, with three
-differences: initial weights are drawn from a normal distribution of the same mean and deviation,
-exported weights have 16 bits, and the last weights are exported, not the best.
-
-What travels of an unfinished job is the most exact of these that has at most 40 MB: all variables
-(float32: it goes on as if it had not stopped); all of them as bfloat16; the networks' weights as
-float16, and Adam starts afresh (weights). If not even these fit, nothing travels (none): such a job
-has to be finished by one command, and only its answers come back, if its weights as float16 have
-more than 40 MB.
+JOBS.yaml lists jobs, as benchmarks/gpu_jobs.yaml: `name`; `model`, a script of train/; `set`, its
+overrides; and, if they are not the usual ones, `config` (MODEL, the shipped one), `precision`
+(bfloat16), and `folds`, for a job NAME-FOLD each.
 """
 
 from __future__ import annotations
@@ -45,7 +34,6 @@ import json
 import multiprocessing
 import shutil
 import signal
-import string
 import subprocess
 import sys
 import tarfile
@@ -85,7 +73,6 @@ def main() -> None:
     command = commands.add_parser("queue")
     command.add_argument("jobs", type=Path)
     command.add_argument("queue", type=Path)
-    command.add_argument("--roots", nargs="*", default=[], metavar="NAME=DIR", help="for $NAME")
     command.add_argument("--mb", type=float, default=60, help="of QUEUE/next, at most (60)")
     command.set_defaults(run=prepare_queue)
     command = commands.add_parser("next")
@@ -147,39 +134,27 @@ def show(queue: Path, jobs: Iterable[Job]) -> None:
     for job in jobs:
         progress = read_progress(queue, job)
         about = [f"{progress.get('made', 0)} of {job['steps']} steps"]
-        if progress:
-            about += [f"{progress['milliseconds']} ms each"]
-            scores = {key: progress.get(key) for key in ("dice", "ssim", "likeness")}
-            about += [f"{key} {value:.4f}" for key, value in scores.items() if value is not None]
+        about += [f"{progress['milliseconds']} ms each"] if progress else []
+        about += [f"{key} {value:.4f}" for key, value in progress.get("metrics", {}).items()]
         print(f"{job['name']}: {', '.join(about)}", flush=True)
 
 
-def expand_jobs(content: dict[str, Any], path: Path, roots: dict[str, str]) -> list[Job]:
-    """Make the jobs of JOBS.yaml: one for each fold, with the folders in place of $NAME."""
-    jobs = []
+def expand_jobs(content: dict[str, Any], path: Path) -> list[Job]:
+    """Make the jobs of JOBS.yaml: one for each fold."""
+    jobs: list[Job] = []
     known = {"name", "model", "config", "set", "precision", "folds"}
     for entry in content["jobs"]:
         if wrong := (set(entry) - known) | ({"name", "model"} - set(entry)):
-            raise SystemExit(
-                f"{path}: {entry.get('name')}: {', '.join(sorted(wrong))}: is unknown or missing"
-            )
-        job = {
-            "config": entry["model"],
-            "set": [],
-            "precision": "bfloat16",
-        } | entry
-        try:
-            job["set"] = [string.Template(word).substitute(roots) for word in flatten(job["set"])]
-        except KeyError as error:
-            (name,) = error.args
-            raise SystemExit(f"{path}: ${name}: has no folder; add --roots {name}=DIR") from None
+            raise SystemExit(f"{path}: {', '.join(sorted(wrong))}: unknown or missing in a job")
+        usual = {"config": entry["model"], "precision": "bfloat16"}
+        job = usual | entry | {"set": list(flatten(entry.get("set", [])))}
         folds = job.pop("folds", None)
-        for fold in folds if folds is not None else [None]:
-            of_fold = [] if fold is None else [f"data.fold={fold}"]
-            name = job["name"] if fold is None else f"{job['name']}-{fold}"
-            jobs.append(job | {"name": name, "set": [*job["set"], *of_fold]})
-    names = [job["name"] for job in jobs]
-    if len(set(names)) < len(names):
+        if folds is None:
+            jobs.append(job)
+        for fold in folds or ():
+            of_fold = {"name": f"{job['name']}-{fold}", "set": [*job["set"], f"data.fold={fold}"]}
+            jobs.append(job | of_fold)
+    if len({job["name"] for job in jobs}) < len(jobs):
         raise SystemExit(f"{path}: two jobs have the same name")
     return jobs
 
@@ -203,8 +178,7 @@ def prepare_queue(options: argparse.Namespace) -> None:
     from tfmammo.config.parsing import read_yaml
     from tfmammo.errors import TfmammoError
 
-    roots = dict(pair.split("=", 1) for pair in options.roots)
-    specs = expand_jobs(read_yaml(options.jobs), options.jobs, roots)
+    specs = expand_jobs(read_yaml(options.jobs), options.jobs)
     queue = options.queue
     queue.mkdir(parents=True, exist_ok=True)
     prepared = {}

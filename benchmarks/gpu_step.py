@@ -304,7 +304,7 @@ class Run:
         progress = {
             "made": self.made,
             "milliseconds": round(1e3 * taken / max(self.made, 1), 3),
-            score: float(self.curve[-1][1]) if self.curve else None,
+            "metrics": {score: float(self.curve[-1][1])} if self.curve else {},
             "device": self.step.device.device_kind,
         }
         new = self.folder / "progress.new"
