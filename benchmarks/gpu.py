@@ -21,7 +21,7 @@ python benchmarks/gpu.py masks QUEUE JOB DIR    # predicted masks, for evaluate/
 
 JOBS.yaml lists jobs, as benchmarks/gpu_jobs.yaml: `name`; `model`, a script of train/; `set`, its
 overrides; and, if they are not the usual ones, `config` (MODEL, the shipped one), `precision`
-(bfloat16), and `folds`, for a job NAME-FOLD each.
+(bfloat16), `bits` of packed images (16; 8 halve the file), and `folds`, for a job NAME-FOLD each.
 """
 
 from __future__ import annotations
@@ -142,11 +142,11 @@ def show(queue: Path, jobs: Iterable[Job]) -> None:
 def expand_jobs(content: dict[str, Any], path: Path) -> list[Job]:
     """Make the jobs of JOBS.yaml: one for each fold."""
     jobs: list[Job] = []
-    known = {"name", "model", "config", "set", "precision", "folds"}
+    known = {"name", "model", "config", "set", "precision", "bits", "folds"}
     for entry in content["jobs"]:
         if wrong := (set(entry) - known) | ({"name", "model"} - set(entry)):
             raise SystemExit(f"{path}: {', '.join(sorted(wrong))}: unknown or missing in a job")
-        usual = {"config": entry["model"], "precision": "bfloat16"}
+        usual = {"config": entry["model"], "precision": "bfloat16", "bits": 16}
         job = usual | entry | {"set": list(flatten(entry.get("set", [])))}
         folds = job.pop("folds", None)
         if folds is None:
@@ -165,12 +165,10 @@ def flatten(words: Iterable[Any]) -> Iterator[str]:
         yield from (word,) if isinstance(word, str) else flatten(word)
 
 
-def choose_state(variables: list[dict[str, Any]]) -> str:
-    """Choose the most exact form of a state that is small enough to travel."""
-    for form in gpu_step.STATES:
-        if gpu_step.count_state_bytes(variables, form) <= STATE_MB * MEGABYTE:
-            break
-    return form
+def choose_state(variables: list[dict[str, Any]], most: float) -> str:
+    """Choose the most exact form of a state that has at most so many bytes."""
+    sizes = {form: gpu_step.count_state_bytes(variables, form) for form in gpu_step.STATES}
+    return next((form for form, size in sizes.items() if size <= most), "none")
 
 
 def prepare_queue(options: argparse.Namespace) -> None:
@@ -192,7 +190,7 @@ def prepare_queue(options: argparse.Namespace) -> None:
         # in a process of its own, which gives its memory back
         with multiprocessing.get_context("spawn").Pool(1) as pool:
             try:
-                for job in pool.imap(functools.partial(prepare_job, queue=queue), group):
+                for job in pool.imap(functools.partial(prepare_job, options), group):
                     prepared[job["name"]] = job
                     print(f"{job['name']}: prepared, its state travels as {job['state']}")
                     names = [spec["name"] for spec in specs if spec["name"] in prepared]
@@ -202,18 +200,20 @@ def prepare_queue(options: argparse.Namespace) -> None:
     make_next(queue, options.mb)
 
 
-def prepare_job(spec: Job, queue: Path) -> Job:
+def prepare_job(options: argparse.Namespace, spec: Job) -> Job:
     """Prepare a job; return what queue.json says of it."""
     import gpu_export
 
-    return complete_job(queue, spec, gpu_export.prepare(spec, queue))
+    return complete_job(options.queue, spec, gpu_export.prepare(spec, options.queue), options.mb)
 
 
-def complete_job(queue: Path, spec: Job, job: Job) -> Job:
+def complete_job(queue: Path, spec: Job, job: Job, megabytes: float) -> Job:
     """Add to a job how its state travels, and how large its part of an answer is at most."""
     meta_path = queue / "programs" / job["program"] / "meta.json"
     meta = json.loads(meta_path.read_text(encoding="utf-8"))
-    state = choose_state(meta["variables"])
+    size = sum((queue / path).stat().st_size for path in list_files(queue, job))
+    room = MEGABYTE * (megabytes - 1) - size  # of QUEUE/next, beside scripts and tables
+    state = choose_state(meta["variables"], min(room, STATE_MB * MEGABYTE))
     weights = gpu_step.count_state_bytes(meta["variables"], "weights")
     returns = weights <= STATE_MB * MEGABYTE
     with np.load(queue / "data" / job["data"]) as data:
@@ -240,7 +240,7 @@ def list_files(queue: Path, job: Job) -> list[Path]:
 
 
 def make_next(queue: Path, megabytes: float) -> None:
-    """Make QUEUE/next: scripts, and all that the first unfinished jobs need, in so many MB."""
+    """Make QUEUE/next: scripts, and all that unfinished jobs need, as long as there is room."""
     target = queue / "next"
     shutil.rmtree(target, ignore_errors=True)
     target.mkdir()
@@ -258,11 +258,7 @@ def make_next(queue: Path, megabytes: float) -> None:
         new = set(list_files(queue, job)) - taken
         size = sum((queue / path).stat().st_size for path in new)
         if total + size > MEGABYTE * megabytes:
-            if not chosen:
-                raise SystemExit(
-                    f"{job['name']}: needs {(total + size) / MEGABYTE:.0f} MB, not {megabytes:g}"
-                )
-            break
+            continue
         for path in new:
             (target / path).parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(queue / path, target / path)
@@ -283,6 +279,7 @@ def run_next(options: argparse.Namespace) -> None:
     started: list[Job] = []
     running: dict[str, subprocess.Popen[bytes]] = {}
     stops: list[int] = []
+    told: set[str] = set()  # the jobs that have been stopped
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda number, frame: stops.append(number))
     options.out.mkdir(parents=True, exist_ok=True)
@@ -300,8 +297,9 @@ def run_next(options: argparse.Namespace) -> None:
                 running[job["name"]] = start_job(folder, job, left / 60)
             if not has_time:
                 waiting.clear()
-            for process in running.values() if stops else ():
-                process.terminate()  # which keeps what there is
+            for name in (running.keys() - told) if stops else ():
+                running[name].terminate()  # once: it keeps what there is
+                told.add(name)
             reap(folder, started, running)
             if time.monotonic() - renewed > RENEWED:
                 write_answer(folder, started, options.out)

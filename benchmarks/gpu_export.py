@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import functools
 import gzip
 import hashlib
 import json
@@ -213,7 +214,7 @@ def prepare(spec: dict[str, Any], queue: Path) -> dict[str, Any]:
     """Write a job's program, patches and card; return what queue.json says of it.
 
     Args:
-        spec: name, model, config, set and precision of the job.
+        spec: The job, as `gpu.expand_jobs` makes it.
         queue: The queue's folder.
     """
     name = spec["model"]
@@ -228,7 +229,7 @@ def prepare(spec: dict[str, Any], queue: Path) -> dict[str, Any]:
         )
     folder = queue / "cards" / spec["name"]
     folder.mkdir(parents=True, exist_ok=True)
-    experiment, train, packed, held_out = pack(name, experiment, folder)
+    experiment, train, packed, held_out = pack(spec, experiment, folder)
     arrays = [key.encode() + packed[key].tobytes() for key in sorted(packed)]
     data = f"{hashlib.sha256(b''.join(arrays)).hexdigest()[:12]}.npz"
     if not (queue / "data" / data).exists():
@@ -290,22 +291,24 @@ def lower_job(spec: dict[str, Any], experiment: Any, programs: Path) -> str:
 
 
 def pack(
-    name: str, experiment: Any, folder: Path
+    spec: dict[str, Any], experiment: Any, folder: Path
 ) -> tuple[Any, Patches, dict[str, np.ndarray], Patches]:
     """Open the patches of a run as its train script does, and pack them.
 
-    Images are uint16, masks uint8, [n, size, size] each, labels int32. What starts with test_ is
+    Images have `bits`, masks 8, [n, size, size] each, labels are int32. What starts with test_ is
     held out: image, mask, the region where infilled masses are compared, and names; of blending the
     tissue that each lesion goes into; of the contextual GAN the noise and what is real.
 
     Args:
-        name: Of the model.
+        spec: The job.
         experiment: Its config.
         folder: For the split.
 
     Returns:
         The config, the training patches, what is packed, and the held-out patches.
     """
+    shorten = functools.partial(shorten_images, bits=spec["bits"])
+    name = spec["model"]
     more: dict[str, np.ndarray] = {}
     train: Any
     if name == "blending":
@@ -338,9 +341,9 @@ def pack(
     return experiment, train, packed | more, held_out
 
 
-def shorten(images: np.ndarray) -> np.ndarray:
-    """Turn images in [0, 1], [n, size, size, 1], to uint16 without the last axis."""
-    return np.round(65535 * images[..., 0]).astype(np.uint16)
+def shorten_images(images: np.ndarray, bits: int) -> np.ndarray:
+    """Turn images in [0, 1], [n, size, size, 1], to unsigned integers without the last axis."""
+    return np.round((2**bits - 1) * images[..., 0]).astype(f"uint{bits}")
 
 
 def write_model(queue: Path, name: str, folder: Path) -> None:

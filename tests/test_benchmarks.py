@@ -339,7 +339,7 @@ def test_a_state_is_as_exact_as_fits(gpu):
     sizes = [gpu.gpu_step.count_state_bytes(network + frozen, form) for form in gpu.gpu_step.STATES]
     assert sizes == [12 * 10**6, 6 * 10**6, 2 * 10**6, 0]
     times = {1: "float32", 4: "bfloat16", 10: "weights", 21: "none"}  # 40 MB travel
-    assert {n: gpu.choose_state(n * network) for n in times} == times
+    assert {n: gpu.choose_state(n * network, 40e6) for n in times} == times
 
 
 def test_a_state_of_half_the_bytes_is_rounded_to_the_nearest(gpu):
