@@ -357,29 +357,43 @@ def test_a_state_of_half_the_bytes_is_rounded_to_the_nearest(gpu):
 
 
 def test_first_values_that_are_not_random_are_kept(gpu):
-    """Bilinear kernels, and a running average that starts as a copy of its network."""
+    """Bilinear kernels, constants, and a running average that starts as a copy of its network."""
     from tfmammo.baselines.fcn8s import bilinear
+    from tfmammo.models.flow import Flow, FlowConfig
 
     export = importlib.import_module("gpu_export")
-    random = np.random.default_rng(0)
     kernel = bilinear((4, 4, 2, 2)).numpy()
+    weights = np.random.default_rng(0).normal(0.5, 2, 10_000).astype(np.float32)
     described = [
         export.describe(kernel, "segmenter/0"),
         export.describe(np.float32([20, 1, 2]), None),  # the flow's sampling steps
-        export.describe(random.normal(0.5, 2, 10_000).astype(np.float32), "velocity/0"),
-        {"shape": [10_000], "dtype": "float32", "copy": 2},
-        export.describe(np.zeros((3, 3), np.float32), "velocity/1"),
+        export.describe(weights, "velocity/0"),
+        export.describe(np.ones((3, 3), np.float32), "velocity/1"),
         export.describe(np.array([7, 0], np.uint32), None),  # dropout's
     ]
-    drawn = []
-    for about in described:
-        drawn.append(gpu.gpu_step.draw_variable(about, random, 3, drawn))
+    drawn = draw_all(gpu, described)
     np.testing.assert_array_equal(drawn[0], kernel)
-    assert drawn[1].tolist() == [20, 1, 2] and not drawn[4].any() and drawn[5].tolist() == [10, 0]
+    assert drawn[1].tolist() == [20, 1, 2] and drawn[4].tolist() == [10, 0]
+    assert np.all(drawn[3] == 1) and not np.array_equal(drawn[2], weights)
     assert drawn[2].mean() == pytest.approx(0.5, abs=0.1) and drawn[2].std() == pytest.approx(
         2, 0.1
     )
-    np.testing.assert_array_equal(drawn[3], drawn[2])
+
+    model = Flow(FlowConfig(widths=(8,), attention_levels=1), 8)
+    variables = [*model.velocity.weights, *model.average.weights]
+    drawn = draw_all(gpu, export.describe_all(model, [one.value.handle for one in variables]))
+    count = len(model.velocity.weights)
+    for network, average in zip(drawn[:count], drawn[count:], strict=True):
+        np.testing.assert_array_equal(network, average)
+
+
+def draw_all(gpu, described):
+    """Draw variables by their descriptions."""
+    random = np.random.default_rng(1)
+    drawn = []
+    for about in described:
+        drawn.append(gpu.gpu_step.draw_variable(about, random, 3, drawn))
+    return drawn
 
 
 @pytest.mark.slow
