@@ -210,6 +210,19 @@ def make_function(function: Any, size: int, *names: str) -> Any:
     return tf.function(function, input_signature=specs)
 
 
+def refuse(name: str, experiment: Any) -> None:
+    """Refuse a config that asks for what a lowered step does not do."""
+    training, data = experiment.training, experiment.data
+    wrong = {
+        "training.initial": training.initial is not None,
+        "training.accumulate": training.accumulate > 1,
+        "data.augment=false and data.split=paper": not data.turn_draws,
+        "the encoder's model.weights": getattr(experiment.model, "pretrained", False),
+    }
+    if asked := [key for key, is_asked in wrong.items() if is_asked]:
+        raise ConfigError(f"{name}: {', '.join(asked)}: is not for benchmarks/gpu.py")
+
+
 def prepare(spec: dict[str, Any], queue: Path) -> dict[str, Any]:
     """Write a job's program, patches and card; return what queue.json says of it.
 
@@ -218,15 +231,12 @@ def prepare(spec: dict[str, Any], queue: Path) -> dict[str, Any]:
         queue: The queue's folder.
     """
     name = spec["model"]
+    if name not in MEASURES:
+        raise ConfigError(f"{spec['name']}: model={name}: is none of {', '.join(MEASURES)}")
     keras.utils.set_random_seed(0)
     keras.config.set_dtype_policy(PRECISIONS[spec["precision"]])
     experiment = configuration.load(spec["config"], spec["set"], systems.MODELS[name])
-    pretrained = getattr(experiment.model, "pretrained", False)
-    if pretrained or experiment.training.accumulate > 1 or experiment.training.initial:
-        raise ConfigError(
-            f"{spec['name']}: runs start from random weights, and a step is a batch: leave out "
-            "training.initial, training.accumulate and the encoder's model.weights"
-        )
+    refuse(spec["name"], experiment)
     folder = queue / "cards" / spec["name"]
     folder.mkdir(parents=True, exist_ok=True)
     experiment, train, packed, held_out = pack(spec, experiment, folder)

@@ -14,6 +14,11 @@ import pytest
 import tensorflow as tf
 
 import tfmammo
+import tfmammo.config
+from tfmammo.baselines.fcn8s import bilinear
+from tfmammo.baselines.segnet import SegNetConfig
+from tfmammo.errors import ConfigError
+from tfmammo.models.flow import Flow, FlowConfig
 
 PATCH = {"filters": [4, 8, 8], "discriminator_strided": 1, "discriminator_filters": 4}
 HEAD = {"filters": 4, "blocks": [1, 1, 1, 1], "rpn_width": 8, "anchor_scales": [1.0, 2.0]}
@@ -356,11 +361,24 @@ def test_a_state_of_half_the_bytes_is_rounded_to_the_nearest(gpu):
     np.testing.assert_array_equal(decode(encode(values, "float32"), "float32"), values)
 
 
+@pytest.mark.parametrize(
+    ("override", "named"),
+    [
+        ("training.accumulate=2", "training.accumulate"),
+        ("data.augment=false", "data.augment=false"),
+        ("model.weights=vgg19.npz", "the encoder's model.weights"),
+    ],
+)
+def test_a_job_that_a_lowered_step_can_not_do_is_refused(override, named, gpu):
+    export = importlib.import_module("gpu_export")
+    experiment = tfmammo.config.load("segnet", [override], SegNetConfig)
+    with pytest.raises(ConfigError, match=named):
+        export.refuse("table", experiment)
+    export.refuse("table", tfmammo.config.load("segnet", [], SegNetConfig))
+
+
 def test_first_values_that_are_not_random_are_kept(gpu):
     """Bilinear kernels, constants, and a running average that starts as a copy of its network."""
-    from tfmammo.baselines.fcn8s import bilinear
-    from tfmammo.models.flow import Flow, FlowConfig
-
     export = importlib.import_module("gpu_export")
     kernel = bilinear((4, 4, 2, 2)).numpy()
     weights = np.random.default_rng(0).normal(0.5, 2, 10_000).astype(np.float32)
