@@ -215,6 +215,7 @@ def read_weights(function):
     return [tensor for tensor in tensors if tensor.dtype == np.float32]
 
 
+@pytest.mark.long
 def test_a_queue_goes_to_a_gpu_and_its_answer_becomes_an_export(run, gpu, tmp_path):
     """Prepare two folds, answer one of them as a GPU does, and write export and masks."""
     queue, out = tmp_path / "queue", tmp_path / "out"
