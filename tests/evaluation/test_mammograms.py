@@ -34,19 +34,6 @@ def make_config(folder, **values):
     return MammogramsConfig(data=DATA, sets={"poisson": folder}, columns=2, samples=50, **values)
 
 
-def test_items_are_the_same_mammogram_but_for_the_mass(synthetic):
-    items = mammograms.read_items(synthetic, make_config(synthetic), ArchiveIndexes())
-    assert len(items) == 3
-    for item in items:
-        (mask,) = item.masks
-        change = np.abs(item.after.pixels() - item.before.pixels())
-        assert mask.any() and change[mask == 1].mean() > 0.001
-        top, left, bottom, right = item.recipe.lesions[0].window
-        outside = np.ones(mask.shape, bool)
-        outside[top:bottom, left:right] = False
-        assert change[outside].max() < 1e-3
-
-
 def test_each_mass_of_a_mammogram_is_measured(tmp_path):
     values = {"name": "two", "data": DATA, "renderer": "paste", "format": "png"}
     folder = tmp_path / "set"

@@ -150,17 +150,6 @@ def test_the_eight_ways_of_a_patch():
     np.testing.assert_array_equal(both[1], patch[0].swapaxes(0, 1)[::-1])
 
 
-def test_the_network_has_float32_weights_of_its_seed():
-    network = module._build_network(32, 0)
-    # Convolutions of 3 x 3 with biases, four values of normalisation for each of their maps, and
-    # the logit.
-    counts = (432 + 80, 3456 + 120, 6912 + 160, 9216 + 160, 33)
-    assert network.count_params() == sum(counts) == 20_569
-    assert all(layer.dtype_policy.name == "float32" for layer in network.layers)
-    other = module._build_network(32, 1)
-    assert not np.array_equal(network.get_weights()[0], other.get_weights()[0])
-
-
 @pytest.mark.parametrize(
     ("changed", "message"),
     [

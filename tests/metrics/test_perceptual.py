@@ -301,14 +301,3 @@ def test_an_areas_interval_stays_within_0_and_1_and_an_area_of_1_is_not_certain(
     assert perfect[1] == pytest.approx(1 + np.log(0.05) / 8), "the rule of three"
     few = perceptual.jackknife_area(lambda rows: 1.0, patients[:5])
     assert np.isnan(few[1:3]).all()
-
-
-@pytest.mark.long
-def test_inception_features():
-    images = np.random.default_rng(0).random((18, 40, 40, 1), dtype=np.float32)
-    inception = perceptual.Inception("none")
-    assert inception.note == "random Inception"
-    found = inception.features(images)
-    assert found.shape == (18, 2048) and found.dtype == np.float32
-    np.testing.assert_allclose(found[17:], inception.features(images[17:]), atol=1e-4)
-    assert fid(found[:9], found[9:]) > fid(found[:9], found[:9] + np.float32(1e-3))

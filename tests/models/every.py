@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 import tensorflow as tf
+from numpy.typing import NDArray
 
 from tfmammo.baselines.fcn8s import FCN8s, FCN8sConfig
 from tfmammo.baselines.pix2pix import Pix2Pix, Pix2PixConfig
@@ -103,6 +104,12 @@ def make_random(
             is_gain = weight.name == "gamma" and weight.shape != ()
             weight.assign(random.normal(0, deviation, weight.shape) + is_gain)
     return model
+
+
+def draw_mask(*rows: str) -> NDArray[np.float32]:
+    """Make a mask, [rows, cols, 1], of lines of text: 1 where they have a "#"."""
+    drawn = [[character == "#" for character in row] for row in rows]
+    return np.array(drawn, np.float32)[..., np.newaxis]
 
 
 def make_batch(
