@@ -151,22 +151,3 @@ def test_in_bfloat16_as_exact_as_keras(kind, always):
         layer.set_weights(exact.get_weights())
     errors = [np.abs(tf.cast(layer(x), tf.float32) - exact(x)).mean() for layer in (ours, theirs)]
     assert ours(x).dtype == tf.bfloat16 and 0 < errors[0] < 1.5 * errors[1]
-
-
-@pytest.mark.parametrize(
-    ("kind", "filters"), [("convolution", 64), ("transposed", 64), ("transposed", 1)]
-)
-def test_on_a_gpu_the_operations_are_keras_own(kind, filters, monkeypatch):
-    layer = PAIRS[kind][0](filters, 4, 2, padding="same")
-
-    def is_product(device):
-        def call(x):
-            with tf.device(device):
-                return layer(x)
-
-        return "MatMul" in list_operations(call, [1, 4, 4, 64], differentiate=False)
-
-    assert [is_product(device) for device in ("/CPU:0", None, "/GPU:0")] == [True, True, False]
-    # a GPU, and no scope
-    monkeypatch.setattr(tf.config, "list_logical_devices", lambda kind: [kind])
-    assert [is_product(device) for device in ("/CPU:0", None)] == [True, False]

@@ -1,10 +1,10 @@
-"""Losses against hand-computed numbers and independent numpy, and at the ends of the range."""
+"""Losses against hand-computed numbers, and at the ends of the range."""
 
 import numpy as np
 import pytest
 import tensorflow as tf
 
-from tfmammo.nn.losses import l1, l2_norm, log_fake, log_real, mean_square
+from tfmammo.nn.losses import dice_loss, l1, l2_norm, log_fake, log_real, mean_square
 
 LN3 = float(np.log(3))  # sigmoid(ln 3) = 3/4, sigmoid(-ln 3) = 1/4
 
@@ -53,6 +53,17 @@ def test_values_and_gradients_are_stable_at_the_ends(loss, average, values, expe
         expected = HALF if average == "responses" else -5e3
     if expected is not None:
         np.testing.assert_allclose(value, expected, rtol=1e-6, atol=1e-6)
+
+
+def test_dice_loss_by_hand_and_of_empty_masks():
+    target = np.zeros((2, 2, 2, 1), np.float32)
+    target[0, 0] = 1
+    output = np.full((2, 2, 2, 1), 0.5, np.float32)
+    # First sample: 1 - (2 * 1 + 1) / (2 + 2 + 1); second, an empty target: 1 - 1 / (0 + 2 + 1).
+    assert float(dice_loss(target, output)) == pytest.approx(((1 - 3 / 5) + (1 - 1 / 3)) / 2)
+    for mask in (np.zeros((1, 4, 4, 1), np.float32), np.ones((1, 4, 4, 1), np.float32)):
+        assert float(dice_loss(mask, mask)) == pytest.approx(0, abs=1e-6)
+    assert float(dice_loss(target[:1], 1 - target[:1], smooth=0.0)) == pytest.approx(1)
 
 
 TARGET = np.array([[0, 1, 1, 0], [1, 1, 1, 1]], np.float32).reshape(2, 2, 2, 1)
