@@ -1,4 +1,4 @@
-"""FCN-8s: the parameter counts, strides, bilinear kernels, the two classes' loss."""
+"""FCN-8s: its parameters, strides and bilinear kernels."""
 
 import numpy as np
 import pytest

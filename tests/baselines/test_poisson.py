@@ -1,4 +1,4 @@
-"""Poisson image editing: harmonic functions, a dense solve, OpenCV, guides worked out by hand."""
+"""Poisson image editing against a dense solve and OpenCV, and guides worked out by hand."""
 
 import numpy as np
 import pytest

@@ -1,4 +1,4 @@
-"""Residual U-Net: parameters worked out by hand, its blocks, its answers and their loss."""
+"""Residual U-Net: its blocks, its answers and their loss."""
 
 import keras
 import numpy as np

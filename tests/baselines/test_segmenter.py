@@ -1,4 +1,4 @@
-"""What the segmentation baselines share: cross-entropy, one step, precision, exports."""
+"""What the segmentation baselines share: cross-entropy."""
 
 import pytest
 import tensorflow as tf

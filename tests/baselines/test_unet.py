@@ -1,4 +1,4 @@
-"""U-Net: the paper's parameter count and levels, its skips, where its dropout is."""
+"""U-Net: the paper's levels, its skips, where its dropout is."""
 
 import keras
 import numpy as np

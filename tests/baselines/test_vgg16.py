@@ -54,13 +54,6 @@ def save(model, folder, form):
     return str(path)
 
 
-@pytest.fixture(scope="module")
-def encoder(tmp_path_factory):
-    """(Keras's VGG-16 without top, its .weights.h5 file)."""
-    model = random_vgg16()
-    return model, save(model, tmp_path_factory.mktemp("vgg16"), ".weights.h5")
-
-
 @pytest.fixture
 def narrow_vgg16(monkeypatch):
     """Give Keras a VGG-16 of four channels; its own takes half a gigabyte."""
@@ -85,8 +78,9 @@ def narrow_vgg16(monkeypatch):
 
 
 @pytest.mark.slow
-def test_segnet_starts_from_the_file(encoder):
-    source, path = encoder
+def test_segnet_starts_from_the_file(tmp_path):
+    source = random_vgg16()
+    path = save(source, tmp_path, ".weights.h5")
     network = SegNet(SegNetConfig(weights=path), 32).networks["segmenter"]
     for layer in source.layers:
         if layer.weights:
