@@ -1,4 +1,4 @@
-"""Boxes and their matching against pycocotools, the rule in words, and numbers by hand."""
+"""Boxes and their matching against the rule in words and numbers by hand."""
 
 import numpy as np
 import pytest

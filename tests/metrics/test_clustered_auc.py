@@ -1,6 +1,4 @@
-"""Areas of clustered patches: formulas written out, DeLong's where clusters are single,
-and rejection rates.
-"""
+"""Areas of clustered patches: formulas written out, and DeLong's where clusters are single."""
 
 import math
 

@@ -7,12 +7,24 @@ from tfmammo.metrics import detection
 from tfmammo.metrics.boxes import Matches
 from tfmammo.metrics.detection import (
     ALL_DETECTIONS,
+    FPPI,
     false_positives_apart,
     froc,
     froc_by_run,
     froc_interval,
     over_folds,
 )
+
+
+def test_froc_equals_monais_vector():
+    """MONAI's test_compute_froc: fp_probs, tp_probs (a 0 is a target not found), 4 targets, 2
+    images; compute_froc_score gives the mean.
+    """
+    first = Matches(np.array([1, 1, 0.8]), np.array([0.8]), 2, 1)
+    curve = froc([first, Matches(np.array([0.8]), np.array([0.6]), 2, 1)])
+    assert (curve.tpr[0], curve.tpr.mean()) == pytest.approx((0.75, 0.95833333))
+    assert curve.fppi.tolist() == list(FPPI)
+
 
 NOTHING = np.empty(0)
 # 2 images, 4 lesions. score >= .9: 1 hit; .8: one false; .7: 2 hits; .2: 3 hits and 3 false.

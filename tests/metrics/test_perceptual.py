@@ -29,13 +29,6 @@ WIDTHS = (64, 192, 384, 256, 256)
 
 
 @pytest.fixture(scope="module")
-def golden(request):
-    # made by the lpips package, see make_pretrained_golden.py
-    path = request.config.rootpath / "tests" / "golden" / "pretrained.json"
-    return json.loads(path.read_text(encoding="utf-8"))
-
-
-@pytest.fixture(scope="module")
 def pairs():
     return make_image_pairs()
 
@@ -67,7 +60,9 @@ def features():
     return make
 
 
-def test_lpips_is_what_the_package_computes(golden, lpips, pairs):
+def test_lpips_is_what_the_package_computes(repository, lpips, pairs):
+    # made by the lpips package, see make_pretrained_golden.py
+    golden = json.loads((repository / "tests/golden/pretrained.json").read_text(encoding="utf-8"))
     assert golden["versions"]["lpips"] == "0.1.4"
     np.testing.assert_allclose(lpips.distance(*pairs), golden["lpips"], atol=1e-5)
     plain = LPIPS("none", "none").distance(*pairs)

@@ -1,4 +1,4 @@
-"""The style of plots, axes of ROC curves, and what a FROC figure shows."""
+"""The style of plots, and what a FROC figure shows."""
 
 import matplotlib
 import numpy as np
