@@ -22,14 +22,6 @@ from tfmammo.synthesis.sources import ArchiveIndexes
 DATA = DataConfig(phantoms=12)
 
 
-@pytest.fixture(scope="module")
-def synthetic(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("synthetic") / "set"
-    config = SynthesisConfig(name="some", data=DATA, renderer="poisson", count=3, format="png")
-    synthesize(config, folder)
-    return folder
-
-
 def make_config(folder, **values):
     return MammogramsConfig(data=DATA, sets={"poisson": folder}, columns=2, samples=50, **values)
 
@@ -104,13 +96,16 @@ def test_items_are_drawn_then_taken_by_contrast():
 
 
 @pytest.mark.slow
-def test_table_lines_and_figure_are_written(synthetic, tmp_path):
-    (table,) = mammograms.evaluate(make_config(synthetic, real=5), tmp_path).tables
+def test_table_lines_and_figure_are_written(tmp_path):
+    config = SynthesisConfig(name="some", data=DATA, renderer="poisson", count=3, format="png")
+    synthesize(config, tmp_path / "set")
+    output = tmp_path / "out"
+    (table,) = mammograms.evaluate(make_config(tmp_path / "set", real=5), output).tables
     assert [row[:2] for row in table.body] == [["poisson", "3"], ["real masses", "5"]]
     names = {"table.md", "rows.csv", "masses.csv", "figure-poisson.png"}
-    assert {path.name for path in tmp_path.iterdir()} == names
-    lines = read_csv(tmp_path / "masses.csv")
+    assert {path.name for path in output.iterdir()} == names
+    lines = read_csv(output / "masses.csv")
     assert len(lines) == 8 and all(line["seam_before"] == "" for line in lines[3:])
     assert table.notes[-1].startswith("No interval and no p-value:")
     with pytest.raises(DataError, match="recipe"):
-        mammograms.evaluate(make_config(tmp_path), tmp_path / "out")
+        mammograms.evaluate(make_config(output), output)

@@ -39,12 +39,6 @@ def draw():
     return [random.random(), np.random.rand(), float(of_keras), float(of_tensorflow)]
 
 
-@pytest.fixture(scope="module")
-def equal():
-    """Two draws of one distribution."""
-    return judge(patches(40, 0), patches(40, 1))
-
-
 @pytest.mark.slow
 def test_grain_is_found():
     result = judge(patches(40, 0), patches(40, 1, spread=0.06))
@@ -59,10 +53,11 @@ def test_what_only_the_mask_tells_is_found():
 
 
 @pytest.mark.slow
-def test_equal_sets_do_not_differ_and_the_callers_keras_is_left_alone(equal):
+def test_equal_sets_do_not_differ_and_the_callers_keras_is_left_alone():
     """Whatever the precision policy and the global random numbers, which stay, as do the names of
     layers to come.
     """
+    equal = judge(patches(40, 0), patches(40, 1))
     assert 0.25 < equal.auc < 0.75
     keras.config.set_dtype_policy("mixed_bfloat16")
     keras.layers.Dense(1)
