@@ -8,10 +8,7 @@ import tensorflow as tf
 from tests.full_size import build_without_memory
 from tests.models.every import make_batch, make_random
 from tests.updates import assert_descends
-from tfmammo.baselines.residual_unet import (
-    ResidualUNet,
-    build_network,
-)
+from tfmammo.baselines.residual_unet import ResidualUNet, build_network
 from tfmammo.nn.normalization import SampleNormalization
 
 

@@ -86,12 +86,6 @@ def test_override_values_are_typed(minimal, override, section, key, value):
     assert found == value and type(found) is type(value)
 
 
-@pytest.mark.parametrize("section", ["", "training:\n", "training: 7\n"])
-def test_an_override_opens_its_section(tmp_path, section):
-    path = written(tmp_path, f"name: toy\nmodel: {{}}\n{section}")
-    assert load(path, ["training.steps=3"], Toy).training == TrainingConfig(steps=3)
-
-
 @pytest.mark.parametrize(
     ("override", "key"),
     [

@@ -86,15 +86,6 @@ def test_means_have_intervals_over_patients():
     assert line[4:] == ["-", "1.00\n[1.00, 1.00]", "2.00\n[2.00, 2.00]"]
 
 
-def test_items_are_drawn_then_taken_by_contrast():
-    chosen = mammograms.choose_items(np.array([0.2, 0.5, -0.1, 0.3]), 2, seed=4)
-    assert chosen == {
-        "random": np.random.default_rng(4).permutation(4)[:2].tolist(),
-        "largest contrast": [1],
-        "smallest contrast": [2],
-    }
-
-
 @pytest.mark.slow
 def test_table_lines_and_figure_are_written(tmp_path):
     config = SynthesisConfig(name="some", data=DATA, renderer="poisson", count=3, format="png")

@@ -86,11 +86,7 @@ def test_random_weights_say_so(lpips, tmp_path):
     weights = pretrained.alexnet("none").weights
     np.savez(path, **{"/".join(v.path.split("/")[-2:]): v.numpy() for v in weights})
     notes = [LPIPS("none", "none").note, lpips.note, LPIPS(str(path), "none").note]
-    assert notes == [
-        "random AlexNet, no calibrated heads",
-        "random AlexNet",
-        "no calibrated heads",
-    ]
+    assert notes == ["random AlexNet, no calibrated heads", "random AlexNet", "no calibrated heads"]
 
 
 @pytest.mark.parametrize(

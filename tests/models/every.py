@@ -40,12 +40,7 @@ TINY: dict[str, tuple[Any, Any, dict[str, Any], int]] = {
     "can": (CAN, CANConfig, UNET, 32),
     "cgan": (CGAN, CGANConfig, UNET, 32),
     "cgan, three draws": (CGAN, CGANConfig, UNET | {"samples": 3, "dropout": 0.5}, 32),
-    "cgan, resnet": (
-        CGAN,
-        CGANConfig,
-        UNET | {"filters": (4, 4, 8, 8), "encoder": RESNET},
-        32,
-    ),
+    "cgan, resnet": (CGAN, CGANConfig, UNET | {"filters": (4, 4, 8, 8), "encoder": RESNET}, 32),
     "shape": (ShapeCNN, ShapeConfig, {"filters": (4, 4, 4), "units": 4, "dropout": 0}, 64),
     "mask_gan": (MaskGAN, MaskGANConfig, DCGAN, 32),
     "infilling": (Infilling, InfillingConfig, INFILLING, 32),

@@ -61,11 +61,7 @@ def test_the_guide_takes_the_larger_gradient_pixel_by_pixel():
     lesion = grey([0, 0, 0], [2, 2, 2], [2, 6, 2])
     # (down, right) of the tissue: (0,3) (0,0) (0,0) | (0,3) (-3,0) (-3,0); of the lesion: (2,0)
     # (2,0) (2,0) | (0,0) (4,0) (0,0).
-    expected = [
-        [[0, 3], [2, 0], [2, 0]],
-        [[0, 3], [4, 0], [-3, 0]],
-        [[0, 4], [0, -4], [0, 0]],
-    ]
+    expected = [[[0, 3], [2, 0], [2, 0]], [[0, 3], [4, 0], [-3, 0]], [[0, 4], [0, -4], [0, 0]]]
     np.testing.assert_array_equal(guide(tissue, lesion)[0], expected)
     # of equal gradients it is the lesion's
     found = guide(grey([0, 1], [0, 1]), grey([0, -1], [0, -1]))
@@ -220,19 +216,10 @@ def test_no_place_cuts_a_mask_off():
 @pytest.mark.parametrize(("prior", "guide"), PRIORS)
 @pytest.mark.parametrize(
     ("adversarial", "average"),
-    [
-        ("non_saturating", "responses"),
-        ("as_printed", "losses"),
-        ("as_printed", "responses"),
-    ],
+    [("non_saturating", "responses"), ("as_printed", "losses"), ("as_printed", "responses")],
 )
 def test_each_network_descends_its_own_loss(prior, guide, adversarial, average):
-    config = {
-        "prior": prior,
-        "noise_guide": guide,
-        "adversarial": adversarial,
-        "average": average,
-    }
+    config = {"prior": prior, "noise_guide": guide, "adversarial": adversarial, "average": average}
     model, reference = (small(lambda_p=0.1, **config) for _ in range(2))
     data = batch()
     tissue = data["image"][::2]

@@ -330,8 +330,6 @@ def test_only_networks_of_half_the_size_that_are_faded_in_grow():
     ("start", "size", "stages"),
     [
         (128, 256, [128, 256]),
-        (128, 128, [128]),
-        (256, 256, [256]),
         (128, 64, [64]),
         (96, 256, None),
     ],

@@ -361,7 +361,7 @@ EXPORTED = {
         },
     },
     "flow": {
-        "velocity": lambda n, tri_label, time: {"velocity": n["velocity"](centre(tri_label), time)},
+        "velocity": lambda n, tri_label, time: {"velocity": n["velocity"](centre(tri_label), time)}
     },
     "blending": {
         # the mask is above 0 everywhere, so that the lesion is pasted everywhere

@@ -11,12 +11,7 @@ from tests.updates import assert_follows
 from tfmammo.config import DataConfig
 from tfmammo.errors import ConfigError, ExportError
 from tfmammo.models import flow
-from tfmammo.models.flow import (
-    embed_time,
-    export_again,
-    flow_matching,
-    integrate,
-)
+from tfmammo.models.flow import embed_time, export_again, flow_matching, integrate
 from tfmammo.nn import layers
 from tfmammo.nn.layers import patch_seeds, tri_label, uniform_noise
 from tfmammo.synthesis import generators

@@ -13,11 +13,7 @@ from tests.models.every import draw_mask, make_batch, make_random
 from tests.updates import assert_descends, deceive, respond, tell_apart
 from tfmammo.errors import WeightsError
 from tfmammo.models import infilling
-from tfmammo.models.infilling import (
-    CRN,
-    Infilling,
-    InfillingConfig,
-)
+from tfmammo.models.infilling import CRN, Infilling, InfillingConfig
 from tfmammo.nn.layers import enlarge, patch_seeds, tri_label, uniform_noise
 from tfmammo.nn.pretrained import vgg19
 from tfmammo.nn.published import compute_digest
@@ -236,11 +232,7 @@ def test_feature_matching_by_hand(layers, factors):
 @pytest.mark.parametrize("generator", ["unet", "crn"])
 @pytest.mark.parametrize(
     ("adversarial", "average"),
-    [
-        ("non_saturating", "responses"),
-        ("as_printed", "losses"),
-        ("as_printed", "responses"),
-    ],
+    [("non_saturating", "responses"), ("as_printed", "losses"), ("as_printed", "responses")],
 )
 def test_each_network_descends_its_own_loss_and_vgg_stays(generator, adversarial, average):
     config = {"generator": generator, "adversarial": adversarial, "average": average}

@@ -15,7 +15,6 @@ from tfmammo.nn.layers import (
     SelfAttention,
     SpectralNormalization,
     part_by_label,
-    sample_bilinear,
     seeded_dropout,
     step_seed,
 )
@@ -186,49 +185,12 @@ def test_the_layers_of_the_contextual_gan_survive_serialisation():
         np.testing.assert_array_equal(copy(*arguments), expected)
 
 
-@pytest.mark.parametrize("jit_compile", [False, True])
-def test_parts_are_those_of_dynamic_partition(jit_compile):
-    values = noise(6, 2, 2, 1)
-    labels = tf.constant([2, 0, 1, 1, 0, 2])
-    part = tf.function(lambda x: part_by_label(x, labels, [0, 1, 2]), jit_compile=jit_compile)
-    for found, expected in zip(part(values), tf.dynamic_partition(values, labels, 3), strict=True):
-        np.testing.assert_array_equal(found, expected)
-    assert [found.shape for found in part.get_concrete_function(tf.constant(values)).outputs] == [
-        (2, 2, 2, 1)
-    ] * 3
-
-
 @pytest.mark.parametrize("labels", [[0, 0, 0, 2], [0, 1, 2, 2], [0, 0, 2, 3]])
 def test_labels_that_are_not_balanced_are_an_error(labels):
     with pytest.raises(tf.errors.InvalidArgumentError, match="equally often"):
         part_by_label(noise(4, 1), tf.constant(labels), [0, 2])
     with pytest.raises(ConfigError, match="training.batch_size"):
         part_by_label(noise(4, 1), tf.constant(labels), [0, 1, 2])
-
-
-@pytest.mark.parametrize("jit_compile", [False, True])
-def test_sampling_is_a_projective_transform(jit_compile):
-    """Turned and scaled, in part beyond the border on all sides, and far away from it."""
-    image = noise(3, 12, 12, 2)
-    random = np.random.default_rng(1)
-    matrix = np.zeros((3, 8), np.float32)
-    matrix[:, [0, 1, 3, 4]] = random.normal(size=(3, 4))
-    matrix[:, [2, 5]] = random.uniform(-4, 8, (3, 2))
-    matrix[2, [2, 5]] += 50
-    expected = tf.raw_ops.ImageProjectiveTransformV3(
-        images=image,
-        transforms=matrix,
-        output_shape=[10, 9],
-        fill_value=0.0,
-        interpolation="BILINEAR",
-        fill_mode="CONSTANT",
-    )
-    rows, cols = np.mgrid[:10, :9].astype(np.float32)
-    a, b, c, d, e, f = (matrix[:, i, None, None] for i in range(6))
-    sample = tf.function(sample_bilinear, jit_compile=jit_compile)
-    found = sample(image, d * cols + e * rows + f, a * cols + b * rows + c)
-    assert 0.1 < np.mean(expected != 0) < 0.6
-    np.testing.assert_allclose(found, expected, atol=1e-4)
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])

@@ -5,12 +5,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from tfmammo.nn.networks import (
-    PatchDiscriminator,
-    UNet256,
-    leaky_relu,
-    normal,
-)
+from tfmammo.nn.networks import PatchDiscriminator, UNet256, leaky_relu, normal
 
 
 def noise(*shape, seed=0):

@@ -67,12 +67,7 @@ KINDS = {
     "group": (GroupNormalization, keras.layers.GroupNormalization),
 }
 USUAL = [{"shape": shape} for shape in ((4, 6, 4, 4), (1, 2, 1, 4), (2, 1, 1, 4), (1, 1, 1, 4))]
-UNUSUAL = [
-    {"axis": 1},
-    {"scale": False},
-    {"center": False},
-    {"shape": (7, 4)},
-]
+UNUSUAL = [{"axis": 1}, {"scale": False}, {"center": False}, {"shape": (7, 4)}]
 OF_BATCHES = [{"synchronized": True}, {"mask": True}, {"trainable": False}]
 
 

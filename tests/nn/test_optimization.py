@@ -364,12 +364,3 @@ def test_moving_averages_move():
     network = keras.Sequential([keras.Input((4, 4, 1)), keras.layers.BatchNormalization()])
     call_sharing_gradients(network, tf.ones([1, 4, 4, 1]))
     assert float(network.layers[0].moving_mean[0]) > 0
-
-
-def test_nothing_is_shared_under_float16():
-    keras.config.set_dtype_policy("mixed_float16")
-    network = keras.Sequential([keras.Input((4, 4, 1)), keras.layers.Conv2D(1, 3)])
-    x = tf.ones([1, 4, 4, 1])
-    with tf.GradientTape() as tape:
-        y = call_sharing_gradients(network, x)
-    assert y.dtype == tf.float16 and tape.gradient(y, network.trainable_variables)[0] is not None
