@@ -32,6 +32,30 @@ def spectral(shape=(3, 3, 4, 6), seed=0, **kwargs):
     return layer
 
 
+def test_a_kept_kernel_is_shared_by_all_calls_and_its_gradient_is_theirs():
+    layer = spectral()
+    x = noise(1, 5, 5, 4)
+
+    def gradient():
+        with tf.GradientTape() as tape:
+            loss = tf.reduce_sum(layer(x) ** 2) + tf.reduce_sum(tf.sin(layer(x[:, :3])))
+        return tape.gradient(loss, layer.layer.kernel.value)
+
+    apart = gradient()
+    with tf.GradientTape() as tape, layer.cached_kernel():
+        loss = tf.reduce_sum(layer(x) ** 2) + tf.reduce_sum(tf.sin(layer(x[:, :3])))
+        before = layer(x)
+        layer.layer.kernel.assign(layer.layer.kernel + 1)
+        np.testing.assert_array_equal(layer(x), before)
+    np.testing.assert_allclose(
+        tape.gradient(loss, layer.layer.kernel.value), apart, rtol=1e-4, atol=1e-5
+    )
+    assert np.abs(layer(x) - before).max() > 0.01  # afterwards each call normalises anew
+    with pytest.raises(KeyError), layer.cached_kernel():
+        raise KeyError
+    assert np.abs(layer(x) - before).max() > 0.01  # after a failure too
+
+
 def test_threads_that_share_a_layer_keep_kernels_of_their_own(monkeypatch):
     # Replicas are traced in threads: what one of them keeps must not reach the other's calls.
     layer = spectral()
