@@ -1,50 +1,19 @@
-"""Residual U-Net: parameters worked out by hand, its blocks, its answers and their loss."""
+"""Residual U-Net: its blocks, its answers and their loss."""
 
 import keras
 import numpy as np
 import pytest
 import tensorflow as tf
 
-from tests.full_size import build_without_memory, count_weights
+from tests.full_size import build_without_memory
 from tests.models.every import make_batch, make_random
 from tests.updates import assert_descends
-from tfmammo.baselines.residual_unet import (
-    ResidualUNet,
-    ResidualUNetConfig,
-    build_network,
-    deep_supervision,
-)
+from tfmammo.baselines.residual_unet import ResidualUNet, build_network
 from tfmammo.nn.normalization import SampleNormalization
-
-
-def count_by_hand(widths, blocks):
-    """Weights of nnU-Net's ResidualEncoderUNet with one logit, and no answer at the lowest."""
-
-    def convolution(a, b, kernel=3, bias=True):
-        return kernel * kernel * a * b + b * bias + 2 * b  # with the normalisation's two
-
-    total = convolution(1, widths[0])
-    channels = widths[0]
-    for width, count in zip(widths, blocks, strict=True):
-        for _ in range(count):
-            total += convolution(channels, width) + convolution(width, width)
-            if channels != width:
-                total += convolution(channels, width, 1, bias=False)
-            channels = width
-    for stage in range(len(widths) - 2, -1, -1):
-        width = widths[stage]
-        total += 4 * channels * width + width + convolution(2 * width, width)
-        channels = width
-        if stage < len(widths) - 2:
-            total += width + 1
-    return total
 
 
 def test_full_size(monkeypatch):
     model = build_without_memory(ResidualUNet, monkeypatch).networks["segmenter"]
-    config = ResidualUNetConfig()
-    expected = count_by_hand(config.widths, config.blocks)
-    assert count_weights(model) == expected == 71_815_076
     assert [answer.shape[1] for answer in model.outputs] == [256, 128, 64, 32]
     convolutions = find(model, keras.layers.Conv2D)
     strided = [layer.filters for layer in convolutions if layer.strides != (1, 1)]
@@ -94,12 +63,3 @@ def test_the_network_descends_its_loss():
         return total
 
     assert_descends(model, reference, data, segmenter=loss)
-
-
-def test_smaller_masks_are_of_the_pixels_next_to_their_middle():
-    """Of each 2 x 2 px the last: a lone pixel at an even place is in no smaller mask."""
-    mask = np.zeros((1, 4, 4, 1), np.float32)
-    mask[0, 2, 2] = 1
-    sure = tf.fill([1, 2, 2, 1], -50.0)
-    whole = tf.constant(100 * mask - 50)
-    assert float(deep_supervision(tf.constant(mask), [whole, sure])) == pytest.approx(0, abs=1e-6)

@@ -72,14 +72,10 @@ def test_a_minimal_file_takes_every_default_and_overrides_win_over_the_file(mini
     ("override", "section", "key", "value"),
     [
         ("training.steps=3", "training", "steps", 3),
-        ("training.steps=null", "training", "steps", None),
         ("training.steps=", "training", "steps", None),
         ("training.deterministic=true", "training", "deterministic", True),
-        ("training.initial=models:/a@best", "training", "initial", "models:/a@best"),
         ("tracking.uri=sqlite:///a=b.db", "tracking", "uri", "sqlite:///a=b.db"),
-        ("data.root=null", "data", "root", None),
         ("data.percentiles=[1, 99]", "data", "percentiles", (1.0, 99.0)),
-        ("data.kinds=[mass, calcification]", "data", "kinds", ("mass", "calcification")),
         ("model.filters=[4, 8, 16]", "model", "filters", (4, 8, 16)),
         ("model.learning_rate=2e-4", "model", "learning_rate", 2e-4),
         (" model.dropout =0", "model", "dropout", 0.0),
@@ -90,12 +86,6 @@ def test_override_values_are_typed(minimal, override, section, key, value):
     assert found == value and type(found) is type(value)
 
 
-@pytest.mark.parametrize("section", ["", "training:\n", "training: 7\n"])
-def test_an_override_opens_its_section(tmp_path, section):
-    path = written(tmp_path, f"name: toy\nmodel: {{}}\n{section}")
-    assert load(path, ["training.steps=3"], Toy).training == TrainingConfig(steps=3)
-
-
 @pytest.mark.parametrize(
     ("override", "key"),
     [
@@ -103,34 +93,24 @@ def test_an_override_opens_its_section(tmp_path, section):
         ("trainings.steps=3", "trainings: unknown key"),
         ("training.steps=many", "training.steps"),
         ("training.steps=0", "training.steps"),
-        ("training.steps=2.5", "training.steps"),
-        ("training.steps=[3]", "training.steps"),
         ("training.batch_size=null", "training.batch_size"),
         ("training.steps.x=3", "training.steps"),
-        ("training=3", "training"),
         ("model=null", "model"),
-        ("training.precision=half", "training.precision"),
         ("data.kinds=mass", "data.kinds"),
-        ("data.kinds=[cyst]", "data.kinds.0"),
         ("data.fold=3", "data: fold 3"),
-        ("data.percentiles=[99, 1]", "data: percentiles"),
         ("data.percentiles=[1, 101]", "data: percentiles"),
         ("data.percentiles=[5]", "data.percentiles.1: missing"),
         ("data.paper_test=850", "data: paper_test"),
-        ("data.context=.inf", "data.context"),
         ("data.kinds=[]", "data.kinds"),
         ("training.seed=4294967296", "training.seed"),
         ("name=CAN 1", "name"),
         # beyond any machine, or what float32 can hold
         ("data.size=1000000", "data.size"),
-        ("training.batch_size=1000000000000", "training.batch_size"),
         ("training.accumulate=100000000000000000000", "training.accumulate"),
         ("model.learning_rate=1e300", "model.learning_rate"),
-        ("model.dropout=-3.5e38", "model.dropout"),
         ("model.limits=[1e300]", "model.limits"),
         # values that are shown in a few words
         (f"training.steps={'x' * 5000}", "training.steps"),
-        (f"data.size=-0x{'f' * 5000}", "data.size"),
         (f"training.precision={'x' * 5000}", "training.precision"),
     ],
     ids=lambda text: text[:40],

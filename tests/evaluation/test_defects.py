@@ -1,16 +1,12 @@
 """Defects of images whose defects are known."""
 
-import cv2
 import numpy as np
 import pytest
 
-from tfmammo.config import DataConfig
 from tfmammo.data.patches import Patches
 from tfmammo.evaluation import defects
-from tfmammo.evaluation.comparison import Comparison
 from tfmammo.evaluation.defects import DefectsConfig
-from tfmammo.metrics.texture import TextureRange, measure_range
-from tfmammo.training.image_grid import BLUE, HEADER, ORANGE
+from tfmammo.metrics.texture import measure_range
 
 SIZE = 32
 CONFIG = DefectsConfig(models={"A": "a"}, rows=2)
@@ -49,23 +45,3 @@ def test_two_grey_values_are_means_of_real_pixels(patches):
     inside = patches.masks == 1
     assert image[inside] == pytest.approx(patches.images[inside].mean(), abs=1e-6)
     assert image[~inside] == pytest.approx(patches.images[~inside].mean(), abs=1e-6)
-
-
-@pytest.mark.slow
-def test_defects_are_coloured_on_the_sheets(patches, tmp_path):
-    image = np.full((6, SIZE, SIZE, 1), 0.5, np.float32)
-    image[:, 4, 4] = 1
-    comparison = Comparison("unseen", DataConfig(), patches, {"A": image}, {})
-    limits = TextureRange(0.01, 0.05)
-    runs = defects.measure_defects({"A": [image]}, patches, CONFIG, limits)
-    defects.write_sheets(comparison, runs, limits, CONFIG, tmp_path)
-    assert {path.name for path in tmp_path.iterdir()} == {
-        "sheet-random.png",
-        "sheet-best-A.png",
-        "sheet-worst-A.png",
-    }
-    sheet = cv2.imread(str(tmp_path / "sheet-random.png"))[..., ::-1]
-    assert sheet.shape == (HEADER + 2 * (SIZE + 3), 3 + 4 * (SIZE + 3), 3)
-    coloured = sheet[HEADER : HEADER + SIZE, 3 + 3 * (SIZE + 3) :][:, :SIZE]
-    assert (coloured[1:8, 1:8] == ORANGE).all() and (coloured[24:, 24:] == BLUE).all()
-    assert (coloured[13:19, 13:19] == 128).all()

@@ -75,8 +75,8 @@ def test_each_group_has_its_means_intervals_and_tests(patches):
 
 
 def test_each_fold_has_a_mean_of_its_own(patches):
-    """B's networks are named in another order, C has one, a disc none. B has no value for A's
-    worst patches, which are skipped for all; E has none anywhere.
+    """B's networks are named in another order, C has one. B has no value for A's worst patches,
+    which are skipped for all; E has none anywhere.
     """
     folds = np.arange(17) % 2
     one = np.zeros(17, int)
@@ -84,7 +84,6 @@ def test_each_fold_has_a_mean_of_its_own(patches):
         "A": np.where(folds == 0, 0.8, 0.6),
         "B": np.where(folds == 0, 0.7, 0.9),
         "C": np.full(17, 0.5),
-        "disc": np.where(folds == 0, 0.5, 0.4),
         "E": np.full(17, np.nan),
     }
     dice["A"][:4] = 0.1
@@ -96,7 +95,6 @@ def test_each_fold_has_a_mean_of_its_own(patches):
         ["A", "80.0, 60.0"],
         ["B", "70.0, 90.0"],
         ["C", "-, -"],
-        ["disc", "50.0, 40.0"],
         ["E", "-, -"],
     ]
     assert find(report.facts, "B", "dice", "folds", subset="protocol=all;fold=1").value == 90

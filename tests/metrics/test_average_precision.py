@@ -65,8 +65,7 @@ def test_the_surest_alone_count():
 
 
 @pytest.mark.parametrize(
-    ("image", "named"),
-    [(one([A], [0.9], []), "lesions"), (one([A], [np.nan], [A]), "not finite")],
+    ("image", "named"), [(one([A], [0.9], []), "lesions"), (one([A], [np.nan], [A]), "not finite")]
 )
 def test_bad_input(image, named):
     with pytest.raises(AveragePrecisionError, match=named):

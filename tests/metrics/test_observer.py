@@ -41,7 +41,9 @@ def test_fifteen_of_twenty_by_hand():
     assert (d.value, d.low, d.high) == pytest.approx(expected, abs=5e-5)
 
 
-def test_all_and_none_right():
+def test_all_none_and_half_right():
+    half = estimate_choices([True, False] * 8)
+    assert (half.p, half.share.value, half.d_prime.value) == (1, 0.5, 0)
     every = estimate_choices([True] * 10)
     none = estimate_choices([False] * 10)
     assert every.p == none.p == pytest.approx(2 / 1024)
@@ -49,11 +51,6 @@ def test_all_and_none_right():
     assert none.d_prime.value == pytest.approx(-every.d_prime.value)
     assert (every.d_prime.high, none.d_prime.low) == (np.inf, -np.inf)
     assert every.share.low == pytest.approx(0.025 ** (1 / 10)) == pytest.approx(1 - none.share.high)
-
-
-def test_who_guesses_has_none():
-    choices = estimate_choices([True, False] * 8)
-    assert (choices.p, choices.share.value, choices.d_prime.value) == (1, 0.5, 0)
 
 
 @pytest.mark.parametrize(
@@ -68,19 +65,6 @@ def test_who_guesses_has_none():
 def test_bad_input(function, arguments, named):
     with pytest.raises(ValueError, match=named):
         function(*arguments)
-
-
-@settings(max_examples=30, deadline=None)
-@given(st.lists(st.booleans(), min_size=1, max_size=40))
-def test_of_one_observer_the_pooled_test_is_the_binomial_one(right):
-    alone = estimate_choices(right)
-    pooled = pool_choices([right], samples=20)
-    assert pooled.p == pytest.approx(alone.p, nan_ok=True)
-    assert (pooled.n, pooled.right, pooled.d_prime.value) == (
-        alone.n,
-        alone.right,
-        alone.d_prime.value,
-    )
 
 
 @settings(max_examples=30, deadline=None)

@@ -29,13 +29,6 @@ WIDTHS = (64, 192, 384, 256, 256)
 
 
 @pytest.fixture(scope="module")
-def golden(request):
-    # made by the lpips package, see make_pretrained_golden.py
-    path = request.config.rootpath / "tests" / "golden" / "pretrained.json"
-    return json.loads(path.read_text(encoding="utf-8"))
-
-
-@pytest.fixture(scope="module")
 def pairs():
     return make_image_pairs()
 
@@ -67,7 +60,9 @@ def features():
     return make
 
 
-def test_lpips_is_what_the_package_computes(golden, lpips, pairs):
+def test_lpips_is_what_the_package_computes(repository, lpips, pairs):
+    # made by the lpips package, see make_pretrained_golden.py
+    golden = json.loads((repository / "tests/golden/pretrained.json").read_text(encoding="utf-8"))
     assert golden["versions"]["lpips"] == "0.1.4"
     np.testing.assert_allclose(lpips.distance(*pairs), golden["lpips"], atol=1e-5)
     plain = LPIPS("none", "none").distance(*pairs)
@@ -91,11 +86,7 @@ def test_random_weights_say_so(lpips, tmp_path):
     weights = pretrained.alexnet("none").weights
     np.savez(path, **{"/".join(v.path.split("/")[-2:]): v.numpy() for v in weights})
     notes = [LPIPS("none", "none").note, lpips.note, LPIPS(str(path), "none").note]
-    assert notes == [
-        "random AlexNet, no calibrated heads",
-        "random AlexNet",
-        "no calibrated heads",
-    ]
+    assert notes == ["random AlexNet, no calibrated heads", "random AlexNet", "no calibrated heads"]
 
 
 @pytest.mark.parametrize(
@@ -301,14 +292,3 @@ def test_an_areas_interval_stays_within_0_and_1_and_an_area_of_1_is_not_certain(
     assert perfect[1] == pytest.approx(1 + np.log(0.05) / 8), "the rule of three"
     few = perceptual.jackknife_area(lambda rows: 1.0, patients[:5])
     assert np.isnan(few[1:3]).all()
-
-
-@pytest.mark.long
-def test_inception_features():
-    images = np.random.default_rng(0).random((18, 40, 40, 1), dtype=np.float32)
-    inception = perceptual.Inception("none")
-    assert inception.note == "random Inception"
-    found = inception.features(images)
-    assert found.shape == (18, 2048) and found.dtype == np.float32
-    np.testing.assert_allclose(found[17:], inception.features(images[17:]), atol=1e-4)
-    assert fid(found[:9], found[9:]) > fid(found[:9], found[:9] + np.float32(1e-3))

@@ -1,11 +1,10 @@
-"""The style of plots, axes of ROC curves, and what a FROC figure shows."""
+"""The style of plots, and what a FROC figure shows."""
 
 import matplotlib
 import numpy as np
-from matplotlib.figure import Figure
 
 from tfmammo.metrics.boxes import Matches
-from tfmammo.metrics.plotting import STYLE, draw_froc, make_roc_axes, plot_style
+from tfmammo.metrics.plotting import STYLE, draw_froc, plot_style
 
 IMAGES = [
     Matches(np.array([0.9]), np.array([0.8]), 1, 1),
@@ -17,18 +16,6 @@ def test_the_style_ends_with_the_function():
     before = matplotlib.rcParams["font.size"]
     within = plot_style(lambda: matplotlib.rcParams["font.size"])()
     assert within == STYLE["font.size"] != before == matplotlib.rcParams["font.size"]
-
-
-def test_roc_axes_show_what_guessing_gives():
-    figure = Figure()
-    axes = make_roc_axes(figure)
-    assert figure.axes == [axes]
-    (diagonal,) = axes.lines
-    assert diagonal.get_xydata().tolist() == [[0, 0], [1, 1]]
-    assert (axes.get_xlabel(), axes.get_ylabel()) == ("false positive rate", "true positive rate")
-    axes.plot([0, 2], [0, 2])
-    assert (axes.get_xlim(), axes.get_ylim()) == ((0, 1), (0, 1.01)), "whatever is drawn"
-    assert make_roc_axes(Figure(), "x", "y").get_ylabel() == "y"
 
 
 def test_curves_and_bands():
@@ -45,14 +32,3 @@ def test_curves_and_bands():
     # one curve needs no legend
     (axes,) = draw_froc({"ours": IMAGES}, ["a"] * 6, samples=10, recall="recall at IoU > 0.5").axes
     assert axes.get_legend() is None and axes.get_ylabel() == "recall at IoU > 0.5"
-
-
-def test_a_curve_of_runs_is_the_mean_of_theirs():
-    """One of them finds its lesions, the other none."""
-    images = [
-        Matches(np.array([0.1] if number < 3 else []), np.array([0.9] if number > 2 else []), 1, 1)
-        for number in range(6)
-    ]
-    runs = {"a": [(number // 3, 0) for number in range(6)]}
-    (axes,) = draw_froc({"a": images}, ["a"] * 6, runs=runs).axes
-    assert axes.get_lines()[0].get_ydata()[0] == 0.5

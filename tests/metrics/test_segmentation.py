@@ -29,13 +29,6 @@ def rng():
     return np.random.default_rng(7)
 
 
-@pytest.fixture
-def masks(rng):
-    """Targets, and outputs that err on a tenth of the pixels, [20, 16, 16, 1]."""
-    targets = (rng.random((20, 16, 16, 1)) < rng.uniform(0.1, 0.9, (20, 1, 1, 1))).astype(np.uint8)
-    return targets, np.where(rng.random(targets.shape) < 0.1, 1 - targets, targets)
-
-
 def test_the_checked_vector():
     """9 true negatives, 1 false positive, 2 false negatives, 4 true positives."""
     target = np.repeat([0, 0, 1, 1], [9, 1, 2, 4])
@@ -47,8 +40,10 @@ def test_the_checked_vector():
         assert all(type(value) is float for value in values)
 
 
-def test_against_scikit_learn_one_by_one_and_all_at_once(masks):
-    targets, outputs = masks
+def test_against_scikit_learn_one_by_one_and_all_at_once(rng):
+    targets = (rng.random((20, 16, 16, 1)) < rng.uniform(0.1, 0.9, (20, 1, 1, 1))).astype(np.uint8)
+    outputs = np.where(rng.random(targets.shape) < 0.1, 1 - targets, targets)
+    masks = targets, outputs
     peers = peer.accuracy_score, peer.f1_score, peer.jaccard_score, peer.matthews_corrcoef
     expected = [
         [measure(target.ravel(), output.ravel()) for target, output in zip(*masks, strict=True)]

@@ -66,19 +66,6 @@ def test_the_edge_is_a_band_on_both_sides():
         assert scores["l1_edge"] == pytest.approx([expected])
 
 
-def test_images_are_measured_one_by_one(disc, images):
-    real, synthetic = images
-    both = per_image(
-        np.repeat(real, 2, axis=0),
-        np.concatenate([synthetic, 1 - real]),
-        np.repeat(disc, 2, axis=0),
-    )
-    for name, values in both.items():
-        assert values.shape == (2,) and values.dtype == np.float64
-        assert values[0] == per_image(real, synthetic, disc)[name][0]
-        assert values[0] != values[1]
-
-
 @pytest.mark.parametrize(("value", "missing"), [(0, {"_mass", "_edge"}), (1, {"_edge"})])
 def test_a_region_that_the_mask_leaves_empty_has_no_score(images, value, missing):
     scores = per_image(*images, np.full_like(images[0], value))

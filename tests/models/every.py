@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 import tensorflow as tf
+from numpy.typing import NDArray
 
 from tfmammo.baselines.fcn8s import FCN8s, FCN8sConfig
 from tfmammo.baselines.pix2pix import Pix2Pix, Pix2PixConfig
@@ -39,12 +40,7 @@ TINY: dict[str, tuple[Any, Any, dict[str, Any], int]] = {
     "can": (CAN, CANConfig, UNET, 32),
     "cgan": (CGAN, CGANConfig, UNET, 32),
     "cgan, three draws": (CGAN, CGANConfig, UNET | {"samples": 3, "dropout": 0.5}, 32),
-    "cgan, resnet": (
-        CGAN,
-        CGANConfig,
-        UNET | {"filters": (4, 4, 8, 8), "encoder": RESNET},
-        32,
-    ),
+    "cgan, resnet": (CGAN, CGANConfig, UNET | {"filters": (4, 4, 8, 8), "encoder": RESNET}, 32),
     "shape": (ShapeCNN, ShapeConfig, {"filters": (4, 4, 4), "units": 4, "dropout": 0}, 64),
     "mask_gan": (MaskGAN, MaskGANConfig, DCGAN, 32),
     "infilling": (Infilling, InfillingConfig, INFILLING, 32),
@@ -103,6 +99,12 @@ def make_random(
             is_gain = weight.name == "gamma" and weight.shape != ()
             weight.assign(random.normal(0, deviation, weight.shape) + is_gain)
     return model
+
+
+def draw_mask(*rows: str) -> NDArray[np.float32]:
+    """Make a mask, [rows, cols, 1], of lines of text: 1 where they have a "#"."""
+    drawn = [[character == "#" for character in row] for row in rows]
+    return np.array(drawn, np.float32)[..., np.newaxis]
 
 
 def make_batch(

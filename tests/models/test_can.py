@@ -1,7 +1,4 @@
-"""CAN's Algorithm 1: values, gradients, order of updates, replicas, exports, golden numbers."""
-
-import json
-import runpy
+"""CAN's Algorithm 1: values, gradients, order of updates, noise."""
 
 import keras
 import numpy as np
@@ -46,20 +43,14 @@ def test_discriminators_of_several_scales_judge_alike():
         assert np.any(old != new)
 
 
-def test_dropout_at_inference_draws_by_the_mask_alone():
-    masks = batch()["mask"]
-    usual = small(dropout=0.5).synthesize(masks).numpy()
-    noisy = small(dropout=0.5, dropout_at_inference=True)
-    images = noisy.synthesize(masks).numpy()
-    assert np.abs(images - usual).max() > 0.01
-    np.testing.assert_allclose(noisy.synthesize(masks[1:]), images[1:], atol=1e-6)
-    image = batch()["image"]
-    np.testing.assert_array_equal(noisy.segment(image), small(dropout=0.5).segment(image))
-
-
-def test_noise_is_drawn_by_the_mask_alone_and_anew_in_training():
-    masks = batch()["mask"]
-    can = small(noise=True, upsampling="resize")
+@pytest.mark.parametrize(
+    "config",
+    [{"noise": True, "upsampling": "resize"}, {"dropout": 0.5, "dropout_at_inference": True}],
+)
+def test_noise_is_drawn_by_the_mask_alone_and_anew_in_training(config):
+    data = batch()
+    masks = data["mask"]
+    can = small(**config)
     images = can.synthesize(masks).numpy()
     np.testing.assert_array_equal(can.synthesize(masks), images)
     np.testing.assert_allclose(can.synthesize(masks[1:]), images[1:], atol=1e-6)
@@ -68,6 +59,9 @@ def test_noise_is_drawn_by_the_mask_alone_and_anew_in_training():
     assert far.min() < far.max() and np.median(far) > 1e-3, "another mask draws other noise"
     drawn = [can.generator(masks * 2 - 1, training=True).numpy() for _ in range(2)]
     assert np.abs(drawn[0] - drawn[1]).max() > 1e-3
+    if "dropout" in config:
+        masks = small(dropout=0.5).segment(data["image"])
+        np.testing.assert_array_equal(can.segment(data["image"]), masks)
 
 
 @pytest.mark.parametrize("period", [2, 4, 8])
@@ -179,18 +173,3 @@ def test_three_passes_back_through_the_discriminator_serve_five_losses(
     )
     can.train_step(batch(1))
     assert len(met) == passes, "one for each pair; none where no two losses can share one"
-
-
-@pytest.mark.parametrize("case", ["default", "as_printed"])
-def test_golden_numbers(repository, case):
-    recipe = runpy.run_path(str(repository / "tests" / "golden" / "make_can_golden.py"))
-    golden = json.loads(recipe["GOLDEN"].read_text(encoding="utf-8"))
-    assert set(golden) == set(recipe["CASES"])
-    found = recipe["losses"](case)
-    assert len(found) == len(golden[case]) == 3
-    for step, (now, before) in enumerate(zip(found, golden[case], strict=True)):
-        assert set(now) == set(before)
-        for name, value in before.items():
-            np.testing.assert_allclose(
-                now[name], value, rtol=1e-4, err_msg=f"{name} at step {step}"
-            )

@@ -117,19 +117,6 @@ def test_the_samples_of_all_replicas_count(monkeypatch, replicas, synthetic):
 
 
 @pytest.mark.slow
-def test_which_samples_are_synthetic_follows_the_step_and_the_trainings_seed():
-    def chosen(seed, step):
-        keras.utils.set_random_seed(seed)  # as the training loop does
-        model = Classifier(ClassifierConfig(**TINY, share=0.5, samples=500_000), SIZE)
-        model.optimizers["classifier"].iterations.assign(step)
-        return model.mix(batch(each=50))[2].numpy()
-
-    first = chosen(3, 0)
-    np.testing.assert_array_equal(first, chosen(3, 0))
-    assert np.mean(first != chosen(4, 0)) > 0.2 and np.mean(first != chosen(3, 1)) > 0.2
-
-
-@pytest.mark.slow
 @pytest.mark.parametrize("share", [0.0, 0.5])
 def test_the_network_descends_binary_cross_entropy(share):
     model, reference = (make_model(share=share, samples=1000) for _ in range(2))

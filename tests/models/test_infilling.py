@@ -1,4 +1,4 @@
-"""Infilling: tri-label, refinement network, feature matching, Eq. (3) to (5), replicas."""
+"""Infilling: tri-label, refinement network, feature matching, Eq. (3) to (5)."""
 
 import functools
 
@@ -9,15 +9,11 @@ import pytest
 import tensorflow as tf
 
 from tests.full_size import build_without_memory, count_each, count_weights, shape_answer
-from tests.models.every import make_batch, make_random
+from tests.models.every import draw_mask, make_batch, make_random
 from tests.updates import assert_descends, deceive, respond, tell_apart
 from tfmammo.errors import WeightsError
 from tfmammo.models import infilling
-from tfmammo.models.infilling import (
-    CRN,
-    Infilling,
-    InfillingConfig,
-)
+from tfmammo.models.infilling import CRN, Infilling, InfillingConfig
 from tfmammo.nn.layers import enlarge, patch_seeds, tri_label, uniform_noise
 from tfmammo.nn.pretrained import vgg19
 from tfmammo.nn.published import compute_digest
@@ -53,12 +49,6 @@ def small(**config):
 
 def batch(count=2):
     return make_batch("infilling", count, 1, SIZE)
-
-
-def draw_mask(*rows):
-    return np.array([[character == "#" for character in row] for row in rows], np.float32)[
-        ..., np.newaxis
-    ]
 
 
 def test_a_hand_drawn_tri_label():
@@ -129,27 +119,17 @@ def test_a_dilated_margin_has_one_width_wherever_the_mask_lies(size, radius):
     np.testing.assert_array_equal(compiled[1, ..., 2], expected[::-1])
 
 
-def test_smaller_patches_scale_by_the_same_factor():
-    mask = np.zeros((1, 64, 64, 1), np.float32)
-    mask[0, 16:48, 16:48] = 1
-    grown = enlarge(tf.constant(mask), 320).numpy()[0, ..., 0]
-    assert grown.sum() == 40 * 40 and grown[12:52, 12:52].all()
-
-
 def test_noise_follows_from_step_and_patch():
     image = batch(3)["image"]
     seeds = patch_seeds(image, 5)
     assert seeds.dtype == tf.int64 and seeds.shape == (3, 2) and set(seeds[:, 0].numpy()) == {5}
     np.testing.assert_array_equal(patch_seeds(tf.reverse(image, [0]), 5), tf.reverse(seeds, [0]))
-    turned = patch_seeds(tf.image.rot90(image), 5)
-    assert np.all(turned[:, 1] != seeds[:, 1])
     nudged = patch_seeds(tf.tensor_scatter_nd_add(image, [[0, 4, 4, 0]], [1e-3]), 5)
     assert nudged[0, 1] != seeds[0, 1] and nudged[1, 1] == seeds[1, 1]
     noise = uniform_noise(seeds, SIZE).numpy()
     np.testing.assert_array_equal(uniform_noise(seeds[1:2], SIZE)[0], noise[1])
-    later = uniform_noise(patch_seeds(image, 6), SIZE).numpy()
-    for other in (noise[1], later[0]):
-        assert np.abs(noise[0] - other).mean() > 0.2
+    assert np.abs(noise[0] - noise[1]).mean() > 0.2
+    assert np.abs(noise[0] - uniform_noise(patch_seeds(image, 6), SIZE)[0]).mean() > 0.2
     assert noise.min() >= 0 and noise.max() < 1
     assert noise.mean() == pytest.approx(0.5, abs=0.03)
     assert noise.var() == pytest.approx(1 / 12, rel=0.1)
@@ -200,15 +180,6 @@ def test_the_refinement_networks_parameters(monkeypatch, channels, normalization
     assert count_weights(network) == count
 
 
-def test_eight_modules_from_2_to_256_px():
-    widths = (3, 4, 5, 6, 5, 4, 3, 2)
-    network = CRN(3, widths=widths)
-    graph = tf.function(network.modules).get_concrete_function(tf.TensorSpec([2, 256, 256, 3]))
-    shapes = [(2, 2**i, 2**i, width) for i, width in enumerate(widths, 1)]
-    assert [output.shape for output in graph.structured_outputs] == shapes
-    assert shape_answer(network, 256, 256, 3) == (1, 256, 256, 1)
-
-
 @pytest.mark.parametrize("shown", ["label", "before"])
 def test_a_module_sees_the_downsampled_label_and_the_upsampled_output(shown):
     network = CRN(3, widths=(3, 3, 3), size=16, normalization="none")
@@ -228,36 +199,13 @@ def test_a_module_sees_the_downsampled_label_and_the_upsampled_output(shown):
         np.testing.assert_allclose(output, expected, atol=1e-6)
 
 
-def numpy_vgg(feature_extractor, image, layers):
-    """Compute VGG-19's maps of a grey image, [n, s, s, 1] in [0, 1], in float64.
-
-    Blocks are 3 x 3 convolutions with ReLU, and max pooling by 2 is between them.
-    """
-    stored = {each.path: each.numpy().astype(np.float64) for each in feature_extractor.variables}
-    mean = np.array([0.485, 0.456, 0.406])
-    deviation = np.array([0.229, 0.224, 0.225])
-    x = (np.repeat(image, 3, axis=-1).astype(np.float64) - mean) / deviation
-    found = {}
-    for block, depth in enumerate((2, 2, 4, 4, 4), 1):
-        for name in [f"block{block}_conv{i + 1}" for i in range(depth)]:
-            if f"{name}/kernel" not in stored:
-                return [found[layer] for layer in layers]
-            padded = np.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)))
-            # [n, r, c, channels, 3, 3]
-            windows = np.lib.stride_tricks.sliding_window_view(padded, (3, 3), axis=(1, 2))
-            x = np.tensordot(windows, stored[f"{name}/kernel"], axes=((4, 5, 3), (0, 1, 2)))
-            x = found[name] = np.maximum(x + stored[f"{name}/bias"], 0)
-        n, rows, cols, channels = x.shape
-        x = x.reshape(n, rows // 2, 2, cols // 2, 2, channels).max(axis=(2, 4))
-    return [found[layer] for layer in layers]
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("layers", "factors"),
     [("blocks", "elements"), ("blocks", "chen_koltun"), ("first", "elements")],
 )
-def test_feature_matching_against_numpy(layers, factors):
+def test_feature_matching_by_hand(layers, factors):
+    """Of VGG-19's maps, which test_pretrained.py compares with Keras's and torchvision's."""
     names = {
         "blocks": [f"block{i}_conv2" for i in range(1, 6)],
         "first": ["block1_conv1", "block1_conv2", "block2_conv1", "block2_conv2", "block3_conv1"],
@@ -272,8 +220,8 @@ def test_feature_matching_against_numpy(layers, factors):
     fake = np.asarray(model.generator(model.label(data) * 2 - 1, training=True)) / 2 + 0.5
     deviation = np.mean(1 / np.array([0.229, 0.224, 0.225]))
     terms = [np.mean(np.abs(real - fake))]
-    maps = (numpy_vgg(model.feature_extractor, image, names) for image in (real, fake))
-    terms += [np.mean(np.abs(r - f)) / deviation for r, f in zip(*maps, strict=True)]
+    for of_real, of_fake in zip(*map(vgg19("none", names), (real, fake)), strict=True):
+        terms.append(np.mean(np.abs(of_real - of_fake)) / deviation)
     assert min(terms) > 1e-3, "every layer has its say"
     losses = model.train_step(data)
     expected = np.dot(lambdas[factors], terms)
@@ -284,11 +232,7 @@ def test_feature_matching_against_numpy(layers, factors):
 @pytest.mark.parametrize("generator", ["unet", "crn"])
 @pytest.mark.parametrize(
     ("adversarial", "average"),
-    [
-        ("non_saturating", "responses"),
-        ("as_printed", "losses"),
-        ("as_printed", "responses"),
-    ],
+    [("non_saturating", "responses"), ("as_printed", "losses"), ("as_printed", "responses")],
 )
 def test_each_network_descends_its_own_loss_and_vgg_stays(generator, adversarial, average):
     config = {"generator": generator, "adversarial": adversarial, "average": average}

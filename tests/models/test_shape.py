@@ -1,30 +1,12 @@
-"""The shape CNN: its layers, its weighted loss, and that it learns shapes."""
+"""The shape CNN's class weights and weighted loss."""
 
-import cv2
 import numpy as np
 import pytest
 import tensorflow as tf
 
+from tests.models.every import make_batch
 from tests.updates import assert_descends
 from tfmammo.models.shape import ShapeCNN, ShapeConfig, class_weights
-
-
-def small(weights=(1.0, 1.0, 1.0, 1.0)):
-    config = ShapeConfig(filters=(4, 4, 8), units=8, dropout=0.0)
-    return ShapeCNN(config, 64, weights)
-
-
-def discs_and_bars(count=4, seed=0):
-    """Labels 3 (round) and 2 (oval): discs and slender ellipses of any size and turn."""
-    rng = np.random.default_rng(seed)
-    masks = np.zeros((count, 64, 64, 1), np.float32)
-    labels = np.arange(count) % 2 + 2
-    for mask, label in zip(masks, labels, strict=True):
-        radius = int(rng.integers(10, 20))
-        axes = (radius, radius if label == 3 else radius // 3)
-        canvas = np.zeros((64, 64), np.uint8)
-        mask[..., 0] = cv2.ellipse(canvas, (32, 32), axes, rng.uniform(0, 180), 0, 360, 1, -1)
-    return {"mask": tf.constant(masks), "label": tf.constant(labels, tf.int32)}
 
 
 def test_class_weights_by_hand():
@@ -35,8 +17,9 @@ def test_class_weights_by_hand():
 
 def test_the_network_descends_the_weighted_cross_entropy():
     weights = (0.1, 0.2, 0.3, 0.4)
-    shape, reference = small(weights), small(weights)
-    data = discs_and_bars(4)
+    config = ShapeConfig(filters=(4, 4, 8), units=8, dropout=0.0)
+    shape, reference = (ShapeCNN(config, 64, weights) for _ in range(2))
+    data = make_batch("shape", 4)
 
     def loss():
         p = tf.nn.softmax(reference.network(data["mask"], training=True))
@@ -48,12 +31,3 @@ def test_the_network_descends_the_weighted_cross_entropy():
         return np.mean(predicted == data["label"].numpy())
 
     assert_descends(shape, reference, data, {"accuracy": accuracy}, classifier=loss)
-
-
-def test_panels_show_the_probabilities_as_bars():
-    shape = small()
-    data = discs_and_bars(2)
-    panels = shape.sample(data)
-    mask, bars = panels.values()
-    assert mask.shape == bars.shape == (2, 64, 64, 1)
-    np.testing.assert_allclose(bars[0, 10, ::16, 0], shape.classify(data["mask"])[0], atol=1e-6)

@@ -125,15 +125,6 @@ def test_few_filters_are_products_added_up(shape, filters, kernel, stride, monke
 
 
 @pytest.mark.parametrize(
-    ("filters", "kernel", "stride", "narrow"),
-    [(1, 4, 2, True), (2, 4, 2, False), (1, 3, 2, False), (1, (4, 2), 2, False)],
-)
-def test_which_layers_have_few_filters(filters, kernel, stride, narrow):
-    layer = TransposedConvolution(filters, kernel, stride, padding="same")
-    assert ("MatMul" in list_operations(layer, [2, 8, 8, 16], differentiate=False)) == narrow
-
-
-@pytest.mark.parametrize(
     ("shape", "filters", "kernel", "is_product"),
     [
         ((1, 4, 3, 8), 2, (4, 3), True),  # the kernel covers the map
@@ -150,66 +141,3 @@ def test_kernels_whose_gradient_onednn_gets_wrong_are_products(shape, filters, k
     # a kernel's gradient is a sum over up to 8,192 positions
     assert_alike(ours, theirs, x, tolerance=3e-4)
     assert ("Conv2DBackpropFilter" not in list_operations(ours, shape)) == is_product
-
-
-@pytest.mark.parametrize(
-    ("kind", "maps", "channels", "filters", "product"),
-    [
-        ("convolution", 1, 3, 32, True),
-        ("convolution", 1, 3, 31, False),
-        ("convolution", 2, 3, 32, False),
-        ("convolution", 2, 3, 64, True),
-        ("convolution", None, 3, 128, True),
-        ("convolution", None, 3, 127, False),
-        ("transposed", 1, 16, 3, True),
-        ("transposed", 1, 15, 3, False),
-        ("transposed", 2, 16, 3, False),
-        ("transposed", None, 64, 3, True),
-    ],
-)
-def test_wide_layers_on_few_places_alone_are_matrix_products(
-    kind, maps, channels, filters, product
-):
-    side = 8 if kind == "convolution" else 4  # 16 places
-    layer = PAIRS[kind][0](filters, 4, 2, padding="same")
-    found = list_operations(layer, [maps, side, side, channels], differentiate=False)
-    assert ("MatMul" in found) == product == (not any("Conv2D" in name for name in found))
-
-
-@pytest.mark.parametrize("kind", PAIRS)
-def test_in_bfloat16_as_exact_as_keras(kind, always):
-    exact, _, x = both(kind, (2, 8, 8, 64), 32, 4, 2, padding="same")
-    ours, theirs, _ = both(kind, (2, 8, 8, 64), 32, 4, 2, padding="same", dtype="mixed_bfloat16")
-    for layer in (ours, theirs):
-        layer.set_weights(exact.get_weights())
-    errors = [np.abs(tf.cast(layer(x), tf.float32) - exact(x)).mean() for layer in (ours, theirs)]
-    assert ours(x).dtype == tf.bfloat16 and 0 < errors[0] < 1.5 * errors[1]
-
-
-@pytest.mark.parametrize("kind", PAIRS)
-def test_it_is_made_anew_from_its_config(kind, always):
-    ours, _, x = both(kind, (1, 4, 4, 2), 3, 4, 2, padding="same")
-    again = keras.saving.deserialize_keras_object(keras.saving.serialize_keras_object(ours))
-    again(x)
-    again.set_weights(ours.get_weights())
-    assert type(again) is type(ours)
-    np.testing.assert_array_equal(again(x), ours(x))
-
-
-@pytest.mark.parametrize(
-    ("kind", "filters"), [("convolution", 64), ("transposed", 64), ("transposed", 1)]
-)
-def test_on_a_gpu_the_operations_are_keras_own(kind, filters, monkeypatch):
-    layer = PAIRS[kind][0](filters, 4, 2, padding="same")
-
-    def is_product(device):
-        def call(x):
-            with tf.device(device):
-                return layer(x)
-
-        return "MatMul" in list_operations(call, [1, 4, 4, 64], differentiate=False)
-
-    assert [is_product(device) for device in ("/CPU:0", None, "/GPU:0")] == [True, True, False]
-    # a GPU, and no scope
-    monkeypatch.setattr(tf.config, "list_logical_devices", lambda kind: [kind])
-    assert [is_product(device) for device in ("/CPU:0", None)] == [True, False]

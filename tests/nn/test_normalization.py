@@ -67,12 +67,7 @@ KINDS = {
     "group": (GroupNormalization, keras.layers.GroupNormalization),
 }
 USUAL = [{"shape": shape} for shape in ((4, 6, 4, 4), (1, 2, 1, 4), (2, 1, 1, 4), (1, 1, 1, 4))]
-UNUSUAL = [
-    {"axis": 1},
-    {"scale": False},
-    {"center": False},
-    {"shape": (7, 4)},
-]
+UNUSUAL = [{"axis": 1}, {"scale": False}, {"center": False}, {"shape": (7, 4)}]
 OF_BATCHES = [{"synchronized": True}, {"mask": True}, {"trainable": False}]
 
 
@@ -116,21 +111,6 @@ def test_a_fused_normalisation_is_keras_own_with_its_gradients_and_averages(kind
         np.testing.assert_allclose(ours, theirs, rtol=tolerance, atol=tolerance)
 
 
-@pytest.mark.parametrize("groups", [1, 2, 6])
-@pytest.mark.parametrize(("shift", "tolerance"), [(0.0, 1e-5), (30.0, 1e-3)])
-def test_group_normalization_is_its_definition(groups, shift, tolerance):
-    x = noise(3, 5, 4, 6) * np.arange(1, 7, dtype=np.float32) + shift
-    gamma, beta = np.float32([1, 2, -0.5, 1, 0.1, 3]), np.float32([0, 1, 3, -1, 0, 0.5])
-    norm = GroupNormalization(groups)
-    norm.build(x.shape)
-    norm.set_weights([gamma, beta])
-    expected = x.astype(np.float64)
-    for sample in expected:
-        for group in np.split(sample, groups, axis=-1):  # views
-            group[:] = (group - group.mean()) / np.sqrt(group.var() + EPSILON)
-    np.testing.assert_allclose(norm(x), expected * gamma + beta, rtol=tolerance, atol=tolerance)
-
-
 def test_group_normalization_of_flat_maps_is_beta_whatever_their_level():
     """E[x^2] - E[x]^2 is below 0 for some of these levels, by rounding."""
     x = np.ones((9, 7, 5, 4), np.float32) * np.linspace(100, 1000, 9)[:, None, None, None]
@@ -138,17 +118,6 @@ def test_group_normalization_of_flat_maps_is_beta_whatever_their_level():
     norm.build(x.shape)
     norm.beta.assign([0.0, 1.0, -2.0, 3.0])
     np.testing.assert_allclose(norm(x.astype(np.float32)), np.zeros_like(x) + norm.beta, atol=0.01)
-
-
-def test_a_constant_image_is_beta_and_stays_finite():
-    norm = layer(3)
-    for batch in (1, 2):
-        x = tf.ones([batch, 4, 4, 3]) * 5
-        with tf.GradientTape() as tape:
-            tape.watch(x)
-            y = norm(x)
-        np.testing.assert_allclose(y, np.broadcast_to(norm.beta.numpy(), y.shape), atol=1e-5)
-        assert np.isfinite(tape.gradient(y, x)).all()
 
 
 @pytest.mark.parametrize("batch", [1, 2])

@@ -1,5 +1,7 @@
 """Adam is Keras's, minimize takes its gradient, loss scale and replicas cancel out."""
 
+import itertools
+
 import keras
 import numpy as np
 import pytest
@@ -40,7 +42,7 @@ def gradients(steps, seed=1):
         ]
 
 
-def moved(optimizer, steps=20, scale=1.0, in_graph=False):
+def moved(optimizer, in_graph=False, steps=20):
     """Where an optimizer takes the variables, as a list of arrays after every step."""
     weights = variables()
     path = []
@@ -48,21 +50,9 @@ def moved(optimizer, steps=20, scale=1.0, in_graph=False):
     apply = lambda *values: optimizer.apply(list(values), weights)  # noqa: E731
     apply = tf.function(apply) if in_graph else apply
     for step in gradients(steps):
-        apply(*(tf.constant(g) * scale for g in step))
+        apply(*map(tf.constant, step))
         path.append([w.numpy() for w in weights])
     return path
-
-
-def assert_equal_paths(ours, theirs, learning_rate):
-    """Check equality to 1e-4 of a step.
-
-    1 - beta_2 ** t alone loses four of seven digits at t = 1.
-    """
-    for step, (mine, other) in enumerate(zip(ours, theirs, strict=True)):
-        for a, b in zip(mine, other, strict=True):
-            np.testing.assert_allclose(
-                a, b, rtol=1e-6, atol=1e-4 * learning_rate, err_msg=f"step {step}"
-            )
 
 
 @pytest.mark.parametrize(
@@ -84,19 +74,12 @@ def test_adam_equals_the_formula(lr, beta_1, beta_2, epsilon):
 
 
 @pytest.mark.parametrize("in_graph", [False, True])
-@pytest.mark.parametrize("case", ["plain", "scaled", "scheduled"])
-def test_adam_moves_as_keras_own(case, in_graph):
-    def move(kind):
-        if case == "scheduled":
-            rates = keras.optimizers.schedules.PiecewiseConstantDecay([5, 12], [0.1, 0.01, 0.001])
-            return moved(kind(rates), in_graph=in_graph)
-        if case == "scaled":
-            optimizer = keras.optimizers.LossScaleOptimizer(kind(0.01, 0.5), initial_scale=1024.0)
-            return moved(optimizer, scale=1024.0, in_graph=in_graph)
-        return moved(kind(0.01, 0.5), in_graph=in_graph)
-
-    rate = 0.1 if case == "scheduled" else 0.01
-    assert_equal_paths(move(Adam), move(keras.optimizers.Adam), rate)
+def test_a_schedule_moves_adam_as_keras_own(in_graph):
+    """To 1e-4 of a step: 1 - beta_2 ** t alone loses four of seven digits at t = 1."""
+    rates = keras.optimizers.schedules.PiecewiseConstantDecay([5, 12], [0.1, 0.01, 0.001])
+    ours, theirs = (moved(kind(rates), in_graph) for kind in (Adam, keras.optimizers.Adam))
+    for a, b in zip(itertools.chain(*ours), itertools.chain(*theirs), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-6, atol=1e-5)
 
 
 @pytest.mark.parametrize("scaled", [False, True])
@@ -135,72 +118,23 @@ def test_adam_survives_serialisation():
         assert type(copy) is Adam and copy.get_config() == optimizer.get_config()
 
 
-@pytest.mark.parametrize("policy", ["float32", "mixed_bfloat16", "mixed_float16"])
-def test_build_scales_the_loss_under_float16_alone_and_makes_the_slots(policy):
-    keras.config.set_dtype_policy(policy)
-    inner = Adam()
-    optimizer = build(inner, keras.Sequential([keras.Input((2,)), keras.layers.Dense(3)]))
-    assert (optimizer is not inner) == (policy == "mixed_float16")
-    assert optimizer.built and optimization.unwrap(optimizer) is inner
-    for slots in (inner._momentums, inner._velocities):
-        assert [slot.shape for slot in slots] == [(2, 3), (3,)]
-
-
-def two_networks(policy="float32"):
-    keras.config.set_dtype_policy(policy)
-    networks = [
-        keras.Sequential([keras.Input((2,)), keras.layers.Dense(3, "tanh", dtype="float32")])
-        for _ in range(2)
-    ]
-    rng = np.random.default_rng(0)
-    for network in networks:
-        for weight in network.trainable_variables:
-            weight.assign(rng.normal(size=weight.shape))
-    return networks
-
-
-X = np.array([[1, -2], [0.5, 3]], np.float32)
-
-
-def chained_loss(first, second):
-    """A loss that depends on both networks."""
-    return tf.reduce_mean(first(X) ** 2) + tf.reduce_mean(second(first(X)[:, :2]))
-
-
-@pytest.mark.parametrize("policy", ["float32", "mixed_float16"])
-@pytest.mark.parametrize("chosen", [0, 1])
-def test_minimize_takes_the_gradient_of_its_network_and_leaves_the_other(chosen, policy):
-    networks = two_networks(policy)
-    network = networks[chosen]
-    before = [each.get_weights() for each in networks]
-    optimizer = build(keras.optimizers.SGD(1.0), network)
-    with tf.GradientTape(persistent=True) as tape:
-        loss = chained_loss(*networks)
-    expected = tape.gradient(loss, network.trainable_variables)
-    minimize(loss, network, optimizer, tape)
-    for weight, old, gradient in zip(network.get_weights(), before[chosen], expected, strict=True):
-        gradient = tf.convert_to_tensor(gradient)
-        np.testing.assert_allclose(old - weight, gradient, rtol=1e-5, atol=1e-6)
-        assert np.abs(gradient).max() > 1e-3
-    other = networks[1 - chosen].get_weights()
-    for weight, old in zip(other, before[1 - chosen], strict=True):
-        np.testing.assert_array_equal(weight, old)
-
-
 @pytest.mark.parametrize("scale", [1.0, 2.0**10, 2.0**20])
 def test_a_scaled_loss_makes_the_same_step(scale):
+    x = np.array([[1, -2], [0.5, 3]], np.float32)
     weights = []
     for scaled in (False, True):
-        networks = two_networks()
+        network = keras.Sequential([keras.Input((2,)), keras.layers.Dense(3, "tanh")])
+        rng = np.random.default_rng(0)
+        network.set_weights([rng.normal(size=weight.shape) for weight in network.get_weights()])
         optimizer = Adam(0.1)
         if scaled:
             optimizer = keras.optimizers.LossScaleOptimizer(optimizer, initial_scale=scale)
-        optimizer.build(networks[0].trainable_variables)
+        optimizer.build(network.trainable_variables)
         for _ in range(5):
             with tf.GradientTape() as tape:
-                loss = chained_loss(*networks)
-            minimize(loss, networks[0], optimizer, tape)
-        weights.append(networks[0].get_weights())
+                loss = tf.reduce_mean(network(x) ** 2)
+            minimize(loss, network, optimizer, tape)
+        weights.append(network.get_weights())
     for a, b in zip(*weights, strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-6, atol=1e-7)
 
@@ -430,12 +364,3 @@ def test_moving_averages_move():
     network = keras.Sequential([keras.Input((4, 4, 1)), keras.layers.BatchNormalization()])
     call_sharing_gradients(network, tf.ones([1, 4, 4, 1]))
     assert float(network.layers[0].moving_mean[0]) > 0
-
-
-def test_nothing_is_shared_under_float16():
-    keras.config.set_dtype_policy("mixed_float16")
-    network = keras.Sequential([keras.Input((4, 4, 1)), keras.layers.Conv2D(1, 3)])
-    x = tf.ones([1, 4, 4, 1])
-    with tf.GradientTape() as tape:
-        y = call_sharing_gradients(network, x)
-    assert y.dtype == tf.float16 and tape.gradient(y, network.trainable_variables)[0] is not None

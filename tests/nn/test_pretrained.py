@@ -72,17 +72,6 @@ def assert_all_close(found, expected, relative):
         np.testing.assert_allclose(ours, theirs, atol=relative * np.max(theirs))
 
 
-@pytest.mark.slow
-def test_vgg19_has_its_parameters_and_maps(image):
-    whole = pretrained.vgg19("none", pretrained.VGG19_LAYERS)
-    assert whole.count_params() == 20_024_384 and whole.trainable_variables == []
-    sizes = [(48, 64, 64), (12, 16, 256), (6, 8, 512), (3, 4, 512)]
-    assert [level.shape for level in whole(image)][::5] == [(2, *size) for size in sizes]
-    first, last = pretrained.vgg19("none", ["block5_conv2", "block1_conv2"])(image)
-    np.testing.assert_array_equal(last, whole(image)[1])  # the same weights again, from their seed
-    np.testing.assert_array_equal(first, whole(image)[13])
-
-
 @pytest.mark.parametrize("form", ["own.weights.h5", "own.h5"])
 def test_keras_own_file_and_input(tmp_path, image, form):
     """Keras's preprocessing and network are the independent version, of three equal channels."""

@@ -123,19 +123,6 @@ def test_what_pytorch_writes(tmp_path, legacy):
     assert tensor_files.read_torch(path)["model.a"] == 1
 
 
-@pytest.mark.filterwarnings(
-    "ignore:`torch.jit.:DeprecationWarning", "ignore:`torch.jit.:FutureWarning"
-)
-def test_torchscript(tmp_path):
-    torch = pytest.importorskip("torch")  # pip install torch
-    network = torch.nn.Sequential(torch.nn.Conv2d(2, 3, 3), torch.nn.Conv2d(3, 1, 1))
-    torch.jit.script(network).save(str(tmp_path / "script.pt"))
-    found = tensor_files.read_torch(tmp_path / "script.pt")
-    assert list(found) == list(network.state_dict())
-    for name, tensor in network.state_dict().items():
-        np.testing.assert_array_equal(found[name], tensor.numpy())
-
-
 @pytest.mark.parametrize("legacy", [True, False])
 @pytest.mark.parametrize("function", [open, eval])
 def test_a_pickle_that_runs_code_runs_nothing(tmp_path, legacy, function):

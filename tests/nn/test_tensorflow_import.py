@@ -20,17 +20,6 @@ def write(text):
     os.write(2, text.encode())  # as native code does, past sys.stderr
 
 
-def test_what_is_written_inside_is_held_back(stderr):
-    write("before ")
-    with hold_back_stderr():
-        write("inside ")
-        with hold_back_stderr():
-            write("deeper ")
-        write("still inside ")
-    write("behind")
-    assert stderr() == "before behind"
-
-
 def test_it_is_shown_where_the_body_fails(stderr):
     with pytest.raises(ZeroDivisionError), hold_back_stderr():
         write("a reason")

@@ -2,7 +2,6 @@
 
 import json
 from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -270,33 +269,6 @@ def test_perfect_runs_whose_scores_lie_apart_are_perfect(tmp_path):
     assert find(facts, "real", "tpr@0.25", "froc", subset=froc.POOLED).value == 50
 
 
-def test_p_is_corrected_and_said_to_be(evaluated, monkeypatch):
-    study, output = evaluated
-    study = study.model_copy(update={"copies": (2, 4)})
-    # Copies-2 finds all but one of six, copies-4 all.
-    hit = {"real": (0,), "copies-2": (0, 1, 2, 3, 4), "copies-4": range(6)}
-
-    def find_boxes(arm, fold, seed, number):
-        return [HIT if number in hit[arm.name] else MISS], [0.9 - number / 100]
-
-    write_boxes(output, study, find_boxes)
-    report = make_report(study, output)
-    two, four = (
-        find(report.facts, name, "jafroc1", "differences", "real")
-        for name in ("copies-2", "copies-4")
-    )
-    assert min(two.p_corrected, four.p_corrected) == pytest.approx(2 * min(two.p, four.p))
-    assert max(two.p_corrected, four.p_corrected) >= max(two.p, four.p)
-    table = report.tables[2]
-    assert table.header[-2:] == ["p, uncorrected", "p, Holm"]
-    (note,) = table.notes
-    assert "jackknife" in note and "Holm" in note and "2 comparisons" in note
-    tiny = SimpleNamespace(merit=0.5, other=0.4, difference=0.1, low=0.05, high=0.15, p=2e-5)
-    monkeypatch.setattr(froc, "jafroc_test", lambda *_: tiny)
-    body = make_report(study, output).tables[2].body
-    assert {tuple(row[-2:]) for row in body} == {("2e-05", "4e-05")}, "not rounded to zero"
-
-
 @pytest.mark.parametrize("is_normal", [False, True])
 def test_fewer_than_six_patients_with_lesions_give_no_interval_and_no_p(evaluated, is_normal):
     study, output = evaluated
@@ -313,25 +285,6 @@ def test_fewer_than_six_patients_with_lesions_give_no_interval_and_no_p(evaluate
     assert np.isnan([fact.low for fact in report.facts]).all()
     assert np.isnan([fact.p for fact in report.facts]).all()
     assert all("4 patients with lesions" in report.tables[n].notes[0] for n in (0, 2))
-
-
-def test_false_positives_on_normal_mammograms_are_counted_apart(evaluated):
-    """Of two normal mammograms and four with lesions only the normal ones show a false positive,
-    one each: 2 in 6 images.
-    """
-    study, output = evaluated
-
-    def change(images):
-        for number, one in enumerate(images.values()):
-            one["boxes"] = [HIT]
-            one["wanted"] = [] if number < 2 else one["wanted"]
-        return images
-
-    change_boxes(output, change)
-    report = make_report(study, output)
-    assert find(report.facts, "real", "fp_normal@1", "froc").value == 1
-    assert find(report.facts, "real", "fp_lesions@1", "froc").value == 0
-    assert report.tables[1].body[0][:2] == ["real alone", "1.00 / 0.00"]
 
 
 @pytest.mark.parametrize(

@@ -282,25 +282,6 @@ def test_what_is_shown_of_a_command_holds_no_password():
     assert f"tracking.uri={uri}" in step.arguments
 
 
-def test_independent_steps_run_at_once_and_dependent_ones_after_them(tmp_path):
-    # Each of the pair waits for the other to start, which takes two processes at a time.
-    meet = (
-        "import pathlib, sys, time; own, other = map(pathlib.Path, sys.argv[1:3]); own.mkdir()\n"
-        "for _ in range(400):\n"
-        "    if other.is_dir(): break\n"
-        "    time.sleep(0.05)\n"
-        "else: sys.exit('error: alone')\n"
-    )
-    one, two = str(tmp_path / "one"), str(tmp_path / "two")
-    steps = [
-        Step("one", ("-c", meet, one, two)),
-        Step("two", ("-c", meet, two, one)),
-        writing("last", "3", tmp_path, ("one", "two")),
-    ]
-    run_steps(steps, tmp_path, jobs=2)
-    assert ran(tmp_path) == "3"
-
-
 def test_what_runs_at_the_time_of_a_failure_is_finished_first(tmp_path):
     code = "import time; time.sleep(0.5); " + WRITE
     slow = Step("slow", ("-c", code, str(tmp_path / "ran"), "1", "slow"))
