@@ -1,14 +1,11 @@
 """What a DICOM header states: mammogram or not, spacing, side, view, chest wall."""
 
-import warnings
-
 import pytest
 from pydicom.uid import CTImageStorage, SecondaryCaptureImageStorage
 
 from tests.archives.test_dicom import MAMMOGRAPHY, STORED, write_file
 from tests.archives.tools import make_item
 from tfmammo.archives import dicom
-from tfmammo.archives.headers import Header
 from tfmammo.errors import ArchiveError
 
 
@@ -18,21 +15,11 @@ def header(tmp_path):
     return lambda **tags: dicom.read_header(write_file(tmp_path / "image.dcm", **tags))
 
 
-def test_facts(header):
-    facts = {"ImageLaterality": "R", "ViewPosition": "MLO", "ImagerPixelSpacing": [0.07, 0.07]}
-    words = {"SeriesDescription": " cropped images "}
-    expected = Header(12, 10, (0.07, 0.07), "R", "MLO", "cropped images", False)
-    assert header(**facts, **words) == expected
-    assert header(SeriesDescription="") == Header(12, 10, None, None, None, None, False)
-
-
-IMAGER = {"ImagerPixelSpacing": [0.075, 0.15]}
-ENLARGED = IMAGER | {"EstimatedRadiographicMagnificationFactor": 1.5}
-FILM = {"NominalScannedPixelSpacing": [0.05, 0.05]}
-
-
-CALIBRATED = {"PixelSpacingCalibrationType": "GEOMETRY"}
 FACTOR = "EstimatedRadiographicMagnificationFactor"
+IMAGER = {"ImagerPixelSpacing": [0.075, 0.15]}
+ENLARGED = IMAGER | {FACTOR: 1.5}
+FILM = {"NominalScannedPixelSpacing": [0.05, 0.05]}
+CALIBRATED = {"PixelSpacingCalibrationType": "GEOMETRY"}
 
 
 @pytest.mark.parametrize(
@@ -40,7 +27,7 @@ FACTOR = "EstimatedRadiographicMagnificationFactor"
     [
         (IMAGER, (0.075, 0.15)),
         (ENLARGED, (0.05, 0.1)),
-        *((IMAGER | {FACTOR: factor}, (0.075, 0.15)) for factor in (0, 0.5)),
+        (IMAGER | {FACTOR: 0.5}, (0.075, 0.15)),
         (ENLARGED | {"PixelSpacing": [0.06, 0.12]}, (0.06, 0.12)),
         # PS3.3 10.7.1.1: equal values without a type of calibration are not corrected
         (ENLARGED | {"PixelSpacing": [0.075, 0.15]}, (0.05, 0.1)),
@@ -48,7 +35,6 @@ FACTOR = "EstimatedRadiographicMagnificationFactor"
         (FILM, (0.05, 0.05)),
         (IMAGER | FILM, (0.075, 0.15)),
         ({"PixelSpacing": [0, 0]}, None),
-        ({"PixelSpacing": ""}, None),
     ],
 )
 def test_precedence_of_spacings(header, tags, spacing):
@@ -148,16 +134,12 @@ RADIOGRAPH = {"SOPClassUID": "1.2.840.10008.5.1.4.1.1.1.1"}
 PHOTOGRAPH = {"SOPClassUID": "1.2.840.10008.5.1.4.1.1.77.1.5.1"}  # of a fundus
 TOMOSYNTHESIS = {"SOPClassUID": "1.2.840.10008.5.1.4.1.1.13.1.3"}
 GENERATED = {"ImageType": ["DERIVED", "PRIMARY", "TOMOSYNTHESIS", "GENERATED_2D"]}
-
-
 NO_MODALITY = {"Modality": None}
 IN_BREAST = {"BodyPartExamined": "BREAST"}
 MAMMOGRAMS = [
     CAPTURE,
     CAPTURE | NO_MODALITY,
-    CAPTURE | {"BodyPartExamined": "LEFT BREAST"},
     {"SOPClassUID": f"{SecondaryCaptureImageStorage}.3"},
-    RADIOGRAPH,
     RADIOGRAPH | NO_MODALITY | IN_BREAST,
     NO_MODALITY,
     GENERATED,
@@ -165,10 +147,7 @@ MAMMOGRAMS = [
 ]
 OTHERS = [
     CAPTURE | {"Modality": "CT"},  # a dose page
-    CAPTURE | {"Modality": "OT"},
-    CAPTURE | {"BodyPartExamined": "ABDOMEN"},
     CAPTURE | NO_MODALITY | {"BodyPartExamined": "CHEST"},
-    PHOTOGRAPH,
     PHOTOGRAPH | NO_MODALITY,
     {"SOPClassUID": "1.2.840.10008.5.1.4.1.1.6.1"},  # ultrasound
     RADIOGRAPH | NO_MODALITY,
@@ -227,19 +206,3 @@ def test_refusals_name_file_and_reason(tmp_path, reason):
         with pytest.raises(ArchiveError, match=rf"image\.dcm: .*{reason}") as caught:
             reader(path)
         assert "\n" not in str(caught.value) and "QUIBBLE" not in str(caught.value)
-
-
-def test_invalid_values_do_not_leak_as_warnings(tmp_path):
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        path = write_file(
-            tmp_path / "image.dcm",
-            PatientBirthDate="not a date",
-            StudyInstanceUID="1.x.2",
-            PatientAge="ninety",
-            ImageLaterality="left breast",
-        )
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        assert dicom.read_header(path).laterality is None
-        dicom.read_pixels(path)
