@@ -17,6 +17,7 @@ import pytest
 from PIL import Image
 
 from tests.archives import fuzz
+from tests.archives.tools import make_originals
 from tfmammo.archives import folder
 from tfmammo.errors import ArchiveError
 from tfmammo.mammogram import Lesion
@@ -41,7 +42,7 @@ def in_time():
 @pytest.mark.parametrize("count", [40, pytest.param(2000, marks=pytest.mark.nightly)])
 def test_damaged_files(name, count, tmp_path):
     root = tmp_path / "archive"
-    fuzz.WRITERS[name]([fuzz.original(number) for number in range(3)], root)
+    fuzz.WRITERS[name](make_originals(), root)
     assert fuzz.outcome(name, root) == "record", "the archive is not whole before it is damaged"
     files = sorted(path for path in root.rglob("*") if path.is_file())
     before = sorted(tmp_path.rglob("*"))
