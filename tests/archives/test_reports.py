@@ -24,10 +24,10 @@ from tests.archives.tools import change_dicom, make_file, make_item
 from tests.small_mammograms import COLS, ROWS, SQUARE
 from tfmammo.archives import regions, reports
 from tfmammo.archives.writers import measurements, segmentation
-from tfmammo.mammogram import Lesion, Lost
+from tfmammo.mammogram import Lost
 
 
-def write_report(image: Path, *graphics, code=CODED_MASS, name="z") -> Path:
+def write_report(image: Path, *graphics, name="z") -> Path:
     """Write a TID 1500 SR with a planar measurement group for each (graphic type, points)."""
     source = pydicom.dcmread(image)
     device = sr.DeviceObserverIdentifyingAttributes(uid=generate_uid())
@@ -42,23 +42,21 @@ def write_report(image: Path, *graphics, code=CODED_MASS, name="z") -> Path:
                 graphic_data=np.array(points, float),
                 source_image=sr.SourceImageForRegion.from_source_image(source),
             ),
-            finding_type=code,
+            finding_type=CODED_MASS,
         )
         for graphic, points in graphics
     ]
+    content = sr.MeasurementReport(
+        observation_context=sr.ObservationContext(observer_device_context=observer),
+        procedure_reported=Code("71651007", "SCT", "Mammography"),
+        imaging_measurements=groups,
+    )
+    identity = segmentation.identify(generate_uid(), 3, generate_uid(), "1", "lesions")
+    path = image.parent / f"{name}.dcm"
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        written = sr.ComprehensiveSR(
-            evidence=[source],
-            content=sr.MeasurementReport(
-                observation_context=sr.ObservationContext(observer_device_context=observer),
-                procedure_reported=Code("71651007", "SCT", "Mammography"),
-                imaging_measurements=groups,
-            ),
-            **segmentation.identify(generate_uid(), 3, generate_uid(), "1", "lesions"),
-        )
-        written.save_as(image.parent / f"{name}.dcm")
-    return image.parent / f"{name}.dcm"
+        sr.ComprehensiveSR(evidence=[source], content=content, **identity).save_as(path)
+    return path
 
 
 def closed(outline: np.ndarray) -> list[list[float]]:
@@ -89,18 +87,6 @@ def test_a_reports_regions(tmp_path):
     assert not reasons and record.lesions[0].box == (26, 12, 35, 29)
 
 
-def test_regions_of_several_images_and_reports(tmp_path):
-    """Each region reaches the image that it was selected from."""
-    first = write_image(tmp_path, "a")
-    second = write_image(tmp_path, "b")
-    write_report(first, ("POLYLINE", closed(SQUARE)), name="x")
-    code = Code("129770007", "SCT", "Individual Calcification")
-    write_report(second, ("POLYLINE", closed(SQUARE + [25, 10])), code=code, name="y")
-    records, reasons = read(tmp_path)
-    kinds = [[lesion.kind for lesion in record.lesions] for record in records]
-    assert not reasons and kinds == [["mass"], ["calcification"]]
-
-
 @pytest.mark.parametrize(
     ("graphic", "points", "message"),
     [
@@ -112,13 +98,6 @@ def test_regions_of_several_images_and_reports(tmp_path):
 def test_what_a_report_draws_and_no_lesion_can_be(tmp_path, graphic, points, message):
     write_report(write_image(tmp_path), (graphic, points))
     assert reason(tmp_path) == f"1 of its regions {message}"
-
-
-def test_a_region_a_little_over_the_border_is_cut_there(tmp_path):
-    outline = [[30, -0.5], [30, 8], [40, 8], [40, -0.5]]
-    write_report(write_image(tmp_path), ("POLYLINE", closed(np.float32(outline))))
-    (record,), reasons = read(tmp_path)
-    assert record.lesions[0].box == (30, 0, 41, 9) and not reasons
 
 
 def coded(value, scheme, meaning="a meaning") -> list[Dataset]:
@@ -190,9 +169,7 @@ def type_words(words: str) -> tuple[str, str, str]:
 MASS_TYPED = {"comment": "Mass"}
 OHIF = {
     "a typed mass": (OUTLINED, MASS_TYPED, "mass"),
-    "typed calcifications": (OUTLINED, {"comment": "calcifications"}, "calcification"),
     "typed before 3.11": (OUTLINED, {"site": type_words("Calcification")}, "calcification"),
-    "an arrow's words": (OUTLINED, {"finding": type_words("Mass")}, "mass"),
     "a code": (OUTLINED, {"finding": CODED_CLUSTER, "comment": "follow up"}, "calcification"),
     "a coded site": (OUTLINED, {"site": NIPPLE}, "uncertain"),
     "no words": (OUTLINED, {}, "uncertain"),
@@ -285,17 +262,12 @@ def make_mark(code="F-01791", outline=OUTLINE, intent="111150", image=(1, 1, 1))
 
 def write_cad_report(root: Path, mark: Dataset) -> None:
     image = write_image(root)
-    uid = pydicom.dcmread(image).SOPInstanceUID
-    reference = make_item(ReferencedSOPInstanceUID=uid)
+    reference = make_item(ReferencedSOPInstanceUID=pydicom.dcmread(image).SOPInstanceUID)
     shown = make_content("IMAGE", None, ReferencedSOPSequence=[reference])
     library = make_content("CONTAINER", "111028", ContentSequence=[shown])
     impression = make_content("CONTAINER", "111034", ContentSequence=[mark])
-    summary = make_content(
-        "CODE",
-        "111017",
-        ConceptCodeSequence=coded("111242", "DCM"),
-        ContentSequence=[impression],
-    )
+    done = coded("111242", "DCM")
+    summary = make_content("CODE", "111017", ConceptCodeSequence=done, ContentSequence=[impression])
     content = {"PatientName": "QUIBBLE^ZEPHYRINE", "ContentSequence": [library, summary]}
     make_file(root / "images" / "z.dcm", regions.CAD_REPORT, **content)
 
@@ -330,27 +302,16 @@ def test_marks_that_give_no_region(tmp_path, changes, message):
     assert reason(tmp_path) == f"1 of its regions {message}"
 
 
-def write_findings(image: Path, *boxes, tracking=()) -> Dataset:
-    """Write the pipeline's report of boxes; UIDs of the first may be given."""
-    source = regions.dicom.read_dataset(image)
-    uids = [*tracking, *(generate_uid() for _ in boxes[len(tracking) :])]
-    with segmentation.referring(image):
-        algorithm = measurements.Algorithm("1", {"detector": "d"}, generate_uid())
-        findings = [
-            measurements.Finding(f"Lesion {number}", uid, "mass", box, 0.5)
-            for number, (box, uid) in enumerate(zip(boxes, uids, strict=True), 1)
-        ]
-        report = measurements.build(
-            source, None, findings, algorithm, generate_uid(), generate_uid()
-        )
-    report.save_as(image.with_name("z.dcm"))
-    return report
-
-
 @pytest.mark.parametrize(("boxes", "status"), [((), "111241"), (((1, 2, 9, 9),), "111242")])
 def test_each_group_of_a_report_has_coordinates_and_its_status_is_no_group(tmp_path, boxes, status):
     """OHIF loads no report that has a group without coordinates."""
-    report = write_findings(write_image(tmp_path), *boxes)
+    path = write_image(tmp_path)
+    with segmentation.referring(path):
+        algorithm = measurements.Algorithm("1", {"detector": "d"}, generate_uid())
+        findings = [measurements.Finding("1", generate_uid(), "mass", box, 0.5) for box in boxes]
+        source = pydicom.dcmread(path)
+        uids = (generate_uid(), generate_uid())
+        report = measurements.build(source, None, findings, algorithm, *uids)
     groups = list(reports._find(report, "125007"))
     assert len(groups) == len(boxes)
     assert all(any(item.ValueType == "SCOORD" for item in one.ContentSequence) for one in groups)
@@ -358,21 +319,3 @@ def test_each_group_of_a_report_has_coordinates_and_its_status_is_no_group(tmp_p
     assert named[-1] == "C0034375" and ("126010" in named) == bool(boxes)
     (found,) = reports._find(report, "111017")
     assert found.ConceptCodeSequence[0].CodeValue == status
-
-
-def test_a_lesion_of_segmentation_and_report_counts_once(tmp_path):
-    path = write_image(tmp_path)
-    source = regions.dicom.read_dataset(path)
-    outline = np.float32([[12, 22], [12, 28], [16, 28]])
-    lesion = Lesion.from_outline("mass", outline, ROWS, COLS)
-    uids = [generate_uid() for _ in range(3)]
-    with segmentation.referring(path):
-        identifiers = segmentation.Identifiers(*uids[:2], (uids[2],))
-        segments = segmentation.build(source, {"Lesion 1": lesion}, "1", {}, identifiers)
-    segments.save_as(path.with_name("y.dcm"))
-    write_findings(path, (10, 20, 19, 31), (40, 5, 50, 15), tracking=[uids[2]])
-    (record,), reasons = read(tmp_path)
-    assert not reasons and len(record.lesions) == 2
-    np.testing.assert_array_equal(record.lesions[0].mask(ROWS, COLS), lesion.mask(ROWS, COLS))
-    # a rectangle from corner to corner covers the pixels of its half-open box
-    assert record.lesions[1].box == pytest.approx((40, 5, 50, 15), abs=1)
