@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pycocotools import mask as cocotools
 
-from tests.archives.folders import BYTE, REGION, annotate, picture, read, table
+from tests.archives.folders import BYTE, annotate, picture, read, table
 from tests.small_mammograms import COLS, ROWS, SQUARE
 from tfmammo.archives import coco, folder
 from tfmammo.data.sampling import is_normal
@@ -18,17 +18,6 @@ from tfmammo.mammogram import Lost, hash_id
 POLYGON = (SQUARE[:, ::-1] + 0.5).ravel().tolist()
 SIZE = {"height": ROWS, "width": COLS}
 BOX = {"bbox": [1, 1, 2, 2]}
-
-
-def test_a_polygon_counts_from_the_image_s_corner(small):
-    annotate(small, {"segmentation": [POLYGON]}, {"segmentation": [POLYGON], "category_id": 2})
-    table(small, "file,patient,pathology", "a.png,p1,malignant", "b.png,p2,normal")
-    (record, other), reasons = read(small)
-    assert not reasons
-    assert [lesion.kind for lesion in record.lesions] == ["mass", "calcification"]
-    np.testing.assert_array_equal(record.lesions[0].mask(ROWS, COLS), REGION // 255)
-    assert record.lesions[0].pathology is None  # of two, one is malignant
-    assert (other.lesions, other.pathology) == ((), "normal")
 
 
 def test_several_polygons_are_one_lesion_and_parts_of_two_points_are_nothing(small):
@@ -49,17 +38,6 @@ def test_attributes_are_a_lesions_own(small):
 
 
 # Run lengths
-
-
-@pytest.mark.parametrize("compressed", [False, True])
-def test_an_rle_is_what_pycocotools_writes(small, compressed):
-    region = np.random.default_rng(1).integers(0, 2, (ROWS, COLS), dtype=np.uint8)
-    text = cocotools.encode(np.asfortranarray(region))["counts"].decode()
-    counts = text if compressed else coco._decode_runs(text)
-    annotate(small, {"segmentation": {"size": [ROWS, COLS], "counts": counts}, "iscrowd": 1})
-    (lesion,) = read(small)[0][0].lesions
-    np.testing.assert_array_equal(lesion.read(), region)
-    assert (lesion.kind, lesion.kind_is_certain) == ("mass", True)
 
 
 @settings(deadline=None, max_examples=50)
@@ -93,14 +71,9 @@ def test_regions_are_encoded_as_pycocotools_does(seed, corner, share):
     ("counts", "word"),
     [
         ([ROWS * COLS], "marks nothing"),
-        *(
-            (counts, "does not fill 60 x 44 px")
-            for counts in ([], [1, 2, 3], [-1, ROWS * COLS + 1], [2**62] * 4, [[1]])
-        ),
-        *(
-            (counts, "can't be decoded")
-            for counts in ([10**400], ["x"], None, "oooo", "o" * 10_000, "\x01")
-        ),
+        *((counts, "does not fill 60 x 44 px") for counts in ([], [1, 2], [2**62] * 4, [[1]])),
+        *((counts, "can't be decoded") for counts in ([10**400], None, "oooo", "\x01")),
+        ([-1, ROWS * COLS + 1], "does not fill 60 x 44 px"),
     ],
 )
 def test_a_damaged_rle_is_an_error_when_it_is_wanted(small, counts, word):
@@ -119,12 +92,9 @@ def test_a_damaged_rle_is_an_error_when_it_is_wanted(small, counts, word):
     [
         ({"bbox": [20, 10, 11, 9], "segmentation": []}, (10, 20, 19, 31)),
         ({"bbox": [19.8, 9.6, 11, 9]}, (10, 20, 19, 31)),
-        ({"bbox": [0, 0, COLS, ROWS]}, (0, 0, ROWS, COLS)),
-        ({"bbox": [40, 5, 5, 3]}, (5, 40, 8, 44)),
         ({"bbox": [-1, -2, 5, 9]}, (0, 0, 7, 4)),
         ({"bbox": [0, 0, 45, 61]}, (0, 0, ROWS, COLS)),
         # what encloses nothing, beside a good box
-        ({"bbox": [4, 5, 6, 3], "segmentation": [[]]}, (5, 4, 8, 10)),
         ({"bbox": [4, 5, 6, 3], "segmentation": [[4, 5, 9, 7]]}, (5, 4, 8, 10)),
         # corners in COCO's half pixels: the box of [40, 45) x [5, 8), cut
         ({"segmentation": [[40.5, 5.5, 45, 5.5, 45, 7.5, 40.5, 7.5]]}, (5, 40, 8, 44)),
@@ -217,30 +187,20 @@ def test_a_size_that_contradicts_the_image_is_an_error(small):
 @pytest.mark.parametrize(
     ("content", "word"),
     [
-        (b"", "JSONDecodeError"),
-        (b"[" * 100_000, "RecursionError"),
-        (b"[]", "TypeError"),
-        (b"{}", "KeyError"),
-    ],
-)
-def test_a_damaged_file_is_refused(small, content, word):
-    annotate(small)
-    (small / "annotations.json").write_bytes(content)
-    with pytest.raises(ArchiveError, match=f"annotations.json: .*{word}"):
-        folder.read(small)
-
-
-@pytest.mark.parametrize(
-    ("changes", "word"),
-    [
+        ("", "JSONDecodeError"),
+        ("[" * 100_000, "RecursionError"),
+        ("[]", "TypeError"),
+        ("{}", "KeyError"),
         ({"annotations": [{"image_id": [], "category_id": 1}]}, "no COCO file"),
         ({"images": [{"id": 1, "file_name": "a", "height": "x", "width": 1}]}, "no COCO file"),
         ({"images": [{"id": 1, "file_name": name} for name in "ab"]}, "twice"),
         ({"images": [{"id": number, "file_name": "a"} for number in (1, 2)]}, "twice"),
     ],
 )
-def test_a_file_of_another_form_is_refused(small, changes, word):
-    annotate(small, **changes)
+def test_a_damaged_file_is_refused(small, content, word):
+    annotate(small, **(content if isinstance(content, dict) else {}))
+    if isinstance(content, str):
+        (small / "annotations.json").write_text(content)
     with pytest.raises(ArchiveError, match=f"annotations.json: .*{word}"):
         folder.read(small)
 

@@ -6,19 +6,12 @@ import os
 import numpy as np
 import pytest
 
-from tests.archives.folders import BYTE, GREY, REGION, annotate, picture, read, table
+from tests.archives.folders import BYTE, REGION, annotate, picture, read, table
 from tests.small_mammograms import COLS, ROWS
-from tfmammo.archives import folder, pictures
+from tfmammo.archives import folder
 from tfmammo.data.sampling import is_normal
 from tfmammo.errors import ArchiveError
 from tfmammo.mammogram import Lost, MaskedLesion, hash_id
-
-
-@pytest.fixture
-def nothing_said():
-    """Odd files are spoken of once in a process."""
-    pictures._advised.clear()
-
 
 # Patients
 
@@ -53,24 +46,17 @@ def test_leading_zeros_are_spoken_of_and_lost_digits_refused(small, caplog):
         read(small)
 
 
-def test_spellings_of_one_patient_and_of_one_file_are_one(small, caplog):
-    for name in ("images/a", "images/b", "masks/a"):
-        (small / f"{name}.png").unlink()
+def test_spellings_of_one_file_are_one(small, caplog):
     composed, decomposed = "m\u00fcller", "mu\u0308ller"
-    for number, name in enumerate((composed, "c", "d", "e")):
-        picture(small / "images" / f"{name}.png", BYTE + np.uint8(number))
+    (small / "images" / "b.png").rename(small / "images" / f"{composed}.png")
     picture(small / "images" / f"{decomposed}.tif", BYTE)
-    rows = (
-        f"{decomposed}.png,M\u00dcLLER",
-        f"c\u200b.png,{decomposed}",
-        "d.png,m\u00fc\u00adller\ufeff",
-        "e.png,\u200b",  # of nobody, whatever it looks like
-    )
-    table(small, "file,patient", *rows)
+    table(small, "file,patient", "a\u200b.png,p1", f"{decomposed}.png,p2")
     records, reasons = read(small)
-    assert len(records) == 3 and len({record.patient_id for record in records}) == 1
-    assert hash_id("folder", composed) in {record.image_id for record in records}
-    assert len(reasons) == 2 and "same name" in "".join(reasons.values())
+    assert {record.image_id for record in records} == {
+        hash_id("folder", n) for n in ("a", composed)
+    }
+    (reason,) = reasons.values()
+    assert "same name" in reason
     assert "ller" not in repr(records) + caplog.text
 
 
@@ -95,14 +81,9 @@ def test_a_row_may_hold_for_all_images_of_a_folder(small):
     table(small, "file,patient,view,laterality", *rows)
     records, reasons = read(small)
     found = {r.file.stem: (r.patient_id, r.view, r.laterality) for r in records}
-    facts = {
-        "a": ("p0", "CC", None),
-        "b": ("p2", "CC", "R"),
-        "c": ("p1", "CC", "L"),
-        "d": ("p9", "MLO", "L"),
-    }
-    assert found == {name: (hash_id("folder", one), *rest) for name, (one, *rest) in facts.items()}
-    assert not reasons
+    p0, p1, p2, p9 = (hash_id("folder", patient) for patient in ("p0", "p1", "p2", "p9"))
+    assert (found["a"], found["b"]) == ((p0, "CC", None), (p2, "CC", "R"))
+    assert (found["c"], found["d"]) == ((p1, "CC", "L"), (p9, "MLO", "L")) and not reasons
 
 
 def test_a_folder_may_be_declared_normal_and_each_image_another_patient(small):
@@ -126,11 +107,9 @@ def test_a_folder_may_be_declared_normal_and_each_image_another_patient(small):
 
 
 def test_all_columns(small):
-    columns = (
-        "file;patient;laterality;view;pathology;kind;shape;margin;birads;density;spacing;split"
-    )
+    facts = "laterality;view;pathology;kind;shape;margin;birads;density;spacing;split;bits"
     row = "images\\a.png;p1;left;mlo;Malignant;Calcifications;ROUND;Obscured;5;c;0,1 x 0,05;Test;8"
-    table(small, f"{columns};bits", row, "b;p2;;;;;;;;;0.1;;")
+    table(small, f"file;patient;{facts}", row, "b;p2;;;;;;;;;0.1;;")
     (record, other), reasons = read(small)
     assert not reasons and other.spacing == (0.1, 0.1)
     facts = (record.laterality, record.view, record.pathology, record.birads, record.density)
@@ -178,10 +157,10 @@ def test_a_wrong_table_is_refused(small, lines, word):
 
 
 CELLS = {
-    "view": {"XCCL": "XCCL", "ml": "ML", "FB": "FB", "SIO": "SIO", "RMLO": "MLO", "spot": None},
+    "view": {"ml": "ML", "SIO": "SIO", "RMLO": "MLO", "spot": None},
     "laterality": {"LEFT": "L", "both": None},
     "pathology": {"nan": None, "unknown": None},
-    "density": {"2.0": "2", "B": "B"},
+    "density": {"2.0": "2"},
     "birads": {"4.0": "4", "4b": "4b"},
     "split": {"Training": "train", "val": None},
     "spacing": {"nan": None},
@@ -240,28 +219,14 @@ def test_a_mask_without_a_kind_is_an_uncertain_mass(small):
 
 
 def test_several_masks_in_the_order_of_their_numbers_with_rows_of_their_own(small):
-    for name, row in (("a_10", 40), ("a_2", 30)):
-        region = np.zeros_like(REGION)
-        region[row, 5:9] = 1
-        picture(small / "masks" / f"{name}.png", region)
-    lines = (
-        "a.png,p1,malignant,mass,round",
-        "b.png,p2,,,",
-        "masks/a_2.png,,benign,asymmetry,oval",
-        "a_10.png,,,,",
-    )
+    for name, rows in (("a_10", 20), ("a_2", 10)):
+        picture(small / "masks" / f"{name}.png", np.roll(REGION, rows, axis=0))
+    lines = ("a.png,p1,malignant,mass,round", "b.png,p2,,,", "masks/a_2.png,,benign,asymmetry,oval")
     table(small, "file,patient,pathology,kind,shape", *lines)
     (record, _), reasons = read(small)
     found = [(it.box[0], it.kind, it.pathology, it.shape) for it in record.lesions]
-    assert found == [
-        (10, "mass", None, None),
-        (30, "asymmetry", "benign", "oval"),
-        (40, "mass", None, None),
-    ]
-    assert not reasons
-    table(small, "file,patient,pathology,shape", "a.png,p1,benign,round", "b.png,p2,,")
-    (record, _), _ = read(small)
-    assert [(it.pathology, it.shape) for it in record.lesions] == [("benign", None)] * 3
+    own = (20, "asymmetry", "benign", "oval")
+    assert found == [(10, "mass", None, None), own, (30, "mass", None, None)] and not reasons
 
 
 def test_a_kind_that_is_not_known_loses_the_mask_alone(small):
@@ -281,44 +246,16 @@ def test_a_kind_that_is_not_known_loses_the_mask_alone(small):
     [
         (np.zeros_like(REGION), "marks nothing"),
         (REGION.T, "has 44 x 60 px, its image 60 x 44"),
-        (b"text", r"can't be read as an image \(UnidentifiedImageError\)"),
-        (None, r"can't be read as an image \(OSError\)"),
+        (None, r"can't be read as an image \(UnidentifiedImageError\)"),
     ],
 )
 def test_a_bad_mask_is_an_error_whenever_it_is_wanted(small, pixels, word):
     path = small / "masks" / "a.png"
-    if isinstance(pixels, np.ndarray):
-        picture(path, pixels)
-    else:
-        path.write_bytes(pixels or path.read_bytes()[:70])
+    path.write_bytes(b"text") if pixels is None else picture(path, pixels)
     (lesion,) = read(small)[0][0].lesions
     for use in (lambda: lesion.box, lambda: lesion.outlines, lambda: lesion.mask(ROWS, COLS)):
         with pytest.raises(ArchiveError, match=f"masks/a.png: {word}"):
             use()
-
-
-@pytest.mark.usefixtures("nothing_said")
-def test_a_resampled_mask_and_grey_values_that_use_few_bits_are_spoken_of_once(small, caplog):
-    rim = np.zeros((ROWS, COLS), np.uint8)
-    # two px of rim below the half
-    rim[10:30, 5:25] = 60
-    rim[11:29, 6:24] = 127
-    rim[12:28, 7:23] = 255
-    for name in ("a.png", "b.png"):
-        picture(small / "masks" / name, rim)
-        picture(small / "images" / name, GREY + np.uint16(1400))  # up to 4039
-    with caplog.at_level(logging.WARNING):
-        for record in read(small)[0]:
-            assert record.lesions[0].box == (12, 7, 28, 23)
-            record.pixels()
-    assert ["intensities" in text for text in caplog.messages] == [True, False]
-    assert "values use 6 % of 16 bits; state bits=12" in caplog.messages[1]
-    table(small, "file,patient,bits", "a.png,p,12", "b.png,q,12")
-    caplog.clear()
-    pictures._advised.clear()
-    with caplog.at_level(logging.WARNING):
-        read(small)[0][0].pixels()
-    assert not caplog.records
 
 
 def test_masks_of_normal_images_are_not_looked_at(small):

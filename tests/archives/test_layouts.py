@@ -82,16 +82,6 @@ def test_nnunet_by_hand(nnunet):
     }
 
 
-def test_a_table_beside_it(nnunet):
-    write(
-        nnunet / "metadata.csv",
-        "file,patient,view,split,pathology\nimagesTr/case_1_0000.png,anna,MLO,test,benign\n",
-    )
-    (record,), _ = read(nnunet)
-    assert (record.view, record.official_split) == ("MLO", "test")
-    assert {lesion.pathology for lesion in record.lesions} == {"benign"}
-
-
 @pytest.mark.parametrize(
     ("change", "message"),
     [

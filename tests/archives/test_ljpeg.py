@@ -6,7 +6,6 @@ import gzip
 import io
 import struct
 
-import libjpeg
 import numpy as np
 import pytest
 from PIL import Image
@@ -60,9 +59,8 @@ def pvrg(data: bytes) -> np.ndarray:
             a = out[row, col - 1] if col else default
             b = out[row - 1, col] if row else default
             c = out[row - 1, col - 1] if row and col else default
-            prediction = (a, b, c, a + b - c, a + ((b - c) >> 1), b + ((a - c) >> 1), (a + b) >> 1)[
-                kind - 1
-            ]
+            halves = (a + ((b - c) >> 1), b + ((a - c) >> 1), (a + b) >> 1)
+            prediction = (a, b, c, a + b - c, *halves)[kind - 1]
             kind = predictor
             end = next(end for end in range(place, place + 17) if bits[place:end] in codes)
             size = codes[bits[place:end]]
@@ -84,14 +82,6 @@ def test_every_predictor_as_pvrg_has_it(predictor, bits, precision):
     np.testing.assert_array_equal(ljpeg.decode(data, 5, 9), grey)
 
 
-@pytest.mark.parametrize("predictor", range(1, 8))
-def test_the_maintained_decoder_alone_reads_only_what_conforms(predictor):
-    grey = noise(20, 30)
-    np.testing.assert_array_equal(libjpeg.decode(encode(grey, predictor, conforming=True)), grey)
-    alone = np.array_equal(libjpeg.decode(encode(grey, predictor)), grey)
-    assert alone == (predictor in (1, 4, 5))
-
-
 @pytest.mark.parametrize("predictor", [1, 2, 7])
 def test_differences_wrap_and_reach_32768(predictor):
     grey = np.uint16([[0, 65535, 32767, 65535, 0, 32768, 0], [65535, 0, 1, 32769, 1, 65535, 0]])
@@ -104,8 +94,6 @@ def test_differences_wrap_and_reach_32768(predictor):
 # 32769; (1, 0) as the one above, 32770; (1, 1) as (32769 + 32770) >> 1 = 32769. The differences 2,
 # 0, 0, 0 have categories 2, 0, 0, 0, and 2 is "10".
 HAND = np.uint16([[32770, 32769], [32770, 32769]])
-
-
 WHOLE = ("0110000000", [0, 2], [0, 2])
 
 
@@ -121,15 +109,6 @@ WHOLE = ("0110000000", [0, 2], [0, 2])
 def test_a_file_by_hand(bits, counts, symbols):
     data = jpeg(bits, counts, symbols)
     np.testing.assert_array_equal(ljpeg.decode(data, 2, 2), HAND)
-    assert libjpeg.decode(data)[0, 1] == 32770  # predicted from the left
-
-
-def test_other_segments_before_the_scan_do_not_matter():
-    comment = b"\xff\xfe\0\x05PVR"
-    no_restarts = b"\xff\xdd\0\x04\0\0"
-    table_1 = b"\xff\xc4\0\x14\x01" + bytes([1] + [0] * 15) + b"\x05"  # another table, without 0
-    data = jpeg(*WHOLE, extra=comment + table_1 + no_restarts)
-    np.testing.assert_array_equal(ljpeg.decode(data, 2, 2), HAND)
 
 
 def test_width_and_height_exchanged_in_the_header():
@@ -144,9 +123,9 @@ def test_a_file_cut_off_anywhere_is_refused():
             ljpeg.decode(data[:length], 6, 8)
 
 
-def baseline() -> bytes:
+def picture(grey: np.ndarray, form: str = "PNG") -> bytes:
     file = io.BytesIO()
-    Image.fromarray(np.zeros((2, 2), np.uint8)).save(file, "JPEG")
+    Image.fromarray(grey).save(file, form)
     return file.getvalue()
 
 
@@ -154,13 +133,12 @@ def baseline() -> bytes:
     ("data", "reason"),
     [
         (b"", "is no JPEG"),
-        (baseline(), "not a lossless one"),
+        (picture(np.zeros((2, 2), np.uint8), "JPEG"), "not a lossless one"),
         (encode(noise(2, 3)), "holds 2 x 3 values where the .ics says 2 x 2"),
         (jpeg("0110000000", [0, 2], [1, 2]), "no Huffman code for a difference of 0"),
         (jpeg(*WHOLE, extra=b"\xff\xdd\0\x04\0\x02"), "has restart intervals"),
         (jpeg(*WHOLE, predictor=0), "not one grey image"),
         (jpeg(*WHOLE, rows=65530), "claims 65530 lines"),
-        (jpeg(*WHOLE, rows=0), "not one grey image"),
         (jpeg(*WHOLE).replace(b"\xff\xc3", b"\xff\xfe"), "a scan before its frame"),
         # another marker than the end's
         (jpeg(*WHOLE)[:-1] + b"\xd8", "the scan is cut off or damaged"),
@@ -172,12 +150,6 @@ def test_what_is_no_such_file(data, reason):
         ljpeg.decode(data, 2, 2)
 
 
-def test_few_bytes_can_not_claim_many_pixels():
-    data = jpeg(*WHOLE, rows=60000, cols=60000)
-    with pytest.raises(ValueError, match="cut off or damaged"):
-        ljpeg.decode(data, 60000, 60000)
-
-
 @pytest.mark.parametrize(
     ("scanner", "grey", "density"),
     [
@@ -185,7 +157,6 @@ def test_few_bytes_can_not_claim_many_pixels():
         ("howtek_ismd", 1000, 2.97548288),  # 3.96604095 - 0.99055807
         ("lumisys", 2478, 1.6045332),  # 1618.99 / 1009.01
         ("dba", 1000, 1.6797486),  # (4.80662 - 3) / 1.07553
-        ("dba", 1, 4.4690710),
         ("dba", 0, 4.4690710),
     ],
 )
@@ -204,13 +175,6 @@ def test_dba_against_the_measured_wedge():
     np.testing.assert_allclose(ljpeg.optical_density(grey, "dba"), density, atol=0.08)
 
 
-def test_lumisys_against_what_its_maker_says():
-    grey = np.arange(495, 4096)  # 3.6 at 495, falling by 0.001
-    np.testing.assert_allclose(
-        ljpeg.optical_density(grey, "lumisys"), 3.6 - (grey - 495) / 1000, atol=0.035
-    )
-
-
 def test_image_by_hand(tmp_path):
     path = tmp_path / "a.LJPEG.1"
     path.write_bytes(np.array([[2478], [4095]], ">u2").tobytes())
@@ -226,17 +190,10 @@ def test_every_form_gives_the_same(tmp_path):
     path.write_bytes(grey.astype(">u2").tobytes())
     (tmp_path / "a.LJPEG").write_bytes(encode(grey))
     (tmp_path / "a.LJPEG.gz").write_bytes(gzip.compress(encode(grey)))
-    for name in ("a.png", "a.tif", "a.tiff"):
-        Image.fromarray(grey).save(tmp_path / name)
+    (tmp_path / "a.png").write_bytes(picture(grey))
     expected = ljpeg.read_pixels(path, "lumisys", 5, 4)
-    for name in ("a.LJPEG", "a.LJPEG.gz", "a.png", "a.tif", "a.tiff"):
+    for name in ("a.LJPEG", "a.LJPEG.gz", "a.png"):
         np.testing.assert_array_equal(ljpeg.read_pixels(tmp_path / name, "lumisys", 5, 4), expected)
-
-
-def picture(grey: np.ndarray) -> bytes:
-    file = io.BytesIO()
-    Image.fromarray(grey).save(file, "PNG")
-    return file.getvalue()
 
 
 # Every worker collects the same names of cases: gzip's time of writing would make them differ.

@@ -5,10 +5,9 @@ import shutil
 from functools import partial
 from pathlib import Path
 
-import pydicom
 import pytest
 
-from tests.archives.tools import read_archive
+from tests.archives.tools import change_dicom, read_archive
 from tests.archives.writers import optimam as writer
 from tests.small_mammograms import COLS, ROWS, make_mammogram, ramp
 from tfmammo.archives import optimam
@@ -64,22 +63,12 @@ def set_flags(root: Path, *flags: str, **values) -> None:
     change_mark(root, **dict.fromkeys(others) | dict.fromkeys(flags, 1) | values)
 
 
-def test_nothing_of_the_records_is_told(small, capfd, caplog):
-    records, _ = read(small)
-    assert len({record.image_id for record in records}) == 3
-    told = "".join(capfd.readouterr()) + caplog.text
-    told += "".join(record.patient_id + record.image_id for record in records)
-    assert "optm" not in told and "1.2.826" not in told
-
-
 # What can't be read
 
 
 def test_what_is_no_mammogram_is_counted(small):
     first, second, _ = dicoms(small)
-    dataset = pydicom.dcmread(first)
-    dataset.PresentationIntentType = "FOR PROCESSING"
-    dataset.save_as(first)
+    change_dicom(first, PresentationIntentType="FOR PROCESSING")
     second.unlink()
     (small / "data" / "$RECYCLE.BIN").mkdir()
     records, reasons = read(small)
@@ -171,10 +160,8 @@ def test_a_mark_that_is_no_lesion_is_lost(small, values, word):
     assert file == str(dicoms(small)[0].relative_to(small)) and word in reason
 
 
-@pytest.mark.parametrize("over", [0, 3])
-def test_a_box_is_cut_at_the_border(small, over):
-    corners = {"X1": -over, "Y1": -over, "X2": COLS + over, "Y2": ROWS + over}
-    change_mark(small, **{name: str(place) for name, place in corners.items()})
+def test_a_box_is_cut_at_the_border(small):
+    change_mark(small, X1="-3", Y1="-3", X2=str(COLS + 3), Y2=str(ROWS + 3))
     assert read(small)[0][0].lesions[0].box == (0, 0, ROWS, COLS)
 
 
@@ -186,10 +173,8 @@ def test_a_box_is_cut_at_the_border(small, over):
     [
         (("Mass", "WithCalcification"), "mass", True),
         (("Mass", "ArchitecturalDistortion"), "mass", False),
-        (("SuspiciousCalcifications", "FocalAsymmetry"), "calcification", False),
         (("WithCalcification",), "calcification", True),
         (("FocalAsymmetry", "WithCalcification"), "asymmetry", True),
-        (("ArchitecturalDistortion",), "distortion", True),
         (("Vascular",), "calcification", True),
     ],
 )
@@ -201,13 +186,9 @@ def test_kinds_by_flags(small, flags, kind, certain):
 
 def test_a_mark_without_flags_takes_its_linked_lesions_description(small):
     set_flags(small)
-    words = {"Mass with calcification": "mass", "CA": "calcification", "DS": "distortion"}
-    for word, kind in words.items():
-
-        def change(content, word=word):
-            content["1"]["LESION"]["L"]["1"].update(LesionDescription=word)
-
-        edit(nbss(small), change)
+    for word, kind in {"Mass with calcification": "mass", "DS": "distortion"}.items():
+        described = {"L": {"1": {"LesionDescription": word}}}
+        edit(nbss(small), lambda content, facts=described: content["1"].update(LESION=facts))
         assert read(small)[0][0].lesions[0].kind == kind
 
 
@@ -223,10 +204,8 @@ def test_types_of_calcification_and_margins_keep_their_words(small):
 @pytest.mark.parametrize(
     ("opinion", "flag", "pathology"),
     [
-        ("B5", "Mass", "malignant"),
         ("B2", "Mass", "benign"),
         # B3 settles nothing: the only mark of a malignant breast takes the breast's
-        ("B3", "Mass", "malignant"),
         ("B3", "Dystrophic", "malignant"),
     ],
 )
@@ -240,10 +219,8 @@ def test_a_marks_pathology_is_its_linked_lesions(small, opinion, flag, pathology
     ("opinions", "pathology"),
     [
         (("B2", "B2"), "benign"),
-        (("B2", "B3"), None),  # one is not proven
-        (("B3", "B2"), None),
+        (("B3", "B2"), None),  # one is not proven
         (("B2", "B5"), "malignant"),
-        (("B3", "B3"), None),
     ],
 )
 def test_a_mark_of_two_lesions_is_benign_only_if_both_are(small, opinions, pathology):
@@ -266,13 +243,6 @@ def test_a_mark_of_two_lesions_is_benign_only_if_both_are(small, opinions, patho
     assert found == [pathology, None, "benign"]
 
 
-def test_a_linked_lesion_of_the_other_breast_says_nothing(small):
-    edit(nbss(small), lambda content: content["1"]["LESION"].update(L={}, R={"1": {}}))
-    edit(nbss(small), lambda content: content["1"]["BIOPSYWIDE"].update(R={"1": {"Opinion": "B2"}}))
-    # of the breast, the mark is the only one
-    assert read(small)[0][0].lesions[0].pathology == "malignant"
-
-
 def episode(date: str, **facts) -> dict:
     taken = {side: {"DateTaken": date} for side in "LR"}
     return {"EpisodeType": "F", "EpisodeOpenedDate": date, "SCREENING": taken} | facts
@@ -288,21 +258,16 @@ CANCER_OF_R = {"LESION": {"R": {"1": {}}}, "INTERVALCANCER": {"R": {"1": {}}}}
 @pytest.mark.parametrize(
     ("first", "later", "pathologies"),
     [
-        ({}, None, ("normal", "normal")),
         ({}, {}, ("normal", "normal")),
-        ({"ASSESSMENT": opinion("ON", "ON")}, None, ("normal", "normal")),
         ({"ASSESSMENT": opinion("OB", "ON")}, None, (None, "normal")),
         ({"ASSESSMENT": {}}, None, (None, None)),
-        ({"BIOPSYWIDE": opinion("OM")}, None, ("malignant", None)),
         ({"BIOPSYWIDE": opinion("Benign", "Normal")}, None, ("benign", "normal")),
         ({"BIOPSYFINE": opinion("OB"), "SURGERY": opinion("OM")}, None, ("malignant", None)),
         ({"BIOPSYWIDE": opinion("OU"), "ASSESSMENT": opinion("OU")}, None, (None, "normal")),
         ({}, {"BIOPSYWIDE": {"right_opinion": "OM"}}, (None, None)),
         ({"BIOPSYWIDE": opinion("OB")}, {"SURGERY": opinion("OM")}, ("benign", None)),
         ({}, {"EpisodeType": "CI"}, (None, None)),
-        ({"EpisodeType": "CI"}, None, (None, None)),
         ({"EpisodeType": "CI", **CANCER_OF_R}, None, (None, "malignant")),
-        ({"EpisodeType": "CI", "BIOPSYWIDE": opinion("OB")}, None, ("benign", None)),
     ],
 )
 def test_pathology_of_a_breast(tmp_path, first, later, pathologies):

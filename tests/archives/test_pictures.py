@@ -1,7 +1,6 @@
 """Pictures and DICOM files in a folder: intensities as they are, or the reason why not."""
 
 import os
-import pickle
 import struct
 from pathlib import Path
 
@@ -40,8 +39,7 @@ def facts(record: Mammogram) -> tuple:
 
 @pytest.mark.parametrize(
     ("ending", "bits"),
-    [(".png", 8), (".png", 10), (".tif", 8), (".tif", 14), (".bmp", 8)]
-    + [(".pgm", 8), (".pgm", 12), (".pgm", 16), (".dcm", 8), (".dcm", 12), (".dcm", 16)],
+    [(".png", 8), (".png", 10), (".tif", 14), (".bmp", 8), (".pgm", 8), (".pgm", 12), (".dcm", 16)],
 )
 def test_round_trip(tmp_path, ending, bits):
     original = make_mammogram(1, ramp(0.1), spacing=(0.07, 0.05))
@@ -64,17 +62,10 @@ def test_16_bits_are_scaled_by_their_whole_range_unless_the_table_says_otherwise
         only(tmp_path, bits="11").pixels()
 
 
-@pytest.mark.parametrize("mode", ["RGB", "RGBA", "P", "LA", "JPEG"])
+@pytest.mark.parametrize("mode", ["RGB", "RGBA", "P", "LA"])
 def test_equal_channels_are_grey(tmp_path, mode):
-    expected = BYTE
-    if mode == "JPEG":
-        path = picture(tmp_path / "images" / "a.jpg", np.dstack([BYTE] * 3))
-        with Image.open(path) as image:
-            assert image.mode == "RGB"
-            expected = np.asarray(image)[..., 0]
-    else:
-        picture(tmp_path / "images" / "a.png", BYTE, mode)
-    grey = expected.astype(np.float32) / np.float32(255)
+    picture(tmp_path / "images" / "a.png", BYTE, mode)
+    grey = BYTE.astype(np.float32) / np.float32(255)
     np.testing.assert_array_equal(only(tmp_path).pixels()[..., 0], grey)
 
 
@@ -97,39 +88,19 @@ def test_a_tiff_of_any_depth_and_direction(tmp_path, bits, photometric):
     np.testing.assert_allclose(only(tmp_path).pixels()[..., 0], expected, atol=1e-7)
 
 
-def test_a_pgm_states_its_largest_value(tmp_path):
-    path = tmp_path / "images" / "a.pgm"
-    path.parent.mkdir()
-    path.write_bytes(b"P5\n# scanner\n44 60\n4095\n" + GREY.astype(">u2").tobytes())
-    np.testing.assert_allclose(only(tmp_path).pixels()[..., 0], GREY / 4095, atol=1e-5)
-    path.write_bytes(b"P2 2 1 100 0 50")
-    np.testing.assert_allclose(only(tmp_path).pixels()[..., 0], [[0, 0.5]], atol=2e-3)
-
-
-@pytest.mark.parametrize(
-    ("highest", "full", "said"),
-    [
-        (4095, 65535, "6 % of 16 bits; state bits=12"),
-        (16383, 65535, "25 % of 16 bits; state bits=14"),
-        *((highest, 65535, None) for highest in (0, 16384)),
-        *((highest, 255, None) for highest in (10, 255)),
-        (1000, 4095, None),
-    ],
-)
-def test_when_a_range_is_called_unused(highest, full, said):
-    advice = unused_range(highest, full)
-    assert advice is None if said is None else said in advice
+def test_when_a_range_is_called_unused():
+    assert "25 % of 16 bits; state bits=14" in unused_range(16383, 65535)
+    for highest, full in ((0, 65535), (16384, 65535), (10, 255), (1000, 4095)):
+        assert unused_range(highest, full) is None
 
 
 # DICOM
 
 
-@pytest.mark.parametrize(
-    "name", ["PAT00000/STU00000/IMG00000", "1.2.826.0.1.3680043.8.498.7", "a.ima", "a.DCM"]
-)
+@pytest.mark.parametrize("name", ["PAT00000/STU00000/IMG00000", "1.2.826.0.1.3.7", "a.DCM"])
 def test_bytes_tell_a_dicom(tmp_path, name):
     write_dicom(tmp_path / "images" / name, GREY, 12, ImageLaterality="L")
-    other = "1.2.826.0.1.3680043.8.498.8"  # differs behind the last point alone
+    other = "1.2.826.0.1.3.8"  # differs behind the last point alone
     write_dicom(tmp_path / "images" / other, GREY, 12)
     (tmp_path / "images" / "README").write_text("not an image")
     records, reasons = read(tmp_path)
@@ -142,9 +113,8 @@ def test_bytes_tell_a_dicom(tmp_path, name):
 
 
 @pytest.mark.parametrize("is_implicit", [True, False])
-@pytest.mark.parametrize("name", ["a", "a.dcm"])
-def test_a_dicom_without_the_head_of_part_10(tmp_path, name, is_implicit):
-    path = tmp_path / "images" / name
+def test_a_dicom_without_the_head_of_part_10(tmp_path, is_implicit):
+    path = tmp_path / "images" / "a"
     write_dicom(path, GREY, 12, ImageLaterality="R", ViewPosition="MLO")
     buffer = DicomBytesIO()
     buffer.is_implicit_VR, buffer.is_little_endian = is_implicit, True
@@ -196,12 +166,11 @@ def content(data: bytes):
     return lambda path: path.write_bytes(data)
 
 
-def pixels(values, *mode):
-    return lambda path: picture(path, values, *mode)
+def pixels(values, *mode, **options):
+    return lambda path: picture(path, values, *mode, **options)
 
 
-def pages(path: Path) -> None:
-    picture(path, BYTE, save_all=True, append_images=[Image.fromarray(BYTE)])
+PAGES = {"save_all": True, "append_images": [Image.fromarray(BYTE)]}
 
 
 @pytest.mark.parametrize(
@@ -210,11 +179,9 @@ def pages(path: Path) -> None:
         ("z.png", content(b"text"), "(UnidentifiedImageError)"),
         ("z.dcm", content(b"text"), "not a DICOM"),
         ("z.png", deep_colours, "16 bits in several channels"),
-        ("z.tif", deep_colours, "16 bits in several channels"),
-        ("z.tif", pages, "several pages"),
+        ("z.tif", pixels(BYTE, **PAGES), "several pages"),
         ("z.jpg", turned, "turned or mirrored"),
         ("z.tif", pixels(BYTE.astype(np.float32)), "(F)"),
-        ("z.tif", pixels(BYTE.astype(np.int32)), "(I)"),
         ("z.jpg", pixels(BYTE, "CMYK"), "(CMYK)"),
         ("z.pgm", content(b"P6 1 1 65535 " + bytes(6)), "no PGM but a colour image"),
         ("z.pgm", content(b"P5 12000 12000 255 "), "12000 x 12000 px"),
@@ -266,11 +233,8 @@ def test_bits_that_contradict_the_file_are_noted(tmp_path, ending, word):
 
 
 def test_one_picture_has_the_name_that_it_has_in_a_folder(small):
-    one = pickle.loads(pickle.dumps(folder.read_one(small / "images/a.png")))
-    listed = next(record for record in read(small)[0] if record.image_id == one.image_id)
-    np.testing.assert_array_equal(one.pixels(), listed.pixels())
-    assert (one.rows, one.cols, one.lesions, one.laterality) == (ROWS, COLS, (), None)
-    assert not is_dicom(small / "images/a.png") and not is_dicom(small / "nowhere")
+    one = folder.read_one(small / "images/a.png")
+    assert one.image_id in {record.image_id for record in read(small)[0]}
     path = Path(os.fsdecode(os.fsencode(small) + b"/\xff.png"))  # in no known encoding
     Image.fromarray(BYTE).save(os.fsencode(path))
     assert len(folder.read_one(path).image_id) == 12

@@ -69,28 +69,23 @@ def test_no_name_reaches_the_log(archive, caplog, monkeypatch):
 
 def test_the_reason_stays_whatever_the_path_is_like(archive):
     root = archive
+    broken = f"images/{NAME}/broken.png"
     reasons = {
-        "20000001": f"lesion 1: {root}/images/{NAME}/broken.png: the file ends early; "
+        "20000001": f"lesion 1: {root}/{broken}: the file ends early; "
         f"{root}/masks/berta.png: marks nothing",
-        f"images/{NAME}/broken.png": "its pixels (F) are not of 8 or 16 bits",
         "metadata.csv": "1 of its 3 files are no image or mask here",
         "images/*": "2 files of other kinds",
         "gone": f"{root}/images/{NAME}/gone.png: no such file",
         "abc~1": "lesion 0: is not in sight",
     }
-    told = remove_names(reasons, root)
-    one, other, third = (
-        make_pseudonym(file) for file in (f"images/{NAME}/broken.png", "masks/berta.png", "x.png")
-    )
-    assert told == {
+    told = remove_names(reasons | {broken: "its pixels (F) are not of 8 or 16 bits"}, root)
+    one, other = make_pseudonym(broken), make_pseudonym("masks/berta.png")
+    assert told == reasons | {
         "20000001": f"lesion 1: {one}: the file ends early; {other}: marks nothing",
-        one: "its pixels (F) are not of 8 or 16 bits",
-        "metadata.csv": "1 of its 3 files are no image or mask here",
-        "images/*": "2 files of other kinds",
         "gone": "a file: no such file",
-        "abc~1": "lesion 0: is not in sight",
+        one: "its pixels (F) are not of 8 or 16 bits",
     }
-    assert len({one, other, third}) == 3
+    assert one != other
 
 
 def test_names_of_the_current_folder_are_left_out_too(archive, monkeypatch):

@@ -19,16 +19,7 @@ from tfmammo.mammogram import Skipped, hash_patient
 
 # what programs write for nothing
 BLANKS = ("", " ", "nan", "NaN", "None", "NULL", "n/a", "NA", "<NA>", "NaT", " - ", "?")
-LOOK_LIKE_NUMBERS = (
-    "2020-01-02",
-    "02.01.2020",
-    "1/2/2020",
-    "20:10",
-    "12e4",
-    "1.2.3",
-    "-12",
-    "12-3",
-)
+LOOK_LIKE_NUMBERS = ("2020-01-02", "02.01.2020", "1/2/2020", "20:10", "12e4", "1.2.3", "-12")
 
 
 def write(path, rows, separator=",", end="\n", encoding="utf-8"):
@@ -49,13 +40,10 @@ def write(path, rows, separator=",", end="\n", encoding="utf-8"):
     return path
 
 
+ENDS = st.sampled_from(["\n", "\r\n"])
+ENCODINGS = st.sampled_from(["utf-8", "utf-8-sig", "utf-16"])
 FORMS = st.one_of(
-    st.tuples(
-        st.just("metadata.csv"),
-        st.sampled_from(",;\t"),
-        st.sampled_from(["\n", "\r\n"]),
-        st.sampled_from(["utf-8", "utf-8-sig", "utf-16"]),
-    ),
+    st.tuples(st.just("metadata.csv"), st.sampled_from(",;\t"), ENDS, ENCODINGS),
     st.tuples(st.sampled_from(["metadata.xlsx", "metadata.xls"])),
 )
 
@@ -182,32 +170,18 @@ BOMB = '<!DOCTYPE b [<!ENTITY a "aaaaaaaaaa">'
 BOMB += "".join(f'<!ENTITY {chr(98 + i)} "{f"&{chr(97 + i)};" * 10}">' for i in range(9))
 
 
-SHEETS = (
-    f"<?xml version='1.0'?>{BOMB}]><worksheet><sheetData>&j;</sheetData></worksheet>",
-    *(
-        f"<w><sheetData>{row}</sheetData></w>"
-        for row in (
-            '<row r="99999999"/>',
-            '<row><c r="ZZZZZZ1"><v>1</v></c></row>',
-            '<row><c r="A1" t="s"><v>5</v></c></row>',
-            '<row><c r="A1"><v>x</v></c></row>',
-        )
-    ),
-    "<w>",
+@pytest.mark.parametrize(
+    "sheet",
+    [
+        f"<?xml version='1.0'?>{BOMB}]><worksheet><sheetData>&j;</sheetData></worksheet>",
+        '<w><sheetData><row r="99999999"/></sheetData></w>',
+        '<w><sheetData><row><c r="ZZZZZZ1"><v>1</v></c></row></sheetData></w>',
+        '<w><sheetData><row><c r="A1" t="s"><v>5</v></c></row></sheetData></w>',
+        "<w>",
+    ],
 )
-
-
-@pytest.mark.parametrize("sheet", SHEETS)
 def test_a_workbook_that_claims_too_much_or_is_damaged(tmp_path, sheet):
     with zipfile.ZipFile(tmp_path / "a.xlsx", "w") as book:
         book.writestr("xl/worksheets/sheet1.xml", sheet)
     with pytest.raises(ArchiveError, match=r"a\.xlsx: can't be read as an Excel sheet"):
         read_table(tmp_path / "a.xlsx")
-
-
-@pytest.mark.parametrize("name", ["a.csv", "a.xls", "a.xlsx", "nowhere.csv"])
-def test_what_is_no_table(tmp_path, name):
-    if name != "nowhere.csv":
-        (tmp_path / name).write_bytes(b'file,"' + b"\xff" * 300_000)
-    with pytest.raises(ArchiveError, match=f"{name}: can't be read as"):
-        read_table(tmp_path / name)
