@@ -1,7 +1,7 @@
 """tfmammo.archives.cbis_ddsm on trees in CBIS-DDSM's native form, and on its real tables."""
 
 import shutil
-from collections import Counter
+from collections import Counter, defaultdict
 from functools import partial
 from pathlib import Path
 
@@ -10,6 +10,7 @@ import pydicom
 import pytest
 
 from tests.archives.tools import (
+    MASS,
     assert_same,
     assert_same_lesions,
     change_dicom,
@@ -25,11 +26,7 @@ from tfmammo.mammogram import Lesion, Mammogram, Skipped
 
 MASS_TRAIN = "mass_case_description_train_set.csv"
 FOLDER = "Mass-Training_P_00001_LEFT_CC"
-DETAILS = {"pathology": "malignant", "shape": "irregular", "margin": "spiculated"}
-MASS = Lesion.from_outline("mass", SQUARE, ROWS, COLS, **DETAILS)
-SPECKS = Lesion.from_outline(
-    "calcification", SQUARE + [20, 2], ROWS, COLS, pathology="benign", shape="pleomorphic"
-)
+SPECKS = Lesion.from_outline("calcification", SQUARE + [20, 2], ROWS, COLS, pathology="benign")
 read = partial(read_archive, cbis_ddsm)
 
 
@@ -86,19 +83,6 @@ def test_round_trip(tmp_path):
     assert np.abs(pixels - originals[0].pixels()).max() <= 0.5 / 65535 + 1e-6
 
 
-def test_both_sets_of_a_mammogram(small):
-    records, reasons = read(small)
-    assert not reasons
-    found = [([it.kind for it in r.lesions], r.view, r.pathology) for r in records]
-    assert found == [
-        (["calcification"], "MLO", "benign"),
-        (["mass"], "CC", "malignant"),
-        (["mass"], "MLO", "malignant"),
-    ]
-    assert len({record.image_id for record in records}) == 3
-    assert len({record.patient_id for record in records}) == 1
-
-
 @pytest.mark.parametrize("layout", ["nbia", "csv", "series"])
 @pytest.mark.parametrize("swapped", [False, True], ids=["straight", "swapped"])
 @pytest.mark.parametrize("described", [False, True], ids=["bare", "described"])
@@ -151,7 +135,6 @@ RAMP = np.arange(ROWS * COLS).astype(np.uint8).reshape(ROWS, COLS)
 @pytest.mark.parametrize(
     ("damage", "word"),
     [
-        (lambda path: path.unlink(), "no such file"),
         (lambda path: path.write_bytes(b"text"), "not a DICOM"),
         (lambda path: path.write_bytes(path.read_bytes()[:-100]), "ends early"),
         (lambda path: change_dicom(path, FLAT), "marks nothing"),
@@ -178,19 +161,6 @@ def test_pixels_are_read_without_the_window_and_records_without_pixels(small, mo
     fail = property(lambda dataset: pytest.fail("pixels were read"))
     monkeypatch.setattr(pydicom.Dataset, "pixel_array", fail)
     assert len(read(small)[0]) == 3
-
-
-def test_several_abnormalities_of_one_image(tmp_path):
-    benign = {"pathology": "benign", "shape": "oval", "margin": "circumscribed"}
-    other = Lesion.from_outline("mass", SQUARE + [25, -10], ROWS, COLS, **benign)
-    writer.write([mammogram(1, other, MASS)], tmp_path)
-    edit(tmp_path, assessment="5")
-    (record,), reasons = read(tmp_path)
-    assert not reasons and [lesion.box for lesion in record.lesions] == [other.box, MASS.box]
-    assert [lesion.pathology for lesion in record.lesions] == ["benign", "malignant"]
-    assert (record.pathology, record.birads) == ("malignant", "5")
-    edit(tmp_path, pathology="UNPROVEN")
-    assert read(tmp_path)[0][0].pathology is None  # one is not proven
 
 
 @pytest.mark.parametrize(
@@ -283,30 +253,22 @@ def test_a_damaged_table_is_noted(small):
 
 
 @pytest.mark.data
-def test_the_real_tables(real_data):
+def test_the_real_tables_and_their_31_patients_in_both_splits(real_data):
     skipped = Skipped()
     rows = cbis_ddsm.tables(real_data / "cbis-ddsm", skipped)
     assert not skipped.reasons
-    assert Counter((row.kind, row.split) for row in rows) == {
-        ("mass", "train"): 1318,
-        ("mass", "test"): 378,
-        ("calcification", "train"): 1546,
-        ("calcification", "test"): 326,
-    }
+    counts = Counter((row.kind, row.split) for row in rows)
+    assert counts["mass", "train"] == 1318 and counts["mass", "test"] == 378
+    assert counts["calcification", "train"] == 1546 and counts["calcification", "test"] == 326
+    patients: dict[tuple[str, str], set[str]] = defaultdict(set)
     # folders are put together from columns: each is the one that the table prints
     for row in rows:
         printed = [path.split("/")[0] for path in row.paths]
         assert printed == [row.folder, row.lesion_folder, row.lesion_folder]
-
-
-@pytest.mark.data
-def test_the_real_tables_leak_31_patients(real_data):
-    patients: dict[tuple[str, str], set[str]] = {}
-    for row in cbis_ddsm.tables(real_data / "cbis-ddsm"):
-        patients.setdefault((row.kind, row.split), set()).add(row.image["patient_id"])
+        patients[row.kind, row.split].add(row.image["patient_id"])
     kinds = ("mass", "calcification")
     crossing = [
-        patients[kind, "train"] & patients[other, "test"] for kind in kinds for other in kinds
+        patients[one, "train"] & patients[other, "test"] for one in kinds for other in kinds
     ]
     assert [len(both) for both in crossing] == [0, 13, 18, 0]
     assert len(crossing[1] | crossing[2]) == 31

@@ -159,14 +159,6 @@ def test_lesion_types(small, types, lesions):
     assert {lesion.box for lesion in record.lesions} == {(10, 20, 19, 31)}
 
 
-def test_pathology_is_the_worst_and_birads_the_highest(small):
-    facts = (("BENIGN", "2"), ("UNPROVEN", "5"), ("BENIGN_WITHOUT_CALLBACK", "x"))
-    write_overlay(small, *[abnormality(pathology=one, assessment=other) for one, other in facts])
-    record, _ = first(small)
-    assert [lesion.pathology for lesion in record.lesions] == ["benign", None, "benign"]
-    assert (record.pathology, record.birads) == (None, "5")
-
-
 @pytest.mark.parametrize(
     ("folder", "pathology"),
     [

@@ -5,7 +5,6 @@ import pytest
 from tfmammo.archives.findings import (
     LESION,
     Finding,
-    find_coded,
     find_word,
     is_mass_shape,
     list_kinds,
@@ -55,21 +54,6 @@ def test_words(word, finding):
 )
 def test_kinds_in_cdd_cesms_sentences(findings, kinds):
     assert list_kinds(findings) == kinds
-
-
-@pytest.mark.parametrize(
-    ("codes", "label", "finding"),
-    [
-        ([("M-03000", "Mass")], "", Finding("mass")),  # SRT, as older writers have it
-        ([("129769006", "Cluster")], "anything", Finding("calcification")),
-        ([("85756007", "Tissue")], "Mass", Finding("mass")),  # viewers' default
-        ([("52988006", "Lesion")], "hedgehog", LESION),
-        ([("99999", "Hedgehog")], "mass", None),
-        ([], "hedgehog", None),
-    ],
-)
-def test_codes(codes, label, finding):
-    assert find_coded(codes, label) == finding
 
 
 def test_pathologies():

@@ -11,7 +11,7 @@ from tests.small_mammograms import COLS, ROWS
 from tfmammo.archives import folder
 from tfmammo.data.sampling import is_normal
 from tfmammo.errors import ArchiveError
-from tfmammo.mammogram import Lost, MaskedLesion, hash_id
+from tfmammo.mammogram import Lost, hash_id
 
 # Patients
 
@@ -116,8 +116,8 @@ def test_all_columns(small):
     assert facts == ("L", "MLO", "malignant", "5", "c")
     assert (record.spacing, record.official_split) == ((0.1, 0.05), "test")
     (lesion,) = record.lesions
-    facts = (lesion.kind, lesion.shape, lesion.margin, lesion.pathology, lesion.kind_is_certain)
-    assert facts == ("calcification", "round", "obscured", "malignant", True)
+    facts = (lesion.kind, lesion.shape, lesion.margin, lesion.pathology)
+    assert facts == ("calcification", "round", "obscured", "malignant")
 
 
 def test_a_table_as_a_spreadsheet_writes_it(small):
@@ -188,10 +188,9 @@ def test_rows_of_images_in_another_folder(small):
     lines = ("a.png,p1", "export/b.png,p2", "c.png,p3", "right/d.png,p4")
     table(small, "file,patient", *lines)
     records, reasons = read(small)
-    found = {record.file.name: record.patient_id for record in records}
+    found = {record.file.stem: record.patient_id for record in records}
     # right/d.png is not left/d.png
-    patients = {"a.png": "p1", "b.png": "p2", "c.png": "p3"}
-    assert found == {name: hash_id("folder", patient) for name, patient in patients.items()}
+    assert found == {name: hash_id("folder", f"p{number}") for number, name in enumerate("abc", 1)}
     assert "2 of its files are matched" in reasons["metadata.csv"]
 
 
@@ -211,9 +210,7 @@ def test_rows_of_files_that_differ_in_their_ending(small):
 def test_a_mask_without_a_kind_is_an_uncertain_mass(small):
     (record, other), reasons = read(small)
     (lesion,) = record.lesions
-    assert isinstance(lesion, MaskedLesion)
-    facts = (lesion.kind, lesion.kind_is_certain, lesion.box, lesion.pathology)
-    assert facts == ("mass", False, (10, 20, 19, 31), None)
+    assert (lesion.kind, lesion.kind_is_certain, lesion.box) == ("mass", False, (10, 20, 19, 31))
     np.testing.assert_array_equal(lesion.mask(ROWS, COLS), REGION // 255)
     assert other.lesions == () and not reasons
 
@@ -239,31 +236,6 @@ def test_a_kind_that_is_not_known_loses_the_mask_alone(small):
     assert records[0].lost == (Lost(),)
     assert reasons["metadata.csv"] == "1 words of kind are not known and count as not stated"
     assert reasons["images/*"] == "1 masks of findings that are no lesions of ours"
-
-
-@pytest.mark.parametrize(
-    ("pixels", "word"),
-    [
-        (np.zeros_like(REGION), "marks nothing"),
-        (REGION.T, "has 44 x 60 px, its image 60 x 44"),
-        (None, r"can't be read as an image \(UnidentifiedImageError\)"),
-    ],
-)
-def test_a_bad_mask_is_an_error_whenever_it_is_wanted(small, pixels, word):
-    path = small / "masks" / "a.png"
-    path.write_bytes(b"text") if pixels is None else picture(path, pixels)
-    (lesion,) = read(small)[0][0].lesions
-    for use in (lambda: lesion.box, lambda: lesion.outlines, lambda: lesion.mask(ROWS, COLS)):
-        with pytest.raises(ArchiveError, match=f"masks/a.png: {word}"):
-            use()
-
-
-def test_masks_of_normal_images_are_not_looked_at(small):
-    picture(small / "masks" / "a.png", np.zeros_like(REGION))
-    table(small, "file,patient,pathology", "a.png,p1,normal", "b.png,p2,normal")
-    records, reasons = read(small)
-    assert all(map(is_normal, records))
-    assert reasons["images/*"].startswith("1 masks of images that the table calls normal")
 
 
 # The folder

@@ -49,17 +49,6 @@ def test_pixels_are_read_without_the_window(small):
     np.testing.assert_array_equal(record.pixels(), expected)
 
 
-def test_folders_and_tables_are_found_in_any_case_anywhere(small, tmp_path_factory):
-    root = tmp_path_factory.mktemp("other")
-    deep = root / "a" / "b"
-    shutil.copytree(small / "AllDICOMs", deep / "ALLDICOMS")
-    (root / "allxml").symlink_to(small / "AllXML")
-    shutil.copy(small / "INbreast.csv", deep / "inbreast.CSV")
-    records, reasons = read(root)
-    assert not reasons
-    assert [(len(record.lesions), record.birads) for record in records] == [(1, "4b"), (0, "1")]
-
-
 def test_kinds_of_names(small):
     names = ("MASS", "calcifications", "Cluster", "Assymetry", "Espiculated Region")
     write_regions(small, *(region(name=name) for name in names))

@@ -6,7 +6,6 @@ import cv2
 import numpy as np
 import pytest
 
-from tests.archives.tools import dice
 from tfmammo.archives import phantom
 from tfmammo.mammogram import Mammogram
 
@@ -72,19 +71,13 @@ def test_pathology_goes_with_shape_and_margin(masses):
     assert malignant("shape", "irregular") > 0.8 and malignant("shape", "oval") < 0.4
 
 
-def test_pixels_are_a_mammogram(rendered):
-    for record, image in rendered:
-        assert image.dtype == np.float32
-        assert image.shape == (record.rows, record.cols) == (1024, 832)
-        assert image.min() >= 0 and image.max() <= 1
-        wall, air = (0, -1) if record.laterality == "L" else (-1, 0)
-        middle = slice(350, 650)
-        assert image[middle, wall].mean() > 5 * image[middle, air].mean()
-
-
-def test_masses_lie_in_the_breast_and_stand_out_from_their_surroundings(rendered):
+def test_pixels_are_a_mammogram_whose_masses_lie_in_the_breast_and_stand_out(rendered):
     count = 0
     for record, image in rendered:
+        assert image.dtype == np.float32 and image.shape == (record.rows, record.cols)
+        assert image.min() >= 0 and image.max() <= 1
+        wall, air = (0, -1) if record.laterality == "L" else (-1, 0)
+        assert image[350:650, wall].mean() > 5 * image[350:650, air].mean()
         bright = (cv2.GaussianBlur(image, (0, 0), 2) > 0.08).astype(np.uint8)
         breast = cv2.morphologyEx(bright, cv2.MORPH_CLOSE, np.ones((9, 9)))
         for lesion in record.lesions:
@@ -97,24 +90,6 @@ def test_masses_lie_in_the_breast_and_stand_out_from_their_surroundings(rendered
                 ring = cv2.dilate(mask, element) - mask
                 assert image[mask == 1].mean() > image[ring == 1].mean() + 0.02, record.image_id
     assert count >= 6
-
-
-def test_no_threshold_segments_the_masses(rendered):
-    """The task is not trivial: even the best threshold of each crop, chosen knowing the truth,
-    falls far short of the outline.
-    """
-    scores = []
-    for record, image in rendered:
-        for lesion in (lesion for lesion in record.lesions if lesion.kind == "mass"):
-            top, left, bottom, right = lesion.box
-            margin = max(bottom - top, right - left) // 4
-            rows = slice(max(top - margin, 0), bottom + margin)
-            cols = slice(max(left - margin, 0), right + margin)
-            mask = lesion.mask(record.rows, record.cols)[rows, cols] == 1
-            values = image[rows, cols]
-            thresholds = np.quantile(values, np.linspace(0.05, 0.95, 19))
-            scores.append(max(dice(mask, values > threshold) for threshold in thresholds))
-    assert 0.5 < np.mean(scores) < 0.85
 
 
 def test_texture_follows_a_power_law_near_3():

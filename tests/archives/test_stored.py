@@ -197,17 +197,14 @@ def test_identity_is_called_removed_only_where_it_is(
 
 
 def test_a_preprocessed_mammogram_keeps_its_file_and_its_stored_values(tmp_path):
-    values, bits = written(tmp_path / "a.dcm", "rescale")
+    values, _ = written(tmp_path / "a.dcm", "rescale")
     native = record(tmp_path / "a.dcm", laterality="R", view="CC")
     once = preprocess_mammogram(native, PreprocessConfig(flip_right=True, spacing=0.2))
-    twice = preprocess_mammogram(once, PreprocessConfig(spacing=0.4))
-    for prepared in (once, pickle.loads(pickle.dumps(once)), twice):
+    twice = preprocess_mammogram(pickle.loads(pickle.dumps(once)), PreprocessConfig(spacing=0.4))
+    for prepared in (once, twice):
         assert prepared.pixels().shape != native.pixels().shape
         assert prepared.file == tmp_path / "a.dcm" and str(tmp_path) not in repr(prepared)
-        stored = archives.read_stored(prepared)
-        assert stored.bits == bits
-        np.testing.assert_array_equal(stored.values, values)
-        np.testing.assert_array_equal(stored.image(), native.pixels())
+        np.testing.assert_array_equal(archives.read_stored(prepared).values, values)
     dark = native.with_pixels(partial(np.zeros, (native.rows, native.cols, 1), np.float32))
     assert dark.file is None and archives.list_files(dark) == []
     assert not archives.read_stored(dark).values.any()
