@@ -206,18 +206,6 @@ def test_normal_images_without_a_patient_are_of_one_unknown_patient(archive):
 
 
 @pytest.mark.data
-def test_the_real_scaled_copy(real_data, tmp_path):
-    for folder in ("images", "masks"):
-        (tmp_path / folder).symlink_to(real_data / "cdd-cesm-512" / folder)
-    for table in (cdd_cesm.REGIONS, cdd_cesm.CLINICAL):
-        (tmp_path / table).symlink_to(real_data / "cdd-cesm" / table)
-    mammograms = cdd_cesm.read(tmp_path)
-    masses = [m for m in mammograms if any(lesion.kind == "mass" for lesion in m.lesions)]
-    assert len(masses) == 128 and {(m.rows, m.cols) for m in mammograms} == {(512, 512)}
-    assert len({m.patient_id for m in masses}) == 74
-
-
-@pytest.mark.data
 def test_the_real_archive(real_data):
     everything, reasons = read(real_data / "cdd-cesm")
     mammograms, normal = everything[:31], everything[31:]

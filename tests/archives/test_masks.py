@@ -125,8 +125,7 @@ def test_of_two_values_the_higher_is_the_lesion_and_what_is_transparent_is_not_t
 
 PLACES = (
     "images/a_mask.png images/a-seg.png images/a_label.tif images/a_GT.png images/a_mask_2.png "
-    "masks/a.png masks/a_mask.png masks/a_seg_3.png Masks/a.png mask/left/a.png labels/a_1.png "
-    "segmentations/a_1.png labels/a.png masks/other/a.png masks/b.png"
+    "masks/a_seg_3.png Masks/a.png mask/left/a.png segmentations/a_1.png labels/a.png masks/b.png"
 )
 
 

@@ -1,6 +1,5 @@
 """tfmammo.archives.vindr on archives in VinDr-Mammo's native form, with real cells."""
 
-import csv
 from functools import partial
 
 import pytest
@@ -137,20 +136,6 @@ def test_a_size_that_contradicts_the_dicom_shows_when_pixels_are_read(small):
     edit(small / IMAGES, 0, height="61")
     with pytest.raises(ArchiveError, match=r"\(60, 44, 1\), the record says \(61, 44, 1\)"):
         vindr.read(small)[0].pixels()
-
-
-def test_rows_and_columns_of_any_order_and_length(small):
-    for name in (IMAGES, FINDINGS):
-        with (small / name).open(newline="", encoding="utf-8") as file:
-            rows = [row[::-1] for row in csv.reader(file)]
-        rows[0] = [f" {cell.upper()} " for cell in rows[0]]
-        text = "\n".join(",".join(f'" {cell} "' for cell in row) for row in rows)
-        (small / name).write_text(text, encoding="utf-8")
-    with (small / FINDINGS).open("a", encoding="utf-8") as file:
-        file.write("\na,b\n\n" + ",".join("abc" * 20) + "\n")
-    records, reasons = read(small)
-    assert [len(record.lesions) for record in records] == [1, 0]
-    assert "2 rows, the first in line 4: finding_categories is no list" in reasons[FINDINGS]
 
 
 def test_images_and_files_without_or_with_several_partners(small):

@@ -10,7 +10,6 @@ import pytest
 
 from tests.archives.test_regions import CLUSTER, MASS, ODD, read, write_image
 from tests.archives.test_reports import AREA, write_measurements
-from tests.orthanc import run_orthanc
 from tests.small_mammograms import COLS, ROWS, SQUARE
 from tfmammo.archives import coco, folder, regions
 from tfmammo.archives.__main__ import main
@@ -107,19 +106,3 @@ def test_dcmtk_and_the_standards_checker_read_the_report(tmp_path):
     shown = {"capture_output": True, "text": True, "check": False}
     told = [subprocess.run([program, path], **shown).stderr for program in programs]
     assert told[0] == "" and "Error" not in told[1]
-
-
-@pytest.mark.slow
-def test_a_pacs_gives_back_what_was_stored(tmp_path):
-    annotate(tmp_path, MASS, CLUSTER)
-    (before,), _ = read(tmp_path)
-    with run_orthanc(tmp_path / "orthanc") as pacs:
-        for path in (tmp_path / "images" / "a.dcm", *(tmp_path / "annotations").iterdir()):
-            pacs.upload(path)
-        assert len(pacs.ask("/studies")) == 1
-        pacs.download(tmp_path / "back" / "images")
-    (after,), reasons = read(tmp_path / "back")
-    assert not reasons
-    for lesion, again in zip(before.lesions, after.lesions, strict=True):
-        assert lesion.kind == again.kind
-        np.testing.assert_array_equal(lesion.mask(ROWS, COLS), again.mask(ROWS, COLS))
