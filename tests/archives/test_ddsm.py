@@ -64,11 +64,10 @@ def abnormality(*types: str, pathology="BENIGN", assessment="3", outlines=BOUNDA
 
 def test_a_decoded_file_is_preferred(small):
     (small / f"{STEM}.LJPEG").write_bytes(b"damaged")
-    for form, grey in (("png", 1500), ("tif", 2000)):
-        Image.fromarray(np.full((ROWS, COLS), grey, np.uint16)).save(small / f"{STEM}.{form}")
+    Image.fromarray(np.full((ROWS, COLS), 1500, np.uint16)).save(small / f"{STEM}.png")
     raw = np.full((ROWS, COLS), 3000, ">u2").tobytes()
     (small / f"{STEM}.LJPEG.1").write_bytes(raw)
-    for name, grey in ((f"{STEM}.LJPEG.1", 3000), (f"{STEM}.tif", 2000), (f"{STEM}.png", 1500)):
+    for name, grey in ((f"{STEM}.LJPEG.1", 3000), (f"{STEM}.png", 1500)):
         expected = (3 - (4096.99 - grey) / 1009.01) / 2.95
         np.testing.assert_allclose(ddsm.read(small)[0].pixels(), expected, atol=1e-6)
         (small / name).unlink()
@@ -99,7 +98,6 @@ def test_the_header_that_is_printed_on_ddsms_page(tmp_path):
 ALL = "20 30 0 0 1 1 2 2 3 3 4 4 5 5 6 6 7 7 #"
 ROW_STEPS = [0, -1, -1, -1, -1, 0, 0, 1, 1, 1, 1, 1, 1, 0, 0, -1, -1]
 COL_STEPS = [0, 0, 0, 1, 1, 1, 1, 1, 1, 0, 0, -1, -1, -1, -1, -1, -1]
-ALL_POINTS = np.stack([30 + np.cumsum(ROW_STEPS), 20 + np.cumsum(COL_STEPS)], axis=1)
 
 
 def test_chain_by_hand(small):
@@ -107,7 +105,8 @@ def test_chain_by_hand(small):
     record, reasons = first(small)
     (lesion,) = record.lesions
     assert not reasons
-    np.testing.assert_array_equal(lesion.outlines[0], ALL_POINTS)
+    points = np.stack([30 + np.cumsum(ROW_STEPS), 20 + np.cumsum(COL_STEPS)], axis=1)
+    np.testing.assert_array_equal(lesion.outlines[0], points)
     assert lesion.box == (26, 20, 33, 27)
     assert lesion.mask(ROWS, COLS).sum() == 3 + 5 + 7 + 7 + 7 + 5 + 3
 
@@ -172,10 +171,8 @@ def test_which_cases_are_normal(tmp_path, folder, pathology):
 @pytest.mark.parametrize(
     ("letter", "digitizer", "scanner"),
     [
-        ("A", "DBA 21", "dba"),
         ("A", "HOWTEK 43.5", "howtek_mgh"),
         ("D", "HOWTEK 960", "howtek_ismd"),
-        ("C", "LUMISYS LASER_DENSOTOMETER", "lumisys"),
     ],
 )
 def test_scanners(small, letter, digitizer, scanner):
@@ -197,21 +194,20 @@ def test_scanners(small, letter, digitizer, scanner):
     ("old", "new", "word"),
     [
         ("DIGITIZER LUMISYS LASER\n", "", "digitizer (not named) and cases B"),
-        ("LUMISYS LASER", "HOWTEK 43.5", "digitizer HOWTEK and cases B"),
         ("PIXELS_PER_LINE", "PIXELS", "no image with its LINES"),
-        ("LINES 60", "LINES 00", "RIGHT_MLO skipped: its size is 0 x 44"),
         ("LINES 60 PIXELS_PER_LINE 44", "LINES 99999 PIXELS_PER_LINE 99999", "99999 x 99999"),
         ("filename B-0001-1", "filename B-0002-1", "RIGHT_MLO skipped: its file is missing"),
     ],
 )
 def test_a_case_that_can_not_be_read_is_noted_and_the_others_stay(small, old, new, word):
-    shutil.copytree(small / CASE, small / "more")
-    for path in sorted((small / "more").iterdir()):
-        path.rename(path.with_name(path.name.replace("0001", "0007")))
-    replace(small / "more/B-0007-1.ics", "0001", "0007")
+    writer.write([mammogram((), patient_id="q")], small / "more")
+    (ics,) = (small / "more").rglob("*.ics")
+    replace(ics, "0001", "0007")
+    (image,) = (small / "more").rglob("*.LJPEG")
+    image.rename(image.with_name(image.name.replace("0001", "0007")))
     replace(small / ICS, old, new)
     records, reasons = read(small)
-    assert len(records) == 2 and list(reasons) == [ICS] and word in reasons[ICS]
+    assert len(records) == 1 and list(reasons) == [ICS] and word in reasons[ICS]
 
 
 def test_the_name_of_the_ics_serves_where_it_names_no_case(small):
@@ -248,7 +244,6 @@ def test_an_abnormality_without_a_lesion_is_noted_and_the_others_stay(small, out
     [
         (b"TOTAL_ABNORMALITIES 0\n", "0 of 0"),
         (b"TOTAL_ABNORMALITIES 2\nABNORMALITY 1\nLESION_TYPE MASS SHAPE OVAL\n", "1 of 2"),
-        (f"TOTAL_ABNORMALITIES 1\n{BOUNDARY}".encode(), "0 of 1"),
         (None, "is missing"),
     ],
 )

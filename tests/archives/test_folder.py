@@ -1,7 +1,6 @@
 """tfmammo.archives.folder on folders as a group might have them, written to disk."""
 
 import logging
-import os
 
 import numpy as np
 import pytest
@@ -140,8 +139,8 @@ OUTSIDE = ["../../etc/passwd", "/etc/passwd", "a/../../b.png", "..\\..\\b.png", 
         (("patient", "p1"), "no column file"),
         (("file,file", "a,b"), "every column once"),
         (("file,view", "a.png"), "row 2 has 1 cells, the first line 2"),
-        *((("file,spacing", f"a.png,{cell}"), "row 2, spacing") for cell in ("0", "1 x 2 x 3")),
-        *((("file,bits", f"a.png,{cell}"), "row 2, bits") for cell in ("17", "12.5")),
+        (("file,spacing", "a.png,1 x 2 x 3"), "row 2, spacing"),
+        (("file,bits", "a.png,17"), "row 2, bits"),
         (("file,patient", ",p1"), "row 2, file: is blank"),
         (("file,patient", "a.png,p1", "images/a.png,p2"), "row 3 is a second one"),
         (("file,patient", '"a.png,p1'), r"as CSV in UTF-8 \(Error\)"),
@@ -257,16 +256,6 @@ def test_images_without_a_folder_of_their_own(tmp_path):
     assert "1 files of other kinds" in reasons["./*"]
     table(tmp_path, "file,patient", "left/*,anna", "*,berta")
     assert len({record.patient_id for record in read(tmp_path)[0]}) == 2
-
-
-def test_other_files_are_counted_and_hidden_ones_passed_over(small):
-    for name in ("Thumbs.db", "notes.txt", ".DS_Store", "._a.png", os.fsdecode(b"\xff\xfe.png")):
-        (small / "images" / name).write_bytes(b"")
-    picture(small / "images" / "a.tif", BYTE)
-    (small / "images" / "again").symlink_to(small / "images", target_is_directory=True)
-    records, reasons = read(small)
-    assert len(records) == 2 and reasons.pop("images/*").startswith("3 files of other kinds")
-    assert list(reasons) == ["images/a.tif"]
 
 
 def test_what_is_no_archive(tmp_path, small):

@@ -77,7 +77,6 @@ PLACES = ["(1, 2)", "(3, 4)"]
     ("bad", "word", "lost"),
     [
         (region(name="Unnamed"), "name is unknown", (None,)),
-        (region(SQUARE[:1]), "a single point", ("mass",)),
         (region(SQUARE[:1], name="Point 3"), "a single point", ("calcification",)),
         (region(SQUARE[:1], name="Nipple"), "a single point", ()),
         (region(Type=19), "a single point", ("mass",)),

@@ -196,7 +196,6 @@ def test_every_form_gives_the_same(tmp_path):
     ("name", "content", "reason"),
     [
         ("a.LJPEG.1", bytes(39), "holds 39 bytes where 5 x 4 values of 16 bits need 40"),
-        ("a.LJPEG.1", bytes(41), "is too large, more than 40 bytes"),
         ("a.LJPEG", encode(noise(5, 4))[:80], "the scan is cut off or damaged"),
         ("a.LJPEG.gz", b"no gzip", "can't be read .BadGzipFile"),
         ("a.LJPEG.gz", gzip.compress(bytes(9), mtime=0)[:-9], "can't be read .EOFError"),
@@ -205,7 +204,6 @@ def test_every_form_gives_the_same(tmp_path):
         ("a.png", picture(noise(4, 5)), "is 4 x 5 of mode I;16, not 5 x 4 16-bit"),
         ("a.png", picture(noise(5, 4, 16)), "holds values up to [0-9]+, which a scanner of 12"),
         ("a.png", picture(noise(5, 4))[:-30], "can't be decoded .OSError"),
-        ("a.tif", b"II*\0", "can't be decoded"),
     ],
 )
 def test_unusable_files_are_named(tmp_path, name, content, reason):

@@ -171,7 +171,6 @@ PAGES = {"save_all": True, "append_images": [Image.fromarray(BYTE)]}
     ("name", "write", "word"),
     [
         ("z.png", content(b"text"), "(UnidentifiedImageError)"),
-        ("z.dcm", content(b"text"), "not a DICOM"),
         ("z.png", content(DEEP_COLOURS), "16 bits in several channels"),
         ("z.tif", pixels(BYTE, **PAGES), "several pages"),
         ("z.jpg", pixels(BYTE, exif=TURNED), "turned or mirrored"),
@@ -179,7 +178,6 @@ PAGES = {"save_all": True, "append_images": [Image.fromarray(BYTE)]}
         ("z.jpg", pixels(BYTE, "CMYK"), "(CMYK)"),
         ("z.pgm", content(b"P6 1 1 65535 " + bytes(6)), "no PGM but a colour image"),
         ("z.pgm", content(b"P5 12000 12000 255 "), "12000 x 12000 px"),
-        ("z.pgm", content(b"P5 99999999 99999999 255 "), "(DecompressionBombError)"),
         ("z.png", lambda path: Image.new("L", (4, 4)).save(path, format="GIF"), "(Unidentified"),
     ],
 )

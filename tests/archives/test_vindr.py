@@ -39,9 +39,7 @@ def small(tmp_path):
         ('["Mass"]', ["mass"], True),
         ("['Asymmetry', 'Focal Asymmetry']", ["asymmetry"], True),
         ("['Distortion', 'Suspicious Calcification']", ["distortion", "calcification"], False),
-        ("[ 'Suspicious Calcification','Mass' , 'Mass' ]", ["calcification", "mass"], False),
         ("['Nipple Retraction', 'Mass']", ["mass"], False),
-        ("['Suspicious Lymph Node', 'Skin Retraction']", [], None),
     ],
 )
 def test_categories(small, categories, kinds, certain):
@@ -90,7 +88,6 @@ def test_categories_that_are_no_list_or_not_known_are_lost(small, categories):
         (("20.5", "10.7", "30.1", "17.01"), (10, 20, 18, 31)),
         # the real table has corners such as the first
         (("-6.2529702186584", "50.0", "20.9", "1e308"), (50, 0, 60, 21)),
-        (("-1e308", "-5", "1e308", "99999999999999999999"), (0, 0, 60, 44)),
         (("nan", "10", "31", "18"), None),
         (("20", "", "31", "18"), None),
         (("20", "10", "20", "18"), None),

@@ -101,9 +101,7 @@ def test_images_that_only_the_yaml_names(tmp_path):
     assert len({record.image_id for record in records}) == 2
 
 
-@pytest.mark.parametrize(
-    "stated", ['"../outside"', '"/etc"', '"x\\0y"', "5", "[1, [2]]", "{a: b}", "gone"]
-)
+@pytest.mark.parametrize("stated", ['"../outside"', '"/etc"', '"x\\0y"', "[1, [2]]", "{a: b}"])
 def test_what_the_yaml_names_elsewhere_is_not_read(tmp_path, stated):
     picture(tmp_path / "outside/a.png")
     root = tmp_path / "root"
@@ -118,7 +116,6 @@ def test_what_the_yaml_names_elsewhere_is_not_read(tmp_path, stated):
         ("0 0.5 0.5", "is neither a box of 4 numbers nor a polygon"),
         ("0 0.5 0.5 x 0.1", "is not made of numbers"),
         ("7 0.5 0.5 0.1 0.1", "its label has no name"),
-        ("0 nan 0.5 0.5 0.1", "is neither a box"),
         ("0.5 0.5 0.5 0.1 0.1", "its label is no whole number"),
     ],
 )
@@ -140,7 +137,6 @@ def test_a_box_over_the_border_is_cut_there(tmp_path):
     [
         ("0 1e308 0.5 0.5 0.1", Lost("mass")),
         ("0 5 5 6 6 5 6", Lost("mass")),
-        ("0 1e308 1e308 1 1 0 1", Lost("mass")),
         ("1 0.5 0.5 0.1 0.1", Lost()),
     ],
 )
