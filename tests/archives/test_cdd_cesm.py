@@ -151,7 +151,6 @@ def test_circle_and_turned_ellipse(archive):
     [
         ({"name": "point", "cx": 5, "cy": 6}, "a point encloses"),
         ({"name": "hedgehog"}, "unknown name"),
-        ('{"name": "polygon", "all_points_x": [1, 2', "not what VIA writes"),
         ({"name": "polygon", "all_points_x": [1, 2, 3], "all_points_y": [1, 2]}, "not what VIA"),
         ({"name": "ellipse", "cx": 5, "cy": 6, "rx": 0, "ry": 9}, "not what VIA writes"),
         (polygon((10, 103), (10, 109), (30, 109)), "out"),
@@ -180,15 +179,11 @@ def test_other_files_are_skipped_with_a_reason(archive):
         (root / "other" / f"{name}.jpg").write_bytes(content)
     (first, third), reasons = read(root)
     assert len(first.lesions) == 1 and third.lesions == ()
-    words = {
-        "images/P3_L_DM_CC.jpg": "its 2 regions outline none",
-        "other/IM0001_r.jpg": "no patient, side and view",
-        "other/P1_L_DM_CC.jpg": "another file has the same name",
-        "other/P9_L_DM_CC.jpg": "does not name it",
-        "*_CM_*.jpg": "1 contrast-enhanced images",
-    }
-    assert reasons.keys() == words.keys()
-    assert all(word in reasons[file] for file, word in words.items())
+    assert "its 2 regions outline none" in reasons["images/P3_L_DM_CC.jpg"]
+    assert "no patient, side and view" in reasons["other/IM0001_r.jpg"]
+    assert "another file has the same name" in reasons["other/P1_L_DM_CC.jpg"]
+    assert "does not name it" in reasons["other/P9_L_DM_CC.jpg"]
+    assert "1 contrast-enhanced images" in reasons["*_CM_*.jpg"] and len(reasons) == 5
 
 
 def test_normal_images_without_a_patient_are_of_one_unknown_patient(archive):

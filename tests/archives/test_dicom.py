@@ -24,7 +24,6 @@ from pydicom.uid import (
     JPEG2000Lossless,
     JPEGLossless,
     JPEGLosslessSV1,
-    JPEGLSLossless,
     RLELossless,
 )
 
@@ -118,24 +117,6 @@ def test_lossless_jpeg_gives_the_same_pixels(tmp_path, write, syntax, predictor,
     assert_grey(path, dicom.read_pixels(plain)[..., 0])
     fragments = encapsulate([stream + b"\0" * (len(stream) % 2)], fragments_per_frame=3)
     assert_grey(change_dicom(path, PixelData=fragments), dicom.read_pixels(plain)[..., 0])
-
-
-def test_jpeg_ls_by_the_example_of_its_standard(tmp_path):
-    stream = bytes.fromhex(  # ITU-T T.87, annex H.3
-        "ffd8fff7000b080004000401011100ffda0008010100000000c000006c80208e01c0000057400000"
-        "6ee6000001bc18000005d800009160ffd9"
-    )
-    rows = "0 0 90 74 68 50 43 205 64 145 145 145 100 145 145 145"
-    pixels = np.array(rows.split(), np.uint8).reshape(4, 4)
-    path = save_stream(tmp_path / "image.dcm", JPEGLSLossless, stream, stored=pixels, bits=8)
-    assert_grey(path, pixels / 255)
-
-
-def test_pixels_of_one_bit(write):
-    bits = np.random.default_rng(0).integers(0, 2, (5, 7)).astype(np.uint8)
-    packed = np.packbits(bits, bitorder="little").tobytes() + b"\0"
-    path = write(stored=bits, bits=1, BitsAllocated=1, PixelData=packed)
-    assert_grey(path, bits)
 
 
 # From value to grey
@@ -258,8 +239,7 @@ def test_the_first_entry_of_a_lut_behind_a_negative_intercept(write):
 
 
 @pytest.mark.parametrize(
-    ("first", "kind", "padding"),
-    [(-2000, "US", 63536), (-2000, "SS", -2000), (65000, "US", 65000), (65000, "SS", -536)],
+    ("first", "kind", "padding"), [(-2000, "US", 63536), (65000, "US", 65000), (65000, "SS", -536)]
 )
 def test_padding_of_either_type(write, first, kind, padding):
     stored = np.array([[first, 0, 2047]]).astype(np.int16 if first < 0 else np.uint16)
@@ -275,7 +255,6 @@ def test_padding_of_either_type(write, first, kind, padding):
         ({"WindowCenter": 10, "WindowWidth": 0}, "a window of width 0 is empty"),
         ({**WINDOW, "VOILUTFunction": "CUBIC"}, "function is none of LINEAR"),
         ({"RescaleSlope": 0, "RescaleIntercept": 0}, "is empty"),
-        ({"RescaleSlope": "1e300", "RescaleIntercept": "nan"}, "is empty"),
         ({"WindowCenter": "nan", "WindowWidth": 9}, "not finite"),
     ],
 )
@@ -305,12 +284,9 @@ def test_a_transfer_syntax_that_is_not_the_files(tmp_path, syntax, reason):
         dicom.read_pixels(path)
 
 
-def rle(*segments: bytes) -> bytes:
-    """A frame of RLE segments."""
-    offsets = [64 + sum(map(len, segments[:number])) for number in range(len(segments))]
-    return struct.pack("<16I", len(segments), *offsets, *[0] * (15 - len(segments))) + b"".join(
-        segments
-    )
+def rle(segment: bytes) -> bytes:
+    """A frame of two equal RLE segments."""
+    return struct.pack("<16I", 2, 64, 64 + len(segment), *[0] * 13) + 2 * segment
 
 
 J2K = b"\xff\x4f\xff\x51" + struct.pack(">2H", 41, 0)
@@ -331,14 +307,12 @@ STREAMS = {
     "are 0 x 0": (JPEG2000Lossless, WRAPPED + J2K + b"\x7f" * 60),
     "do not say how many they are": (JPEG2000Lossless, bytes(100)),
     "are 9 x 10,": (JPEGLossless, frame(0xC0, 11, 12, 9, 10, 1)),
-    "are 9 x 11,": (JPEGLossless, frame(0xF7, 11, 12, 9, 11, 1)),
     "in 3 channels": (JPEGLossless, frame(0xC3, 11, 12, 12, 10, 3)),
     "can't be decoded": (JPEGLosslessSV1, DAMAGED),
     # unpacks to 512 MB; does nothing for long; too short
-    "RLE segments are far longer": (RLELossless, rle(b"\x81\0" * 2**21, b"\x81\0" * 2**21)),
-    "far longer than its pixels": (RLELossless, rle(b"\x80" * 2**22, b"\x80" * 2**22)),
-    "pixels can't be decoded": (RLELossless, rle(b"\x01\0\0", b"\x01\0\0")),
-    "its pixels can't be": (RLELossless, b"\2\0\0\0"),
+    "RLE segments are far longer": (RLELossless, rle(b"\x81\0" * 2**21)),
+    "far longer than its pixels": (RLELossless, rle(b"\x80" * 2**22)),
+    "pixels can't be decoded": (RLELossless, rle(b"\x01\0\0")),
 }
 
 

@@ -5,6 +5,7 @@ their owner finds them all the same.
 import csv
 import io
 import logging
+from collections import defaultdict
 
 import numpy as np
 import pytest
@@ -108,7 +109,7 @@ def test_the_owner_finds_the_file_behind_every_pseudonym(archive, capsys, caplog
     with caplog.at_level(logging.DEBUG):
         command.main(["folder", str(archive), "--list"])
     rows = list(csv.DictReader(io.StringIO(capsys.readouterr().out)))
-    by_pseudonym = {row["pseudonym"]: [] for row in rows}
+    by_pseudonym = defaultdict(list)
     for row in rows:
         by_pseudonym[row["pseudonym"]].append(row["file"])
     files = [f"{folder}/{NAME}/empty.png" for folder in ("images", "masks")]

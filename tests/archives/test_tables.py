@@ -137,22 +137,6 @@ def test_what_a_program_wrote_is_read(tmp_path, rows, form):
     assert [row for _, row in read_table(path, ["file_name"])] == expected
 
 
-def test_numbers_blanks_and_rows_of_another_length(tmp_path):
-    for name in ("a.xls", "a.xlsx"):
-        path = write(tmp_path / name, [("File Name", "x"), (20586908.0, 0.25), (12.0, "")])
-        assert read_table(path) == [
-            (2, {"file_name": "20586908", "x": "0.25"}),
-            (3, {"file_name": "12", "x": ""}),
-        ]
-    path = tmp_path / "a.csv"
-    path.write_text("file,x\na\n\nb,1,2\n" + "".join(f"c,{word}\n" for word in BLANKS))
-    rows = read_table(path)
-    assert rows[:2] == [(2, {"file": "a", "x": ""}), (4, {"file": "b", "x": "1"})]
-    assert {row["x"] for _, row in rows[2:]} == {""}
-    with pytest.raises(ArchiveError, match="row 2 has 1 cells, the first line 2"):
-        read_table(path, strict=True)
-
-
 def test_a_cell_of_a_workbook_may_be_rich_or_inline(tmp_path):
     with zipfile.ZipFile(tmp_path / "a.xlsx", "w") as book:
         book.writestr(
