@@ -113,8 +113,7 @@ def test_the_chest_wall_by_the_direction_of_the_rows(header):
 
 def test_raw_images_are_recognised(header):
     assert header(PresentationIntentType="FOR PROCESSING").for_processing
-    assert not header(PresentationIntentType="FOR PRESENTATION").for_processing
-    assert header(SOPClassUID=f"{MAMMOGRAPHY}.1").for_processing
+    assert header(SOPClassUID=f"{MAMMOGRAPHY}.1").for_processing and not header().for_processing
 
 
 CAPTURE = {"SOPClassUID": SecondaryCaptureImageStorage}

@@ -97,19 +97,17 @@ def test_when_a_range_is_called_unused():
 # DICOM
 
 
-@pytest.mark.parametrize("name", ["PAT00000/STU00000/IMG00000", "1.2.826.0.1.3.7", "a.DCM"])
-def test_bytes_tell_a_dicom(tmp_path, name):
-    write_dicom(tmp_path / "images" / name, GREY, 12, ImageLaterality="L")
-    other = "1.2.826.0.1.3.8"  # differs behind the last point alone
-    write_dicom(tmp_path / "images" / other, GREY, 12)
+def test_bytes_tell_a_dicom(tmp_path):
+    # the last two differ behind the last point alone
+    names = {"PAT00000/STU00000/IMG00000", "1.2.826.0.1.3.7", "1.2.826.0.1.3.8"}
+    for name in names:
+        write_dicom(tmp_path / "images" / name, GREY, 12)
     (tmp_path / "images" / "README").write_text("not an image")
     records, reasons = read(tmp_path)
     files = {record.file.relative_to(tmp_path / "images").as_posix() for record in records}
-    assert files == {name, other} and len({record.image_id for record in records}) == 2
+    assert files == names and len({record.image_id for record in records}) == 3
     np.testing.assert_array_equal(np.rint(records[0].pixels()[..., 0] * 4095), GREY)
     assert list(reasons) == ["images/*"] and reasons["images/*"].startswith("1 files")
-    one = folder.read_one(tmp_path / "images" / other)
-    assert one.rows == ROWS and one.image_id in {record.image_id for record in records}
 
 
 @pytest.mark.parametrize("is_implicit", [True, False])

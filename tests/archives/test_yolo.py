@@ -90,17 +90,6 @@ def test_subsets_that_the_yaml_names(tmp_path, stated):
     assert not reasons and all(len(record.lesions) == 1 for record in records)
 
 
-def test_images_that_only_the_yaml_names(tmp_path):
-    write(tmp_path / "mammo.yaml", "train: shots/one\nval: shots/two/images\nnames: [mass]")
-    for place in ("shots/one", "shots/two/images"):  # labels beside the image, and in their folder
-        picture(tmp_path / place / "a.png")
-        write(tmp_path / place.replace("images", "labels") / "a.txt", BOX)
-    records, reasons = read(tmp_path)
-    assert [record.official_split for record in records] == ["train", "test"]
-    assert [len(record.lesions) for record in records] == [1, 1] and not reasons
-    assert len({record.image_id for record in records}) == 2
-
-
 @pytest.mark.parametrize("stated", ['"../outside"', '"/etc"', '"x\\0y"', "[1, [2]]", "{a: b}"])
 def test_what_the_yaml_names_elsewhere_is_not_read(tmp_path, stated):
     picture(tmp_path / "outside/a.png")
