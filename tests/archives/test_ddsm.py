@@ -163,6 +163,10 @@ def test_which_cases_are_normal(tmp_path, folder, pathology):
     case.rename(root / folder)
     record, reasons = first(root)
     assert record.pathology == pathology and not reasons
+    overlay = next(root.rglob("*.LJPEG")).with_suffix(".OVERLAY")
+    overlay.touch()  # which the .ics does not name
+    assert first(root)[0].pathology is None
+    overlay.unlink()
     replace(next(root.rglob("*.ics")), "NON_OVERLAY", "OVERLAY")
     record, reasons = first(root)  # it should have one
     assert (record.pathology, record.lost, len(reasons)) == (None, (Lost(),), 1)

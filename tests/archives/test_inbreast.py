@@ -107,7 +107,7 @@ PLIST = b"<?xml version='1.0'?><plist>"
         b"",
         PLIST + b"<dict><key>Images</key>",
         PLIST + b"<dict><key>Images</key><array/></dict></plist>",
-        PLIST + b"<array><integer>three</integer></array></plist>",
+        plistlib.dumps({"Images": [{"ROIs": "x"}]}),
         b"<?xml version='1.0'?><!DOCTYPE p [<!ENTITY a 'a'>]><plist><string>&a;</string></plist>",
         None,
     ],

@@ -41,11 +41,9 @@ def number(values, side=10) -> np.ndarray:
 
 LABELS = {
     "three lesions": number([1, 2, 3]),
-    "shades of an editor": number([85, 170, 255]),
     "of two px each": number([1, 2, 3, 4], side=2),
     "of 16 bits": number([1000, 2000, 3000]),
     "side by side": paint((1, 20, 10, 20), (2, 20, 30, 20)),
-    "side by side, shades": paint((100, 20, 10, 20), (200, 20, 30, 20)),
     "a calcification in a mass": paint((127, 20, 10, 30), (255, 30, 20, 6)),
     "tissue and lesion": np.where(DISC > 0, 255, np.where(COL < 50, 128, 0)).astype(np.uint8),
 }

@@ -78,6 +78,7 @@ def test_what_is_no_mammogram_is_counted(small):
     ("content", "word"),
     [
         (b"", "JSONDecodeError"),
+        (b"[]", "no JSON object"),
         (b'{"STUDIES": [1]}', "no studies"),
         (None, "no such file"),
     ],
@@ -93,6 +94,7 @@ def test_a_bad_imagedb_costs_its_client_only(small, content, word):
     ("change", "word"),
     [
         (lambda content: content["1"].update(EpisodeOpenedDate="1950-99-99"), "(ValueError)"),
+        (lambda content: content["1"].update(SCREENING="none"), "(AttributeError)"),
         (lambda content: content["1"].update(BIOPSYWIDE={"L": {"1": 5}}), "(AttributeError)"),
         (None, "no such file"),
     ],
