@@ -4,17 +4,14 @@ from functools import partial
 
 import pytest
 
-from tests.archives.tools import read_archive
+from tests.archives.tools import CLUSTER, MASS, read_archive
 from tests.archives.writers import cmmd as writer
 from tests.archives.writers.tables import write_xlsx
-from tests.small_mammograms import COLS, ROWS, SQUARE, make_mammogram, ramp
+from tests.small_mammograms import make_mammogram, ramp
 from tfmammo.archives import cmmd
 from tfmammo.data.sampling import is_normal
-from tfmammo.mammogram import Lesion, Lost
+from tfmammo.mammogram import Lost
 
-MASS, CLUSTER = (
-    Lesion.from_outline(kind, SQUARE, ROWS, COLS) for kind in ("mass", "calcification")
-)
 read = partial(read_archive, cmmd)
 TABLE = "CMMD_clinicaldata_revision.xlsx"
 

@@ -8,16 +8,13 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tests.archives.tools import read_archive
+from tests.archives.tools import MASS, read_archive
 from tests.archives.writers import ddsm as writer
-from tests.small_mammograms import COLS, ROWS, SQUARE, make_mammogram, ramp
+from tests.small_mammograms import COLS, ROWS, make_mammogram, ramp
 from tfmammo.archives import ddsm, ljpeg
 from tfmammo.errors import ArchiveError
-from tfmammo.mammogram import Lesion, Lost, Mammogram
+from tfmammo.mammogram import Lost, Mammogram
 
-MASS = Lesion.from_outline(
-    "mass", SQUARE, ROWS, COLS, pathology="malignant", shape="oval", margin="ill_defined-spiculated"
-)
 read = partial(read_archive, ddsm)
 CASE = "cases/cancers/cancer_01/case0001"
 STEM = f"{CASE}/B_0001_1.LEFT_CC"

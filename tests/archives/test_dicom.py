@@ -59,13 +59,13 @@ def write(tmp_path):
 
 def save_stream(path: Path, syntax, stream: bytes, **tags) -> Path:
     """A mammogram whose compressed pixels are `stream`."""
-    dataset = pydicom.dcmread(write_file(path, **tags))
-    dataset.file_meta.TransferSyntaxUID = syntax
-    dataset.PixelData = encapsulate([stream])
-    dataset["PixelData"].VR = "OB"
-    dataset["PixelData"].is_undefined_length = True
-    dataset.save_as(path)
-    return path
+
+    def edit(dataset):
+        dataset.file_meta.TransferSyntaxUID = syntax
+        dataset["PixelData"].VR = "OB"
+        dataset["PixelData"].is_undefined_length = True
+
+    return change_dicom(write_file(path, **tags), edit=edit, PixelData=encapsulate([stream]))
 
 
 def assert_grey(path: Path, expected, atol: float = 0.0) -> None:

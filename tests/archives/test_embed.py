@@ -4,20 +4,17 @@ from functools import partial
 
 import pytest
 
+from tests.archives.tools import CLUSTER, MASS, read_archive
 from tests.archives.tools import edit_csv as edit
-from tests.archives.tools import read_archive
 from tests.archives.writers import embed as writer
-from tests.small_mammograms import COLS, ROWS, SQUARE, make_mammogram, ramp
+from tests.small_mammograms import COLS, make_mammogram, ramp
 from tfmammo.archives import embed
 from tfmammo.data.sampling import is_normal
-from tfmammo.mammogram import Lesion, Lost
+from tfmammo.mammogram import Lost
 
 read = partial(read_archive, embed)
 FILES = "tables/EMBED_OpenData_metadata.csv"
 FINDINGS = "tables/EMBED_OpenData_clinical.csv"
-DETAILS = {"pathology": "malignant", "shape": "irregular", "margin": "spiculated"}
-MASS = Lesion.from_outline("mass", SQUARE, ROWS, COLS, **DETAILS)
-CLUSTER = Lesion.from_outline("calcification", SQUARE + 20, ROWS, COLS, pathology="benign")
 
 
 @pytest.fixture

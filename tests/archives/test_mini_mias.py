@@ -103,23 +103,16 @@ def test_rows_of_the_real_table(tmp_path):
 
 
 def test_sides_and_origin_agree_with_the_full_size_archive(tmp_path):
-    """The table of the full-size MIAS: name with its side, x and y in 50 um, films lying; right
-    ones are mirrored.
-    """
-    full = {
-        "mdb001lm": (1815, 1116),
-        "mdb002rl": (3091, 1262),
-        "mdb005ll": (647, 1163),
-        "mdb010rm": (2509, 975),
-    }
-    circles = ("1 G CIRC B 535 425 197", "2 G CIRC B 522 280 69", "5 F CIRC B 477 133 30")
-    mini = [f"mdb00{row}" for row in circles] + ["mdb010 F CIRC B 525 425 33"]
+    """The full-size table: number, side and width; x and y in 50 um, films lying, R mirrored."""
+    full = {"1lm": (1815, 1116), "2rl": (3091, 1262), "5ll": (647, 1163), "10rm": (2509, 975)}
+    circles = ("01 G CIRC B 535 425 197", "02 G CIRC B 522 280 69", "05 F CIRC B 477 133 30")
+    mini = [f"mdb0{row}" for row in (*circles, "10 F CIRC B 525 425 33")]
     records = mini_mias.read(real(tmp_path, *mini))
     for record, (name, (x, y)) in zip(records, full.items(), strict=True):
-        assert record.laterality == name[6].upper()
+        assert record.laterality == name[-2].upper()
         length = 4320 / 4
-        width = {"m": 2048, "l": 2600}[name[7]] / 4
-        row, col = (length - x / 4, y / 4) if name[6] == "l" else (x / 4, width - y / 4)
+        width = {"m": 2048, "l": 2600}[name[-1]] / 4
+        row, col = (length - x / 4, y / 4) if name[-2] == "l" else (x / 4, width - y / 4)
         centre = record.lesions[0].outlines[0].mean(axis=0)
         expected = (row - (length - SIZE) / 2, col + (SIZE - width) / 2)
         np.testing.assert_allclose(centre, expected, atol=2)

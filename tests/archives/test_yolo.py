@@ -29,7 +29,7 @@ def test_yolo_by_hand(tmp_path, names):
     assert reasons == {"data.yaml": "1 of its labels are no lesions of ours"}
 
 
-@pytest.mark.parametrize("names_file", ["data.yaml", "mammo.yml", "classes.txt"])
+@pytest.mark.parametrize("names_file", ["mammo.yml", "classes.txt"])
 @pytest.mark.parametrize("folder", ["{}", "{}/train", "train/{}", "valid/{}/left"])
 def test_yolo_as_ultralytics_reads_it(tmp_path, folder, names_file):
     picture(tmp_path / folder.format("images") / "a.png")
