@@ -46,8 +46,8 @@ def replace(path: Path, old: str, new: str) -> None:
     path.write_text(text.replace(old, new), encoding="ascii")
 
 
-def write_overlay(root: Path, *abnormalities: str, total: int | None = None) -> None:
-    lines = [f"TOTAL_ABNORMALITIES {len(abnormalities) if total is None else total}"]
+def write_overlay(root: Path, *abnormalities: str) -> None:
+    lines = [f"TOTAL_ABNORMALITIES {len(abnormalities)}"]
     lines += [f"ABNORMALITY {number}\n{text}" for number, text in enumerate(abnormalities, start=1)]
     (root / f"{STEM}.OVERLAY").write_text("\n".join(lines), encoding="ascii")
 
