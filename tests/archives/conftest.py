@@ -2,7 +2,7 @@
 
 import pytest
 
-from tests.archives.folders import make_small
+from tests.archives.folders import BYTE, REGION, picture, table
 
 
 @pytest.fixture(autouse=True)
@@ -13,4 +13,7 @@ def float32_policy():
 @pytest.fixture
 def small(tmp_path):
     """A folder of somebody's own: a.png with a mask, b.png without, and a table of patients."""
-    return make_small(tmp_path)
+    for name, pixels in (("images/a", BYTE), ("images/b", BYTE), ("masks/a", REGION)):
+        picture(tmp_path / f"{name}.png", pixels)
+    table(tmp_path, "file,patient", "a.png,p1", "b.png,p2")
+    return tmp_path

@@ -1,6 +1,7 @@
 """A small folder of somebody's own mammograms, for the tests of `tfmammo.archives.folder`."""
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -35,30 +36,17 @@ def table(root: Path, *lines: str, encoding: str = "utf-8") -> None:
     (root / "metadata.csv").write_text("\n".join(lines) + "\n", encoding=encoding)
 
 
-def make_small(root: Path) -> Path:
-    """a.png with a mask, b.png without, both of 8 bits, and a table that names their patients."""
-    picture(root / "images" / "a.png", BYTE)
-    picture(root / "images" / "b.png", BYTE)
-    picture(root / "masks" / "a.png", REGION)
-    table(root, "file,patient", "a.png,p1", "b.png,p2")
-    return root
-
-
 def annotate(root: Path, *annotations: dict, word: str | None = None, **changes) -> None:
     """Write annotations.json in place of masks: image 1 is a.png, 2 is b.png.
 
     Args:
         word: Adds category 9 of this name.
     """
-    (root / "masks" / "a.png").unlink(missing_ok=True)
-    if (root / "masks").exists():
-        (root / "masks").rmdir()
+    shutil.rmtree(root / "masks", ignore_errors=True)
     size = {"height": ROWS, "width": COLS}
     names = {1: "mass", 2: "Calcifications", 3: "nipple"} | ({9: word} if word else {})
     content = {
-        "images": [
-            {"id": i, "file_name": f"{name}.png", **size} for i, name in ((1, "a"), (2, "b"))
-        ],
+        "images": [{"id": i, "file_name": f"{name}.png", **size} for i, name in enumerate("ab", 1)],
         "categories": [{"id": number, "name": name} for number, name in names.items()],
         "annotations": [
             {"id": i, "image_id": 1, "category_id": 1} | annotation

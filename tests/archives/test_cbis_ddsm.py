@@ -1,8 +1,7 @@
 """tfmammo.archives.cbis_ddsm on trees in CBIS-DDSM's native form, and on its real tables."""
 
-import pickle
 import shutil
-from collections import Counter
+from collections import Counter, defaultdict
 from functools import partial
 from pathlib import Path
 
@@ -11,10 +10,10 @@ import pydicom
 import pytest
 
 from tests.archives.tools import (
+    MASS,
     assert_same,
     assert_same_lesions,
     change_dicom,
-    dice,
     edit_csv,
     read_archive,
 )
@@ -27,11 +26,7 @@ from tfmammo.mammogram import Lesion, Mammogram, Skipped
 
 MASS_TRAIN = "mass_case_description_train_set.csv"
 FOLDER = "Mass-Training_P_00001_LEFT_CC"
-DETAILS = {"pathology": "malignant", "shape": "irregular", "margin": "spiculated"}
-MASS = Lesion.from_outline("mass", SQUARE, ROWS, COLS, **DETAILS)
-SPECKS = Lesion.from_outline(
-    "calcification", SQUARE + [20, 2], ROWS, COLS, pathology="benign", shape="pleomorphic"
-)
+SPECKS = Lesion.from_outline("calcification", SQUARE + [20, 2], ROWS, COLS, pathology="benign")
 read = partial(read_archive, cbis_ddsm)
 
 
@@ -41,11 +36,8 @@ def mammogram(number: int, *lesions: Lesion, patient: str = "aa", **facts) -> Ma
 
 
 def described(root: Path, word: str) -> list[Path]:
-    return sorted(
-        path
-        for path in root.rglob("*.dcm")
-        if word in str(pydicom.dcmread(path, stop_before_pixels=True).SeriesDescription)
-    )
+    paths = sorted(root.rglob("*.dcm"))
+    return [path for path in paths if word in str(pydicom.dcmread(path).SeriesDescription)]
 
 
 def edit(root: Path, **cells: str) -> None:
@@ -55,9 +47,7 @@ def edit(root: Path, **cells: str) -> None:
 
 @pytest.fixture
 def small(tmp_path):
-    """Two views of one breast: CC with a mass, MLO with a mass in the mass set and a cluster in the
-    other.
-    """
+    """Two views of one breast: CC with a mass, MLO with a mass and, in the other set, a cluster."""
     writer.write([mammogram(1), mammogram(2, MASS, SPECKS, view="MLO")], tmp_path)
     return tmp_path
 
@@ -74,7 +64,7 @@ def test_round_trip(tmp_path):
     paths = writer.write(originals, tmp_path)
     records, reasons = read(tmp_path)
     assert not reasons and len(paths) == len(records)
-    by_path = {record.file: pickle.loads(pickle.dumps(record)) for record in records}
+    by_path = {record.file: record for record in records}
     pairs = [
         original.with_pixels(original.read, lesions=lesions)
         for original in originals
@@ -93,35 +83,19 @@ def test_round_trip(tmp_path):
     assert np.abs(pixels - originals[0].pixels()).max() <= 0.5 / 65535 + 1e-6
 
 
-def test_both_sets_of_a_mammogram(small):
-    records, reasons = read(small)
-    assert not reasons
-    found = [([it.kind for it in r.lesions], r.view, r.pathology) for r in records]
-    assert found == [
-        (["calcification"], "MLO", "benign"),
-        (["mass"], "CC", "malignant"),
-        (["mass"], "MLO", "malignant"),
-    ]
-    identifiers = [record.image_id for record in records] + [records[0].patient_id]
-    assert len(set(identifiers)) == 4 and len({record.patient_id for record in records}) == 1
-    assert all(len(name) == 12 and int(name, 16) >= 0 for name in identifiers)
-    assert (records[0].lesions[0].shape, records[0].lesions[0].margin) == ("pleomorphic", None)
-
-
 @pytest.mark.parametrize("layout", ["nbia", "csv", "series"])
 @pytest.mark.parametrize("swapped", [False, True], ids=["straight", "swapped"])
 @pytest.mark.parametrize("described", [False, True], ids=["bare", "described"])
 def test_masks_are_told_from_crops(tmp_path, layout, swapped, described):
-    # A crop of the image's own aspect ratio, so that its size does not give it away.
+    # A crop of 30 x 22 px, the image's own aspect ratio, so that its size does not give it away.
     corners = np.float32([[15, 11], [15, 32], [44, 32], [44, 11]])
     band = Lesion.from_outline("mass", corners, ROWS, COLS)
-    assert band.box == (15, 11, 45, 33)
     form = {"layout": layout, "swapped": swapped, "described": described}
     writer.write([mammogram(1, band, SPECKS)], tmp_path, **form)
-    records, reasons = read(tmp_path)
+    (specks, mass), reasons = read(tmp_path)
     assert not reasons
-    for record, lesion in zip(records, (SPECKS, band), strict=True):
-        np.testing.assert_array_equal(record.lesions[0].mask(ROWS, COLS), lesion.mask(ROWS, COLS))
+    assert_same_lesions(specks, mammogram(1, SPECKS), "box", 1)
+    assert_same_lesions(mass, mammogram(1, band), "box", 1)
 
 
 def test_a_described_crop_is_no_mask_even_if_it_looks_like_one(single):
@@ -132,27 +106,6 @@ def test_a_described_crop_is_no_mask_even_if_it_looks_like_one(single):
     mask.unlink()
     with pytest.raises(ArchiveError, match=rf"{FOLDER}_1: has no usable mask .*it is a crop"):
         _ = read(root)[0][0].lesions[0].box
-
-
-def test_a_described_mask_comes_before_an_undescribed_one_and_the_better_size_first(single):
-    root, mask = single
-    pixels = pydicom.dcmread(mask).pixel_array
-    first, last = mask.with_name("0.dcm"), mask.with_name("9.dcm")
-    for path in (first, last):
-        shutil.copy(mask, path)
-        change_dicom(path, np.roll(pixels, 5, axis=0), SeriesDescription="")
-    assert read(root)[0][0].lesions[0].box == MASS.box
-    mask.unlink()
-    change_dicom(first, np.kron(pixels, np.ones((2, 2), np.uint8)))
-    top, left, bottom, right = MASS.box
-    assert read(root)[0][0].lesions[0].box == (top + 5, left, bottom + 5, right)
-
-
-@pytest.mark.parametrize("scale", [(2.0, 2.0), (3.0, 3.02), (0.5, 0.5)])
-def test_a_mask_of_another_size_is_resampled_if_it_has_the_images_shape(tmp_path, scale):
-    writer.write([mammogram(1)], tmp_path, mask_scale=scale)
-    mask = read(tmp_path)[0][0].lesions[0].mask(ROWS, COLS)
-    assert dice(mask, MASS.mask(ROWS, COLS)) >= (0.99 if scale[0] > 1 else 0.88)
 
 
 @pytest.mark.parametrize("scale", [(1.0, 1.5), (1.05, 1.0), (0.5, 0.6)])
@@ -182,11 +135,9 @@ RAMP = np.arange(ROWS * COLS).astype(np.uint8).reshape(ROWS, COLS)
 @pytest.mark.parametrize(
     ("damage", "word"),
     [
-        (lambda path: path.unlink(), "no such file"),
         (lambda path: path.write_bytes(b"text"), "not a DICOM"),
         (lambda path: path.write_bytes(path.read_bytes()[:-100]), "ends early"),
         (lambda path: change_dicom(path, FLAT), "marks nothing"),
-        (lambda path: change_dicom(path, FLAT + 255), "marks nothing"),
         (lambda path: change_dicom(path, RAMP), "more than two intensities"),
         (lambda path: change_dicom(path, SPECK), "nothing that is left"),
         (lambda path: change_dicom(path, 255 * (RAMP != 70).astype(np.uint8)), "inverted"),
@@ -202,45 +153,21 @@ def test_an_unusable_mask_costs_its_lesion_alone(single, damage, word):
     assert record.pixels().shape == (ROWS, COLS, 1)
 
 
-def test_indexing_reads_neither_masks_nor_pixels_and_pixels_no_window(small, monkeypatch):
-    path = described(small, "full")[1]
+def test_pixels_are_read_without_the_window_and_records_without_pixels(small, monkeypatch):
     plain = read(small)[0][1].pixels()
-    change_dicom(path, WindowCenter=500, WindowWidth=100)
+    change_dicom(described(small, "full")[1], WindowCenter=500, WindowWidth=100)
     np.testing.assert_array_equal(read(small)[0][1].pixels(), plain)
     fail = property(lambda dataset: pytest.fail("pixels were read"))
     monkeypatch.setattr(pydicom.Dataset, "pixel_array", fail)
-    for path in [*described(small, "ROI mask"), *described(small, "cropped")]:
-        path.write_bytes(b"")
-    records, reasons = read(small)
-    assert (len(records), len(reasons)) == (3, 0) and repr(records)
-
-
-def test_several_abnormalities_of_one_image(tmp_path):
-    benign = {"pathology": "benign", "shape": "oval", "margin": "circumscribed"}
-    other = Lesion.from_outline("mass", SQUARE + [25, -10], ROWS, COLS, **benign)
-    writer.write([mammogram(1, other, MASS)], tmp_path)
-    edit(tmp_path, assessment="5")
-    (record,), reasons = read(tmp_path)
-    assert not reasons and [lesion.box for lesion in record.lesions] == [other.box, MASS.box]
-    assert [lesion.pathology for lesion in record.lesions] == ["benign", "malignant"]
-    assert (record.pathology, record.birads) == ("malignant", "5")
-    edit(tmp_path, pathology="UNPROVEN")
-    assert read(tmp_path)[0][0].pathology is None  # one is not proven
+    assert len(read(small)[0]) == 3
 
 
 @pytest.mark.parametrize(
     ("cells", "image", "lesion"),
     [
-        # whether the kind is certain follows from the shape
-        ({"mass_shape": "IRREGULAR"}, {}, {"shape": "irregular", "kind_is_certain": True}),
-        ({"mass_shape": "LYMPH_NODE"}, {}, {"kind_is_certain": True}),
-        ({"mass_shape": "N/A"}, {}, {"shape": None, "kind_is_certain": True}),
+        ({"mass_shape": "N/A", "mass_margins": "N/A"}, {}, {"shape": None, "margin": None}),
         ({"mass_shape": "OVAL-ARCHITECTURAL_DISTORTION"}, {}, {"kind_is_certain": True}),
         ({"mass_shape": "ARCHITECTURAL_DISTORTION"}, {}, {"kind_is_certain": False}),
-        ({"mass_shape": "FOCAL_ASYMMETRIC_DENSITY"}, {}, {"kind_is_certain": False}),
-        ({"mass_shape": "ASYMMETRIC_BREAST_TISSUE"}, {}, {"kind_is_certain": False}),
-        ({"mass_margins": "N/A"}, {}, {"margin": None}),
-        ({"pathology": "BENIGN"}, {"pathology": "benign"}, {"pathology": "benign"}),
         ({"pathology": "BENIGN_WITHOUT_CALLBACK"}, {"pathology": "benign"}, {}),
         ({"pathology": ""}, {"pathology": None}, {"pathology": None}),
         ({"breast_density": "0", "assessment": ""}, {"density": None, "birads": None}, {}),
@@ -262,22 +189,16 @@ def test_official_splits_and_a_patient_who_leaks(tmp_path):
 
 
 def test_what_was_not_downloaded_is_counted(tmp_path):
-    writer.write([mammogram(number, patient=f"p{number}") for number in range(5)], tmp_path)
-    for number in (2, 3, 5):
-        shutil.rmtree(tmp_path / "CBIS-DDSM" / f"Mass-Training_P_{number:05d}_LEFT_CC")
+    writer.write([mammogram(number, patient=f"p{number}") for number in range(3)], tmp_path)
+    shutil.rmtree(tmp_path / "CBIS-DDSM" / "Mass-Training_P_00002_LEFT_CC")
     shutil.rmtree(tmp_path / "CBIS-DDSM" / f"{FOLDER}_1")
-    records, reasons = read(tmp_path)
-    assert len(records) == 2
-    assert "3 of its 5 rows name images that are not here" in reasons[MASS_TRAIN]
-    assert "1 of its 5 rows name an image that is here and a mask" in reasons[MASS_TRAIN]
+    (record, _), reasons = read(tmp_path)
+    assert "1 of its 3 rows name images that are not here" in reasons[MASS_TRAIN]
+    assert "1 of its 3 rows name an image that is here and a mask" in reasons[MASS_TRAIN]
     with pytest.raises(ArchiveError, match="no usable mask \\(none of its files is here"):
-        _ = records[0].lesions[0].box
+        _ = record.lesions[0].box
     shutil.rmtree(tmp_path / "CBIS-DDSM")
-    rows = cbis_ddsm.tables(tmp_path)
-    assert len(rows) == 5 and rows[0].lesion_folder == f"{FOLDER}_1"
-    assert all(row.split == "train" and "\n" not in "".join(row.paths) for row in rows)
-    with pytest.raises(ArchiveError, match="no image of CBIS-DDSM"):
-        cbis_ddsm.read(tmp_path)
+    assert [row.split for row in cbis_ddsm.tables(tmp_path)] == ["train"] * 3
 
 
 def test_a_uid_that_two_rows_claim_is_nobodys(tmp_path):
@@ -298,18 +219,15 @@ def test_second_copies_and_strange_files_are_noted(small):
     records, reasons = read(small)
     assert len(records) == 3 and (records[1].rows, records[1].cols) == (ROWS, COLS)
     assert "second table" in reasons.pop(f"more/{MASS_TRAIN}")
-    words = sorted(reasons.values())
-    assert "second file" in words[0] and "it is a crop" in words[1] and len(words) == 2
+    second, crop = sorted(reasons.values())
+    assert "second file" in second and "it is a crop" in crop
 
 
 @pytest.mark.parametrize(
     ("cells", "word"),
     [
-        ({"patient_id": "=cmd()"}, "patient_id"),
         ({"patient_id": "P_1/../../x"}, "patient_id"),
         ({"left_or_right_breast": "BOTH"}, "side"),
-        ({"image_view": ""}, "view"),
-        ({"abnormality_id": "one"}, "abnormality id"),
         ({"abnormality_id": "9" * 5000}, "abnormality id"),
         ({"image_view": "CC"}, "repeats"),
     ],
@@ -333,45 +251,29 @@ def test_a_damaged_table_is_noted(small):
 
 
 @pytest.mark.data
-def test_the_real_tables(real_data):
+def test_the_real_tables_and_their_31_patients_in_both_splits(real_data):
     skipped = Skipped()
     rows = cbis_ddsm.tables(real_data / "cbis-ddsm", skipped)
     assert not skipped.reasons
-    assert Counter((row.kind, row.split) for row in rows) == {
-        ("mass", "train"): 1318,
-        ("mass", "test"): 378,
-        ("calcification", "train"): 1546,
-        ("calcification", "test"): 326,
-    }
-    images = Counter(folder.split("_P_")[0] for folder in {row.folder for row in rows})
-    names = ("Mass-Training", "Mass-Test", "Calc-Training", "Calc-Test")
-    assert images == dict(zip(names, (1231, 361, 1227, 284), strict=True))
-    pathologies = Counter(row.lesion["pathology"] for row in rows)
-    assert pathologies == {"malignant": 1457, "benign": 1429 + 682}
-    # Folders are put together from columns: each is the one that the table prints, and so are the
-    # lesions'.
+    counts = Counter((row.kind, row.split) for row in rows)
+    assert counts["mass", "train"] == 1318 and counts["mass", "test"] == 378
+    assert counts["calcification", "train"] == 1546 and counts["calcification", "test"] == 326
+    patients: dict[tuple[str, str], set[str]] = defaultdict(set)
+    # folders are put together from columns: each is the one that the table prints
     for row in rows:
         printed = [path.split("/")[0] for path in row.paths]
         assert printed == [row.folder, row.lesion_folder, row.lesion_folder]
-        assert not any(path != path.strip() for path in row.paths)
-
-
-@pytest.mark.data
-def test_the_real_tables_leak_31_patients(real_data):
-    patients: dict[tuple[str, str], set[str]] = {}
-    for row in cbis_ddsm.tables(real_data / "cbis-ddsm"):
-        patients.setdefault((row.kind, row.split), set()).add(row.image["patient_id"])
+        patients[row.kind, row.split].add(row.image["patient_id"])
     kinds = ("mass", "calcification")
     crossing = [
-        patients[kind, "train"] & patients[other, "test"] for kind in kinds for other in kinds
+        patients[one, "train"] & patients[other, "test"] for one in kinds for other in kinds
     ]
     assert [len(both) for both in crossing] == [0, 13, 18, 0]
     assert len(crossing[1] | crossing[2]) == 31
 
 
 @pytest.mark.data
-@pytest.mark.parametrize("bare", [False, True], ids=["described", "bare"])
-def test_the_real_crop_that_the_table_calls_a_mask(real_data, tmp_path, bare):
+def test_the_real_crop_that_the_table_calls_a_mask(real_data, tmp_path):
     table = "calc_case_description_train_set.csv"
     shutil.copy(real_data / "cbis-ddsm" / table, tmp_path)
     name = "Calc-Training_P_00474_LEFT_MLO_1"
@@ -380,16 +282,13 @@ def test_the_real_crop_that_the_table_calls_a_mask(real_data, tmp_path, bare):
     path_of_mask.parent.mkdir(parents=True)
     (crop,) = (real_data / "cbis-ddsm" / "dicom").glob("*.dcm")
     shutil.copy(crop, path_of_mask)
-    if bare:
-        change_dicom(path_of_mask, SeriesDescription="")
     # an image of the crop's own shape, so that its size does not give it away
     rows, cols = 1129 // 2, 1065 // 2
     write_dicom(image_path, np.zeros((rows, cols), np.uint16), 16, Modality="MG")
-    (record,), reasons = read(tmp_path)
-    assert reasons == {table: "1545 of its 1546 rows name images that are not here"}
-    reason = "more than two intensities" if bare else "it is a crop"
-    with pytest.raises(ArchiveError, match=rf"LEFT_MLO_1: has no usable mask \(.*{reason}"):
-        _ = record.lesions[0].box
+    for reason in ("it is a crop", "more than two intensities"):
+        with pytest.raises(ArchiveError, match=rf"LEFT_MLO_1: has no usable mask \(.*{reason}"):
+            _ = read(tmp_path)[0][0].lesions[0].box
+        change_dicom(path_of_mask, SeriesDescription="")
     mask = np.zeros((rows, cols), np.uint8)
     mask[100:150, 200:260] = 255
     write_dicom(path_of_crop, mask, 8)

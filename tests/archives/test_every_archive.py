@@ -1,19 +1,21 @@
 """What holds for every reader, or for most."""
 
-import importlib
 import pickle
 from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
-from pydicom.uid import JPEG2000Lossless
 
 from tests.archives.tools import (
+    DETAILS,
+    READERS,
     assert_patients_match,
     assert_same,
     assert_same_lesions,
     change_dicom,
+    make_originals,
     read_archive,
+    write_archive,
 )
 from tests.small_mammograms import COLS, ROWS, SQUARE, make_mammogram, ramp
 from tfmammo import archives
@@ -21,35 +23,14 @@ from tfmammo.archives import ARCHIVES, phantom, read_mammograms
 from tfmammo.config import DataConfig
 from tfmammo.data.sampling import is_normal, select_lesions
 from tfmammo.errors import ArchiveError
-from tfmammo.mammogram import Lesion, Mammogram, Skipped
+from tfmammo.mammogram import Lesion, Skipped
 
-READERS = sorted(ARCHIVES.keys() - {"phantom"})
 LOCATED = ("cbis_ddsm", "cdd_cesm", "ddsm", "embed", "folder", "mini_mias", "optimam")
 OF = {"malignant": 0, "benign": 2}  # mammograms of the phantom with one mass of that pathology
-DETAILS = {"pathology": "malignant", "shape": "oval", "margin": "spiculated"}
-MASS = Lesion.from_outline("mass", SQUARE, ROWS, COLS, **DETAILS)
-CLUSTER = Lesion.from_outline("calcification", SQUARE + [30, -18], ROWS, COLS, pathology="benign")
-
-
-def write(name, mammograms, root, **form):
-    return importlib.import_module(f"tests.archives.writers.{name}").write(mammograms, root, **form)
 
 
 def read(name, root):
     return read_archive(getattr(archives, name), root)
-
-
-def make_originals(**facts) -> list[Mammogram]:
-    """A woman with two lesions at the left and none at the right, and one with a cluster."""
-    known = {"spacing": (0.07, 0.05), "birads": "4", "density": "2"} | facts
-    normal = {"laterality": "R", "view": "MLO", "pathology": "normal", "birads": "1"}
-    return [
-        make_mammogram(1, ramp(0.1, 0.9), [MASS, CLUSTER], **known | {"pathology": "malignant"}),
-        make_mammogram(2, ramp(0.2, 0.9), patient_id="p1", **known | normal),
-        make_mammogram(
-            3, ramp(0.3, 0.9), [CLUSTER], official_split="test", **known | {"pathology": "benign"}
-        ),
-    ]
 
 
 class Form(NamedTuple):
@@ -67,48 +48,35 @@ class Form(NamedTuple):
 PROVEN = ("malignant", "normal", "benign")
 UNPROVEN = (None, "normal", None)
 FOLDER = "spacing birads density official_split"
-DDSM = {"transposed": True, "selected": True, "laser": False}
-ALIKE = {"spacing": (0.05, 0.05)}
-WINDOWS = {"padding": 5, "windows": 0, "upper_case": True, "byte_order_mark": True}
+DDSM = {"transposed": True}
+MARKED = "kind pathology shape margin box"
+OF_DDSM = ("malignant", None, "benign")  # the other breast of a cancer is not proven normal
+INVERTED = {"monochrome1": True, "padding": 5, "windows": 3, "bits": 14}
+PADDED = {"padding": 5, "windows": 0, "upper_case": True}
+VINDR = "spacing birads density"
 FORMS = [
-    *(
-        Form("folder", {"annotations": form}, FOLDER, "kind box kind_is_certain", 1, PROVEN, 16)
-        for form in ("polygons", "rle")
-    ),
-    Form("folder", {"annotations": "boxes"}, FOLDER, "kind box kind_is_certain", None, PROVEN, 16),
     Form("folder", {}, FOLDER, "kind box pathology shape margin", 1, PROVEN, 16),
+    *(
+        Form("folder", {"annotations": form}, FOLDER, "kind box kind_is_certain", dice, PROVEN, 16)
+        for form, dice in (("polygons", 1), ("rle", 1), ("boxes", None))
+    ),
     Form("inbreast", {"xls": True}, "spacing birads density", "kind box", 0.99, UNPROVEN, 14),
     Form("inbreast", {"monochrome1": True}, "spacing", "kind box", 0.99, UNPROVEN, 14),
     Form("optimam", {}, "spacing", "kind box pathology", None, PROVEN, 12),
     Form("optimam", {"upper": True, "dcm_json": True}, "", "kind box", None, PROVEN, 12),
-    *(
-        Form("vindr", options, "spacing birads density", "kind box", None, UNPROVEN, bits)
-        for options, bits in (
-            ({}, 12),
-            ({"monochrome1": True, "padding": 5, "windows": 3, "bits": 14}, 14),
-            (WINDOWS, 12),
-            ({"windows": 1, "syntax": JPEG2000Lossless}, 12),
-        )
-    ),
-    *(
-        Form(
-            "ddsm",
-            DDSM | {"scanner": scanner},
-            "spacing density",
-            "kind pathology shape margin box",
-            0.99,
-            ("malignant", None, "benign"),  # the other breast of a cancer is not proven normal
-        )
-        for scanner in ("lumisys", "dba")
-    ),
+    Form("vindr", {}, VINDR, "kind box", None, UNPROVEN, 12),
+    Form("vindr", INVERTED, VINDR, "kind box", None, UNPROVEN, 14),
+    Form("vindr", PADDED, VINDR, "kind box", None, UNPROVEN, 12),
+    Form("ddsm", DDSM, "spacing density", MARKED, 0.99, OF_DDSM),
+    Form("ddsm", DDSM | {"scanner": "dba"}, "spacing density", MARKED, 0.99, OF_DDSM),
 ]
-KNOWN = {"vindr": {"density": "C"}, "ddsm": ALIKE}
+KNOWN = {"vindr": {"density": "C"}, "ddsm": {"spacing": (0.05, 0.05)}}
 
 
 @pytest.mark.parametrize("form", FORMS, ids=lambda form: f"{form.name}-{'-'.join(form.options)}")
 def test_round_trip(form, tmp_path):
     originals = make_originals(**KNOWN.get(form.name, {}))
-    paths = write(form.name, originals, tmp_path / "a", **form.options)
+    paths = write_archive(form.name, originals, tmp_path / "a", **form.options)
     records, reasons = read(form.name, tmp_path / "a")
     assert not reasons
     records = sorted(records, key=lambda record: paths.index(record.file))
@@ -139,13 +107,12 @@ def test_what_is_no_archive(name, tmp_path):
 
 @pytest.mark.parametrize("name", READERS)
 def test_records_are_lazy_pickled_and_pseudonymous(name, tmp_path):
-    size = 1024 if name == "mini_mias" else ROWS
-    cols = 1024 if name == "mini_mias" else COLS
-    lesions = [Lesion.from_outline("mass", SQUARE, size, cols, **DETAILS)]
-    grey = np.resize(ramp(0.2, 0.9), (size, cols, 1))
+    rows, cols = (1024, 1024) if name == "mini_mias" else (ROWS, COLS)
+    lesions = [Lesion.from_outline("mass", SQUARE, rows, cols, **DETAILS)]
+    grey = np.resize(ramp(0.2, 0.9), (rows, cols, 1))
     known = {"patient_id": "Jane", "spacing": (0.07, 0.07), "birads": "4", "density": "2"}
     original = make_mammogram(7, grey, lesions, pathology="malignant", **known)
-    write(name, [original], tmp_path)
+    write_archive(name, [original], tmp_path)
     skipped = Skipped()
     (record,) = pickle.loads(pickle.dumps(ARCHIVES[name](tmp_path, skipped)))
     assert record.archive == name and not skipped.reasons and not is_normal(record)
@@ -165,7 +132,7 @@ UNUSABLE = [(name, -100) for name in CUT] + [(name, 0) for name in READERS if na
 
 @pytest.mark.parametrize(("name", "keep"), UNUSABLE)
 def test_an_unusable_image_is_noted_and_the_others_stay(name, keep, tmp_path):
-    write(name, make_originals(), tmp_path)
+    write_archive(name, make_originals(), tmp_path)
     before, _ = read(name, tmp_path)
     for number, record in enumerate(before, start=1):
         if record.file.is_file():
@@ -194,7 +161,7 @@ TABLES = [
 @pytest.mark.parametrize("content", [None, b"", b"a,b\n1,2\n", b'a,"' + b"x" * 200_000])
 @pytest.mark.parametrize(("name", "table"), TABLES)
 def test_a_missing_or_damaged_table_is_named(name, table, content, tmp_path):
-    write(name, make_originals(), tmp_path)
+    write_archive(name, make_originals(), tmp_path)
     (path,) = tmp_path.rglob(table)
     path.unlink()
     if content is not None:
@@ -203,14 +170,10 @@ def test_a_missing_or_damaged_table_is_named(name, table, content, tmp_path):
         read(name, tmp_path)
 
 
-@pytest.fixture(scope="module")
-def written():
-    return [phantom.read(count=3)[place] for place in OF.values()]
-
-
 @pytest.mark.parametrize("name", LOCATED)
-def test_lesions_are_selected_by_their_pathology(written, tmp_path, name):
-    write(name, written, tmp_path)
+def test_lesions_are_selected_by_their_pathology(tmp_path, name):
+    written = [phantom.read(count=3)[place] for place in OF.values()]
+    write_archive(name, written, tmp_path)
     config = DataConfig(name=name, root=tmp_path)
     mammograms = read_mammograms(config, Skipped())
     for source, wanted in zip(written, OF, strict=True):
@@ -221,14 +184,12 @@ def test_lesions_are_selected_by_their_pathology(written, tmp_path, name):
             assert areas[0] == pytest.approx(areas[1], rel=0.02)
 
 
-@pytest.mark.parametrize(
-    "name", ["inbreast", "vindr"]
-)  # whose names and tables give the laterality
+@pytest.mark.parametrize("name", ["inbreast", "vindr"])  # their names or tables give the laterality
 @pytest.mark.parametrize(
     ("words", "wall", "notes"), [(["A", "R"], "L", 0), (["P", "L"], "R", 1), (None, None, 0)]
 )
 def test_the_chest_wall_is_the_headers(name, words, wall, notes, tmp_path):
-    (path,) = write(name, make_originals()[:1], tmp_path)
+    (path,) = write_archive(name, make_originals()[:1], tmp_path)
     change_dicom(path, PatientOrientation=words)
     (record,), reasons = read(name, tmp_path)
     assert (record.laterality, record.chest_wall, len(reasons)) == ("L", wall, notes)

@@ -1,14 +1,11 @@
 """What a DICOM header states: mammogram or not, spacing, side, view, chest wall."""
 
-import warnings
-
 import pytest
 from pydicom.uid import CTImageStorage, SecondaryCaptureImageStorage
 
 from tests.archives.test_dicom import MAMMOGRAPHY, STORED, write_file
 from tests.archives.tools import make_item
 from tfmammo.archives import dicom
-from tfmammo.archives.headers import Header
 from tfmammo.errors import ArchiveError
 
 
@@ -18,21 +15,11 @@ def header(tmp_path):
     return lambda **tags: dicom.read_header(write_file(tmp_path / "image.dcm", **tags))
 
 
-def test_facts(header):
-    facts = {"ImageLaterality": "R", "ViewPosition": "MLO", "ImagerPixelSpacing": [0.07, 0.07]}
-    words = {"SeriesDescription": " cropped images "}
-    expected = Header(12, 10, (0.07, 0.07), "R", "MLO", "cropped images", False)
-    assert header(**facts, **words) == expected
-    assert header(SeriesDescription="") == Header(12, 10, None, None, None, None, False)
-
-
-IMAGER = {"ImagerPixelSpacing": [0.075, 0.15]}
-ENLARGED = IMAGER | {"EstimatedRadiographicMagnificationFactor": 1.5}
-FILM = {"NominalScannedPixelSpacing": [0.05, 0.05]}
-
-
-CALIBRATED = {"PixelSpacingCalibrationType": "GEOMETRY"}
 FACTOR = "EstimatedRadiographicMagnificationFactor"
+IMAGER = {"ImagerPixelSpacing": [0.075, 0.15]}
+ENLARGED = IMAGER | {FACTOR: 1.5}
+FILM = {"NominalScannedPixelSpacing": [0.05, 0.05]}
+CALIBRATED = {"PixelSpacingCalibrationType": "GEOMETRY"}
 
 
 @pytest.mark.parametrize(
@@ -40,7 +27,7 @@ FACTOR = "EstimatedRadiographicMagnificationFactor"
     [
         (IMAGER, (0.075, 0.15)),
         (ENLARGED, (0.05, 0.1)),
-        *((IMAGER | {FACTOR: factor}, (0.075, 0.15)) for factor in (0, 0.5)),
+        (IMAGER | {FACTOR: 0.5}, (0.075, 0.15)),
         (ENLARGED | {"PixelSpacing": [0.06, 0.12]}, (0.06, 0.12)),
         # PS3.3 10.7.1.1: equal values without a type of calibration are not corrected
         (ENLARGED | {"PixelSpacing": [0.075, 0.15]}, (0.05, 0.1)),
@@ -48,14 +35,10 @@ FACTOR = "EstimatedRadiographicMagnificationFactor"
         (FILM, (0.05, 0.05)),
         (IMAGER | FILM, (0.075, 0.15)),
         ({"PixelSpacing": [0, 0]}, None),
-        ({"PixelSpacing": ""}, None),
     ],
 )
 def test_precedence_of_spacings(header, tags, spacing):
     assert header(**tags).spacing == (spacing and pytest.approx(spacing))
-
-
-BREAST = "76752008"
 
 
 def region(code: str, *modifiers: str) -> dict:
@@ -70,10 +53,9 @@ def region(code: str, *modifiers: str) -> dict:
         ({"Laterality": "R"}, "R"),
         ({"FrameLaterality": "L"}, "L"),
         ({"ImageLaterality": "B"}, None),
-        (region("80248007"), "L"),
         (region("T-04020"), "R"),
-        (region(BREAST, "7771000"), "L"),
-        (region(BREAST), None),
+        (region("76752008", "7771000"), "L"),
+        (region("76752008"), None),
         ({"ViewPosition": "LCC", "ImageLaterality": "R"}, "R"),
     ],
 )
@@ -105,15 +87,7 @@ VIEW_CODES = {
     **{"399368009": "MLO", "R-10224": "ML", "R-1024A": "XCCL", "399101009": "XCCM"},
     **{"399099002": "LMO", "399188001": "SIO", "G-8310": None},  # the last is a specimen
 }
-POSITIONS = {
-    "MLO": (None, "MLO"),
-    "LMLO": ("L", "MLO"),
-    "R CC": ("R", "CC"),
-    "LML": ("L", "ML"),
-    "LMO": (None, "LMO"),
-    "LM": (None, "LM"),
-    "": (None, None),
-}
+POSITIONS = {"LMLO": ("L", "MLO"), "R CC": ("R", "CC"), "LMO": (None, "LMO"), "LM": (None, "LM")}
 
 
 def test_view_by_code_and_by_position(header):
@@ -139,8 +113,7 @@ def test_the_chest_wall_by_the_direction_of_the_rows(header):
 
 def test_raw_images_are_recognised(header):
     assert header(PresentationIntentType="FOR PROCESSING").for_processing
-    assert not header(PresentationIntentType="FOR PRESENTATION").for_processing
-    assert header(SOPClassUID=f"{MAMMOGRAPHY}.1").for_processing
+    assert header(SOPClassUID=f"{MAMMOGRAPHY}.1").for_processing and not header().for_processing
 
 
 CAPTURE = {"SOPClassUID": SecondaryCaptureImageStorage}
@@ -148,16 +121,12 @@ RADIOGRAPH = {"SOPClassUID": "1.2.840.10008.5.1.4.1.1.1.1"}
 PHOTOGRAPH = {"SOPClassUID": "1.2.840.10008.5.1.4.1.1.77.1.5.1"}  # of a fundus
 TOMOSYNTHESIS = {"SOPClassUID": "1.2.840.10008.5.1.4.1.1.13.1.3"}
 GENERATED = {"ImageType": ["DERIVED", "PRIMARY", "TOMOSYNTHESIS", "GENERATED_2D"]}
-
-
 NO_MODALITY = {"Modality": None}
 IN_BREAST = {"BodyPartExamined": "BREAST"}
 MAMMOGRAMS = [
     CAPTURE,
     CAPTURE | NO_MODALITY,
-    CAPTURE | {"BodyPartExamined": "LEFT BREAST"},
     {"SOPClassUID": f"{SecondaryCaptureImageStorage}.3"},
-    RADIOGRAPH,
     RADIOGRAPH | NO_MODALITY | IN_BREAST,
     NO_MODALITY,
     GENERATED,
@@ -165,10 +134,7 @@ MAMMOGRAMS = [
 ]
 OTHERS = [
     CAPTURE | {"Modality": "CT"},  # a dose page
-    CAPTURE | {"Modality": "OT"},
-    CAPTURE | {"BodyPartExamined": "ABDOMEN"},
     CAPTURE | NO_MODALITY | {"BodyPartExamined": "CHEST"},
-    PHOTOGRAPH,
     PHOTOGRAPH | NO_MODALITY,
     {"SOPClassUID": "1.2.840.10008.5.1.4.1.1.6.1"},  # ultrasound
     RADIOGRAPH | NO_MODALITY,
@@ -188,7 +154,6 @@ def test_which_images_are_mammograms(header):
     "tags",
     [
         TOMOSYNTHESIS,  # one slice
-        {"SOPClassUID": "1.2.840.10008.5.1.4.1.1.13.1.4"},  # a projection
         {"ImageType": ["ORIGINAL", "PRIMARY", "TOMO_PROJ", "RIGHT"]},
         {"TomoClass": "TOMOSYNTHESIS"},
         # older systems write slices as CT, or hide them in a capture's private elements
@@ -213,7 +178,6 @@ REFUSED = {
     "no rows or columns": {"Rows": None},
     "no mammogram has 65535 x 65535 pixels": {"Rows": 65535, "Columns": 65535},
     "17 bits stored in 16": {"BitsStored": 17},
-    "32 bits stored in 32": {"BitsAllocated": 32, "BitsStored": 32, "HighBit": 31},
     "has no pixel data": {"PixelData": None},
     "the file ends early, 100 of 240 bytes": {"PixelData": STORED.tobytes()[:100]},
     "high bit 15 does not fit 12 stored bits": {"HighBit": 15},
@@ -227,19 +191,3 @@ def test_refusals_name_file_and_reason(tmp_path, reason):
         with pytest.raises(ArchiveError, match=rf"image\.dcm: .*{reason}") as caught:
             reader(path)
         assert "\n" not in str(caught.value) and "QUIBBLE" not in str(caught.value)
-
-
-def test_invalid_values_do_not_leak_as_warnings(tmp_path):
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        path = write_file(
-            tmp_path / "image.dcm",
-            PatientBirthDate="not a date",
-            StudyInstanceUID="1.x.2",
-            PatientAge="ninety",
-            ImageLaterality="left breast",
-        )
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        assert dicom.read_header(path).laterality is None
-        dicom.read_pixels(path)

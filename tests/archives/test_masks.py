@@ -41,21 +41,15 @@ def number(values, side=10) -> np.ndarray:
 
 LABELS = {
     "three lesions": number([1, 2, 3]),
-    "a mass and a calcification": number([1, 2]),
-    "shades of an editor": number([85, 170, 255]),
-    "a lesion of three was deleted": number([1, 3]),
     "of two px each": number([1, 2, 3, 4], side=2),
-    "of two px each, shades": number([60, 120, 180, 240], side=2),
     "of 16 bits": number([1000, 2000, 3000]),
     "side by side": paint((1, 20, 10, 20), (2, 20, 30, 20)),
-    "side by side, shades": paint((100, 20, 10, 20), (200, 20, 30, 20)),
     "a calcification in a mass": paint((127, 20, 10, 30), (255, 30, 20, 6)),
     "tissue and lesion": np.where(DISC > 0, 255, np.where(COL < 50, 128, 0)).astype(np.uint8),
 }
-CORNER = np.where(ROW + COL < 20, 255, 0).astype(np.uint8)
 BACKGROUND = {
     "inverted": 255 - 255 * DISC,
-    "inverted, and the lesion in a corner": 255 - CORNER,
+    "inverted, and the lesion in a corner": np.where(ROW + COL < 20, 0, 255).astype(np.uint8),
     "nothing but lesion": np.full((ROWS, COLS), 255, np.uint8),
     "nearly nothing else": np.where((ROW > 1) & (COL > 1), 1, 0).astype(np.uint8),
 }
@@ -83,7 +77,6 @@ def resize(size, method) -> np.ndarray:
 
 
 RESAMPLED = {
-    "blurred": cv2.GaussianBlur(255 * DISC, (0, 0), 1.5),
     "blurred much": cv2.GaussianBlur(255 * DISC, (0, 0), 4),
     "enlarged": resize((COLS // 2, ROWS // 2), cv2.INTER_LINEAR),
     "enlarged by 1.3": resize((46, 62), cv2.INTER_CUBIC),
@@ -98,9 +91,8 @@ def test_rims_are_no_labels(tmp_path, name, form):
     assert dice(mask, DISC) > 0.9
 
 
-@pytest.mark.parametrize("quality", [20, 60, 95])
-def test_noise_of_jpeg_is_no_label(tmp_path, quality):
-    path = save(tmp_path / "a.jpg", 255 * DISC, quality=quality)
+def test_noise_of_jpeg_is_no_label(tmp_path):
+    path = save(tmp_path / "a.jpg", 255 * DISC, quality=20)
     assert dice(read_mask(path, ROWS, COLS), DISC) > 0.95
 
 
@@ -131,8 +123,7 @@ def test_of_two_values_the_higher_is_the_lesion_and_what_is_transparent_is_not_t
 
 PLACES = (
     "images/a_mask.png images/a-seg.png images/a_label.tif images/a_GT.png images/a_mask_2.png "
-    "masks/a.png masks/a_mask.png masks/a_seg_3.png Masks/a.png mask/left/a.png labels/a_1.png "
-    "segmentations/a_1.png labels/a.png masks/other/a.png masks/b.png"
+    "masks/a_seg_3.png Masks/a.png mask/left/a.png segmentations/a_1.png labels/a.png masks/b.png"
 )
 
 
@@ -159,15 +150,6 @@ def test_a_flat_folder_of_masks_where_images_lie_in_subfolders(tmp_path):
     assert counts == {hash_id("folder", name): count for name, count in expected.items()}
     assert "masks/b.png" in reasons and "masks/a.png" not in reasons
     assert reasons["masks/*"].startswith("3 masks")
-
-
-def test_several_masks_beside_an_image_are_reported_in_one_line(tmp_path):
-    for name in "abc":
-        save(tmp_path / "images" / f"{name}.png", GREY)
-        save(tmp_path / "images" / f"{name}_mask.png", 255 * DISC)
-    records, reasons = read(tmp_path)
-    assert [len(record.lesions) for record in records] == [1, 1, 1]
-    assert list(reasons) == ["images/*"] and reasons["images/*"].startswith("3 masks")
 
 
 def test_a_mask_is_no_mammogram(tmp_path):

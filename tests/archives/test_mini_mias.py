@@ -23,26 +23,18 @@ read = partial(read_archive, mini_mias)
 GREY = b"P5\n1024 1024\n255\n" + bytes(SIZE * SIZE)
 
 
-def circle(row: float, col: float, radius: float) -> np.ndarray:
+def lesion(kind="mass", row=600.0, col=300.0, radius=40.0, **facts) -> Lesion:
+    """A circle."""
     angle = np.linspace(0, 2 * np.pi, 90, endpoint=False)
-    return np.stack([row + radius * np.sin(angle), col + radius * np.cos(angle)], axis=1).astype(
-        np.float32
-    )
-
-
-def lesion(kind="mass", row=600.0, col=300.0, radius=40.0, rows=SIZE, cols=SIZE, **facts) -> Lesion:
+    outline = [row, col] + radius * np.stack([np.sin(angle), np.cos(angle)], axis=1)
     return Lesion.from_outline(
-        kind, circle(row, col, radius), rows, cols, **({"pathology": "benign"} | facts)
+        kind, np.float32(outline), SIZE, SIZE, **{"pathology": "benign"} | facts
     )
 
 
-def noise(seed: int, rows: int, cols: int) -> np.ndarray:
-    return np.random.default_rng(seed).random((rows, cols, 1), np.float32)
-
-
-def mammogram(number: int, *lesions: Lesion, rows=SIZE, cols=SIZE, **facts) -> Mammogram:
-    known = {"patient_id": f"aa{number}", "view": "MLO", "density": "fatty"}
-    return make_mammogram(number, noise(number, rows, cols), lesions, **known | facts)
+def mammogram(number: int, *lesions: Lesion, **facts) -> Mammogram:
+    noise = np.random.default_rng(number).random((SIZE, SIZE, 1), np.float32)
+    return make_mammogram(number, noise, lesions, **{"view": "MLO", "density": "fatty"} | facts)
 
 
 def real(root: Path, *rows: str, images: tuple[str, ...] = ()) -> Path:
@@ -67,9 +59,7 @@ LESIONS = (
 )
 
 
-@pytest.mark.parametrize(
-    "quirks", [{}, {"folder": "all-mias", "upper_case": True, "comment": True}], ids=["", "quirks"]
-)
+@pytest.mark.parametrize("quirks", [{}, {"folder": "all", "upper_case": True, "comment": True}])
 def test_round_trip(tmp_path, quirks):
     right = {"laterality": "R", "density": "dense-glandular", "pathology": "normal"}
     other = {"laterality": "R", "density": "fatty-glandular", "pathology": "benign"}
@@ -78,15 +68,14 @@ def test_round_trip(tmp_path, quirks):
         mammogram(2, patient_id="a", **right),
         mammogram(3, LESIONS[0], patient_id="b", **other),
     ]
-    paths = writer.write(originals, tmp_path, **quirks)
+    writer.write(originals, tmp_path, **quirks)
     records, reasons = read(tmp_path)
-    assert not reasons and [path.stem.lower() for path in paths] == ["mdb001", "mdb002", "mdb004"]
+    assert not reasons
     assert [record.image_id for record in records] == ["mdb001", "mdb002", "mdb004"]
     assert_patients_match(originals, records)
     for original, record in zip(originals, records, strict=True):
         assert_same(record, original, "rows cols laterality view density pathology")
-        facts = (record.spacing, record.birads, record.official_split)
-        assert facts == ((0.2, 0.2), None, None)
+        assert record.spacing == (0.2, 0.2)
         assert_same_lesions(record, original, "kind margin pathology kind_is_certain shape")
         quantised = np.rint(original.pixels().astype(np.float64) * 255)
         np.testing.assert_array_equal(record.pixels(), (quantised / 255).astype(np.float32))
@@ -98,7 +87,6 @@ def test_rows_of_the_real_table(tmp_path):
         "mdb002 G CIRC B 522 280 69",
         "mdb003 D NORM ",
         "mdb005 F CIRC B 477 133 30",
-        "mdb005 F CIRC B 500 168 26",
         "mdb144 F MISC B 233 994 29",
         "mdb144 F MISC M 313 540 27",
     )
@@ -107,7 +95,6 @@ def test_rows_of_the_real_table(tmp_path):
     # by hand: row = 1024 - y; the circle reaches a radius to every side, and the last row and
     # column are half-open
     assert one.lesions[0].box == (1024 - 425 - 197, 535 - 197, 1024 - 425 + 197 + 1, 535 + 197 + 1)
-    assert [lesion.box[1] for lesion in five.lesions] == [447, 474]
     assert [record.laterality for record in (one, two, three, five)] == ["L", "R", "L", "L"]
     assert [record.pathology for record in (one, three, last)] == ["benign", "normal", "malignant"]
     assert [lesion.pathology for lesion in last.lesions] == ["benign", "malignant"]
@@ -116,23 +103,16 @@ def test_rows_of_the_real_table(tmp_path):
 
 
 def test_sides_and_origin_agree_with_the_full_size_archive(tmp_path):
-    """The table of the full-size MIAS: name with its side, x and y in 50 um, films lying; right
-    ones are mirrored.
-    """
-    full = {
-        "mdb001lm": (1815, 1116),
-        "mdb002rl": (3091, 1262),
-        "mdb005ll": (647, 1163),
-        "mdb010rm": (2509, 975),
-    }
-    circles = ("1 G CIRC B 535 425 197", "2 G CIRC B 522 280 69", "5 F CIRC B 477 133 30")
-    mini = [f"mdb00{row}" for row in circles] + ["mdb010 F CIRC B 525 425 33"]
+    """The full-size table: number, side and width; x and y in 50 um, films lying, R mirrored."""
+    full = {"1lm": (1815, 1116), "2rl": (3091, 1262), "5ll": (647, 1163), "10rm": (2509, 975)}
+    circles = ("01 G CIRC B 535 425 197", "02 G CIRC B 522 280 69", "05 F CIRC B 477 133 30")
+    mini = [f"mdb0{row}" for row in (*circles, "10 F CIRC B 525 425 33")]
     records = mini_mias.read(real(tmp_path, *mini))
     for record, (name, (x, y)) in zip(records, full.items(), strict=True):
-        assert record.laterality == name[6].upper()
+        assert record.laterality == name[-2].upper()
         length = 4320 / 4
-        width = {"m": 2048, "l": 2600}[name[7]] / 4
-        row, col = (length - x / 4, y / 4) if name[6] == "l" else (x / 4, width - y / 4)
+        width = {"m": 2048, "l": 2600}[name[-1]] / 4
+        row, col = (length - x / 4, y / 4) if name[-2] == "l" else (x / 4, width - y / 4)
         centre = record.lesions[0].outlines[0].mean(axis=0)
         expected = (row - (length - SIZE) / 2, col + (SIZE - width) / 2)
         np.testing.assert_allclose(centre, expected, atol=2)
@@ -142,8 +122,6 @@ def test_sides_and_origin_agree_with_the_full_size_archive(tmp_path):
     ("row", "word"),
     [
         ("mdb059 F CIRC B *NOTE 3*", "CIRC without a circle"),
-        ("mdb059 F CIRC B", "CIRC without a circle"),
-        ("mdb059 F CIRC B  *note  3*", "CIRC without a circle"),
         ("mdb059 G CIRC B 535 425 0", "encloses nothing"),
         ("mdb059 G CIRC B 535 425 1024", "more than the image"),
         ("mdb059 G CIRC B 9999 425 10", "outside the image"),
@@ -159,14 +137,11 @@ def test_a_finding_without_a_circle_is_lost_and_counts_for_the_pathology(tmp_pat
     "row",
     [
         "mdb002 G CIRC B 535 425",
-        "mdb002 G CIRC B 535 -425 10",
         "mdb002 G CIRC B nan 425 10",
         "mdb002 G CIRC B 535 425 " + "9" * 5000,
-        "mdb002 G CIRC 535 425 10",
         "mdb002 Q CIRC B 535 425 10",
         "mdb002 G LUMP B 535 425 10",
         "mdb002 G CIRC X 535 425 10",
-        "mdb002,G,CIRC,B,535,425,10",
         "mdb002",
     ],
 )
@@ -190,26 +165,11 @@ def test_odd_bytes_and_line_ends_in_the_prose_cost_nothing(tmp_path):
     assert len(record.lesions) == 1 and not reasons
 
 
-def test_indexing_reads_no_pixels_and_is_linear(tmp_path):
-    """2,000 sparse files: read whole they would be 2 GB."""
-    count = 2000
-    for number in range(1, count + 1):
-        with (tmp_path / f"mdb{number:04d}.pgm").open("wb") as file:
-            file.write(GREY[:17])
-            file.truncate(len(GREY))
-    rows = [f"mdb{number:04d} D NORM" for number in range(1, count + 11)]
-    (tmp_path / "Info.txt").write_text("\n".join(rows), encoding="ascii")
-    records, reasons = read(tmp_path)
-    assert len(records) == count and len({record.patient_id for record in records}) == count // 2
-    assert reasons == {"Info.txt": "10 of its 2010 images are missing"}
-
-
-@pytest.mark.parametrize("size", [512, 2048])
-def test_an_image_of_another_size_is_noted(tmp_path, size):
+def test_an_image_of_another_size_is_noted(tmp_path):
     real(tmp_path, "mdb001 D NORM", "mdb002 D NORM")
-    (tmp_path / "mdb002.pgm").write_bytes(b"P5\n%d %d\n255\n" % (size, size) + bytes(size * size))
+    (tmp_path / "mdb002.pgm").write_bytes(b"P5\n512 512\n255\n" + bytes(512 * 512))
     (record,), reasons = read(tmp_path)
-    assert record.image_id == "mdb001" and f"{size} x {size} px" in reasons["mdb002.pgm"]
+    assert record.image_id == "mdb001" and "512 x 512 px" in reasons["mdb002.pgm"]
 
 
 def test_second_files_and_tables(tmp_path):

@@ -5,18 +5,17 @@ import shutil
 from functools import partial
 from pathlib import Path
 
-import pydicom
 import pytest
 
-from tests.archives.tools import read_archive
+from tests.archives.tools import change_dicom, read_archive
 from tests.archives.writers import optimam as writer
 from tests.small_mammograms import COLS, ROWS, make_mammogram, ramp
 from tfmammo.archives import optimam
 from tfmammo.mammogram import Lesion, Lost, Mammogram
 
 MASS = Lesion("mass", (10, 20, 18, 30), pathology="malignant", margin="spiculated")
+FIRST = "images/optm1/1.2.826.0.1.1.1/1.2.826.0.1.1.1.1.dcm"
 read = partial(read_archive, optimam)
-CLUSTER = Lesion("calcification", (30, 2, 60, 44), pathology="benign")
 
 
 def mammogram(number: int, lesions=(), patient="aa", **facts) -> Mammogram:
@@ -43,16 +42,13 @@ def imagedb(root: Path, client: str = "optm1") -> Path:
     return root / "data" / client / f"imagedb_{client}.json"
 
 
-def nbss(root: Path, client: str = "optm1") -> Path:
-    return root / "data" / client / f"nbss_{client}.json"
+def nbss(root: Path) -> Path:
+    return root / "data/optm1/nbss_optm1.json"
 
 
-def dicoms(root: Path) -> list[Path]:
-    return sorted(root.glob("images/*/*/*.dcm"))
-
-
-def marks_of(content: dict, image: str = "1.2.826.0.1.1.1.1") -> dict:
-    return content["STUDIES"][image.rpartition(".")[0]][f"{image}.1"][image]
+def marks_of(content: dict) -> dict:
+    """The marks on the first image."""
+    return content["STUDIES"]["1.2.826.0.1.1.1"]["1.2.826.0.1.1.1.1.1"]["1.2.826.0.1.1.1.1"]
 
 
 def change_mark(root: Path, **values) -> None:
@@ -64,22 +60,12 @@ def set_flags(root: Path, *flags: str, **values) -> None:
     change_mark(root, **dict.fromkeys(others) | dict.fromkeys(flags, 1) | values)
 
 
-def test_nothing_of_the_records_is_told(small, capfd, caplog):
-    records, _ = read(small)
-    assert len({record.image_id for record in records}) == 3
-    told = "".join(capfd.readouterr()) + caplog.text
-    told += "".join(record.patient_id + record.image_id for record in records)
-    assert "optm" not in told and "1.2.826" not in told
-
-
 # What can't be read
 
 
 def test_what_is_no_mammogram_is_counted(small):
-    first, second, _ = dicoms(small)
-    dataset = pydicom.dcmread(first)
-    dataset.PresentationIntentType = "FOR PROCESSING"
-    dataset.save_as(first)
+    first, second, _ = sorted(small.glob("images/*/*/*.dcm"))
+    change_dicom(first, PresentationIntentType="FOR PROCESSING")
     second.unlink()
     (small / "data" / "$RECYCLE.BIN").mkdir()
     records, reasons = read(small)
@@ -137,10 +123,10 @@ def test_studies_without_an_episode_twice_and_of_another_form(small):
     assert "a study can't be read" in reasons["data/optm2/imagedb_optm2.json"]
 
 
-@pytest.mark.parametrize("study", ["../../outside", "/etc", "..", "1.2/../../x", "", "1.2\x00"])
+@pytest.mark.parametrize("study", ["../../outside", "/etc", "..", "1.2\x00"])
 def test_no_study_leads_out_of_the_folder(small, study):
     (small / "outside").mkdir()
-    shutil.copy(dicoms(small)[0], small / "outside" / "1.2.826.0.1.1.1.1.dcm")
+    shutil.copy(small / FIRST, small / "outside")
 
     def rename(content):
         content["STUDIES"][study] = content["STUDIES"].pop("1.2.826.0.1.1.1")
@@ -156,25 +142,20 @@ def test_no_study_leads_out_of_the_folder(small, study):
     [
         ({"X1": "30", "X2": "20"}, "inverted or empty"),
         ({"X1": "-9", "X2": "0"}, "outside the image"),
-        ({"Y1": str(ROWS), "Y2": "99"}, "outside the image"),
         ({"X1": "left"}, "1 of its 1 marks"),
         ({"Mass": None}, "its flags name no mass"),
     ],
 )
 def test_a_mark_that_is_no_lesion_is_lost(small, values, word):
     change_mark(small, **values)
-    records, reasons = read(small)
-    # the biopsy still says so
-    facts = (records[0].lesions, records[0].lost, records[0].pathology)
-    assert facts == ((), (Lost(),), "malignant")
-    ((file, reason),) = reasons.items()
-    assert file == str(dicoms(small)[0].relative_to(small)) and word in reason
+    (record, *_), reasons = read(small)
+    assert (record.lesions, record.lost) == ((), (Lost(),))
+    assert record.pathology == "malignant"  # the biopsy still says so
+    assert list(reasons) == [FIRST] and word in reasons[FIRST]
 
 
-@pytest.mark.parametrize("over", [0, 3])
-def test_a_box_is_cut_at_the_border(small, over):
-    corners = {"X1": -over, "Y1": -over, "X2": COLS + over, "Y2": ROWS + over}
-    change_mark(small, **{name: str(place) for name, place in corners.items()})
+def test_a_box_is_cut_at_the_border(small):
+    change_mark(small, X1="-3", Y1="-3", X2=str(COLS + 3), Y2=str(ROWS + 3))
     assert read(small)[0][0].lesions[0].box == (0, 0, ROWS, COLS)
 
 
@@ -186,10 +167,8 @@ def test_a_box_is_cut_at_the_border(small, over):
     [
         (("Mass", "WithCalcification"), "mass", True),
         (("Mass", "ArchitecturalDistortion"), "mass", False),
-        (("SuspiciousCalcifications", "FocalAsymmetry"), "calcification", False),
         (("WithCalcification",), "calcification", True),
         (("FocalAsymmetry", "WithCalcification"), "asymmetry", True),
-        (("ArchitecturalDistortion",), "distortion", True),
         (("Vascular",), "calcification", True),
     ],
 )
@@ -201,37 +180,25 @@ def test_kinds_by_flags(small, flags, kind, certain):
 
 def test_a_mark_without_flags_takes_its_linked_lesions_description(small):
     set_flags(small)
-    words = {"Mass with calcification": "mass", "CA": "calcification", "DS": "distortion"}
-    for word, kind in words.items():
-
-        def change(content, word=word):
-            content["1"]["LESION"]["L"]["1"].update(LesionDescription=word)
-
-        edit(nbss(small), change)
+    for word, kind in {"Mass with calcification": "mass", "DS": "distortion"}.items():
+        described = {"L": {"1": {"LesionDescription": word}}}
+        edit(nbss(small), lambda content, facts=described: content["1"].update(LESION=facts))
         assert read(small)[0][0].lesions[0].kind == kind
 
 
 def test_types_of_calcification_and_margins_keep_their_words(small):
-    set_flags(small, "Dystrophic", BenignClassification="rod-like", MassClassification="spiculated")
+    words = {"BenignClassification": "rod-like", "MassClassification": "spiculated"}
+    set_flags(small, "Dystrophic", **words)
     (lesion,) = read(small)[0][0].lesions
     assert (lesion.kind, lesion.shape, lesion.margin) == ("calcification", "rod-like", None)
-    set_flags(small, "Mass", BenignClassification="rod-like", MassClassification="other")
+    set_flags(small, "Mass", **words)
     (lesion,) = read(small)[0][0].lesions
-    assert (lesion.kind, lesion.shape, lesion.margin) == ("mass", None, None)
+    assert (lesion.kind, lesion.shape, lesion.margin) == ("mass", None, "spiculated")
 
 
-@pytest.mark.parametrize(
-    ("opinion", "flag", "pathology"),
-    [
-        ("B5", "Mass", "malignant"),
-        ("B2", "Mass", "benign"),
-        # B3 settles nothing: the only mark of a malignant breast takes the breast's
-        ("B3", "Mass", "malignant"),
-        ("B3", "Dystrophic", "malignant"),
-    ],
-)
-def test_a_marks_pathology_is_its_linked_lesions(small, opinion, flag, pathology):
-    set_flags(small, flag)
+@pytest.mark.parametrize(("opinion", "pathology"), [("B2", "benign"), ("B3", "malignant")])
+def test_a_marks_pathology_is_its_linked_lesions(small, opinion, pathology):
+    """B3 settles nothing: the only mark of a malignant breast takes the breast's."""
     edit(nbss(small), lambda content: content["1"]["BIOPSYWIDE"]["L"]["1"].update(Opinion=opinion))
     assert read(small)[0][0].lesions[0].pathology == pathology
 
@@ -240,10 +207,8 @@ def test_a_marks_pathology_is_its_linked_lesions(small, opinion, flag, pathology
     ("opinions", "pathology"),
     [
         (("B2", "B2"), "benign"),
-        (("B2", "B3"), None),  # one is not proven
-        (("B3", "B2"), None),
+        (("B3", "B2"), None),  # one is not proven
         (("B2", "B5"), "malignant"),
-        (("B3", "B3"), None),
     ],
 )
 def test_a_mark_of_two_lesions_is_benign_only_if_both_are(small, opinions, pathology):
@@ -266,13 +231,6 @@ def test_a_mark_of_two_lesions_is_benign_only_if_both_are(small, opinions, patho
     assert found == [pathology, None, "benign"]
 
 
-def test_a_linked_lesion_of_the_other_breast_says_nothing(small):
-    edit(nbss(small), lambda content: content["1"]["LESION"].update(L={}, R={"1": {}}))
-    edit(nbss(small), lambda content: content["1"]["BIOPSYWIDE"].update(R={"1": {"Opinion": "B2"}}))
-    # of the breast, the mark is the only one
-    assert read(small)[0][0].lesions[0].pathology == "malignant"
-
-
 def episode(date: str, **facts) -> dict:
     taken = {side: {"DateTaken": date} for side in "LR"}
     return {"EpisodeType": "F", "EpisodeOpenedDate": date, "SCREENING": taken} | facts
@@ -288,21 +246,16 @@ CANCER_OF_R = {"LESION": {"R": {"1": {}}}, "INTERVALCANCER": {"R": {"1": {}}}}
 @pytest.mark.parametrize(
     ("first", "later", "pathologies"),
     [
-        ({}, None, ("normal", "normal")),
         ({}, {}, ("normal", "normal")),
-        ({"ASSESSMENT": opinion("ON", "ON")}, None, ("normal", "normal")),
         ({"ASSESSMENT": opinion("OB", "ON")}, None, (None, "normal")),
         ({"ASSESSMENT": {}}, None, (None, None)),
-        ({"BIOPSYWIDE": opinion("OM")}, None, ("malignant", None)),
         ({"BIOPSYWIDE": opinion("Benign", "Normal")}, None, ("benign", "normal")),
         ({"BIOPSYFINE": opinion("OB"), "SURGERY": opinion("OM")}, None, ("malignant", None)),
         ({"BIOPSYWIDE": opinion("OU"), "ASSESSMENT": opinion("OU")}, None, (None, "normal")),
         ({}, {"BIOPSYWIDE": {"right_opinion": "OM"}}, (None, None)),
         ({"BIOPSYWIDE": opinion("OB")}, {"SURGERY": opinion("OM")}, ("benign", None)),
         ({}, {"EpisodeType": "CI"}, (None, None)),
-        ({"EpisodeType": "CI"}, None, (None, None)),
         ({"EpisodeType": "CI", **CANCER_OF_R}, None, (None, "malignant")),
-        ({"EpisodeType": "CI", "BIOPSYWIDE": opinion("OB")}, None, ("benign", None)),
     ],
 )
 def test_pathology_of_a_breast(tmp_path, first, later, pathologies):

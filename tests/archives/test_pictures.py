@@ -1,7 +1,6 @@
 """Pictures and DICOM files in a folder: intensities as they are, or the reason why not."""
 
 import os
-import pickle
 import struct
 from pathlib import Path
 
@@ -40,8 +39,7 @@ def facts(record: Mammogram) -> tuple:
 
 @pytest.mark.parametrize(
     ("ending", "bits"),
-    [(".png", 8), (".png", 10), (".tif", 8), (".tif", 14), (".bmp", 8)]
-    + [(".pgm", 8), (".pgm", 12), (".pgm", 16), (".dcm", 8), (".dcm", 12), (".dcm", 16)],
+    [(".png", 8), (".png", 10), (".tif", 14), (".bmp", 8), (".pgm", 8), (".pgm", 12), (".dcm", 16)],
 )
 def test_round_trip(tmp_path, ending, bits):
     original = make_mammogram(1, ramp(0.1), spacing=(0.07, 0.05))
@@ -57,24 +55,17 @@ def test_round_trip(tmp_path, ending, bits):
 @pytest.mark.parametrize("ending", [".png", ".tif"])
 def test_16_bits_are_scaled_by_their_whole_range_unless_the_table_says_otherwise(tmp_path, ending):
     picture(tmp_path / "images" / f"a{ending}", GREY)
-    for full, columns in ((65535, {}), (4095, {"bits": "12"}), (4095, {"bits": "12.0"})):
+    for full, columns in ((65535, {}), (4095, {"bits": "12.0"})):
         expected = GREY.astype(np.float32) / np.float32(full)
         np.testing.assert_array_equal(only(tmp_path, **columns).pixels()[..., 0], expected)
     with pytest.raises(ArchiveError, match="up to 2639, more than 11 bits can"):
         only(tmp_path, bits="11").pixels()
 
 
-@pytest.mark.parametrize("mode", ["RGB", "RGBA", "P", "LA", "JPEG"])
+@pytest.mark.parametrize("mode", ["RGB", "RGBA", "P", "LA"])
 def test_equal_channels_are_grey(tmp_path, mode):
-    expected = BYTE
-    if mode == "JPEG":
-        path = picture(tmp_path / "images" / "a.jpg", np.dstack([BYTE] * 3))
-        with Image.open(path) as image:
-            assert image.mode == "RGB"
-            expected = np.asarray(image)[..., 0]
-    else:
-        picture(tmp_path / "images" / "a.png", BYTE, mode)
-    grey = expected.astype(np.float32) / np.float32(255)
+    picture(tmp_path / "images" / "a.png", BYTE, mode)
+    grey = BYTE.astype(np.float32) / np.float32(255)
     np.testing.assert_array_equal(only(tmp_path).pixels()[..., 0], grey)
 
 
@@ -97,54 +88,31 @@ def test_a_tiff_of_any_depth_and_direction(tmp_path, bits, photometric):
     np.testing.assert_allclose(only(tmp_path).pixels()[..., 0], expected, atol=1e-7)
 
 
-def test_a_pgm_states_its_largest_value(tmp_path):
-    path = tmp_path / "images" / "a.pgm"
-    path.parent.mkdir()
-    path.write_bytes(b"P5\n# scanner\n44 60\n4095\n" + GREY.astype(">u2").tobytes())
-    np.testing.assert_allclose(only(tmp_path).pixels()[..., 0], GREY / 4095, atol=1e-5)
-    path.write_bytes(b"P2 2 1 100 0 50")
-    np.testing.assert_allclose(only(tmp_path).pixels()[..., 0], [[0, 0.5]], atol=2e-3)
-
-
-@pytest.mark.parametrize(
-    ("highest", "full", "said"),
-    [
-        (4095, 65535, "6 % of 16 bits; state bits=12"),
-        (16383, 65535, "25 % of 16 bits; state bits=14"),
-        *((highest, 65535, None) for highest in (0, 16384)),
-        *((highest, 255, None) for highest in (10, 255)),
-        (1000, 4095, None),
-    ],
-)
-def test_when_a_range_is_called_unused(highest, full, said):
-    advice = unused_range(highest, full)
-    assert advice is None if said is None else said in advice
+def test_when_a_range_is_called_unused():
+    assert "25 % of 16 bits; state bits=14" in unused_range(16383, 65535)
+    for highest, full in ((0, 65535), (16384, 65535), (10, 255), (1000, 4095)):
+        assert unused_range(highest, full) is None
 
 
 # DICOM
 
 
-@pytest.mark.parametrize(
-    "name", ["PAT00000/STU00000/IMG00000", "1.2.826.0.1.3680043.8.498.7", "a.ima", "a.DCM"]
-)
-def test_bytes_tell_a_dicom(tmp_path, name):
-    write_dicom(tmp_path / "images" / name, GREY, 12, ImageLaterality="L")
-    other = "1.2.826.0.1.3680043.8.498.8"  # differs behind the last point alone
-    write_dicom(tmp_path / "images" / other, GREY, 12)
+def test_bytes_tell_a_dicom(tmp_path):
+    # the last two differ behind the last point alone
+    names = {"PAT00000/STU00000/IMG00000", "1.2.826.0.1.3.7", "1.2.826.0.1.3.8"}
+    for name in names:
+        write_dicom(tmp_path / "images" / name, GREY, 12)
     (tmp_path / "images" / "README").write_text("not an image")
     records, reasons = read(tmp_path)
     files = {record.file.relative_to(tmp_path / "images").as_posix() for record in records}
-    assert files == {name, other} and len({record.image_id for record in records}) == 2
+    assert files == names and len({record.image_id for record in records}) == 3
     np.testing.assert_array_equal(np.rint(records[0].pixels()[..., 0] * 4095), GREY)
     assert list(reasons) == ["images/*"] and reasons["images/*"].startswith("1 files")
-    one = folder.read_one(tmp_path / "images" / other)
-    assert one.rows == ROWS and one.image_id in {record.image_id for record in records}
 
 
 @pytest.mark.parametrize("is_implicit", [True, False])
-@pytest.mark.parametrize("name", ["a", "a.dcm"])
-def test_a_dicom_without_the_head_of_part_10(tmp_path, name, is_implicit):
-    path = tmp_path / "images" / name
+def test_a_dicom_without_the_head_of_part_10(tmp_path, is_implicit):
+    path = tmp_path / "images" / "a"
     write_dicom(path, GREY, 12, ImageLaterality="R", ViewPosition="MLO")
     buffer = DicomBytesIO()
     buffer.is_implicit_VR, buffer.is_little_endian = is_implicit, True
@@ -162,7 +130,6 @@ def test_the_orientation_holds_where_it_contradicts_the_laterality(tmp_path, wal
         stated = {"ImageLaterality": side, "PatientOrientation": [wall, "F"]}
         write_dicom(tmp_path / "images" / f"{name}.dcm", GREY, 12, **stated)
     records, reasons = read(tmp_path)
-    assert [record.laterality for record in records] == ["L", "R"]
     assert [record.wall_side for record in records] == [{"A": "L", "P": "R"}[wall]] * 2
     assert reasons["images/*"].startswith("1 images are stored mirrored")
 
@@ -182,43 +149,33 @@ def test_facts_of_a_dicom_hold_where_the_table_is_silent_and_raw_ones_are_counte
 # What can't be used
 
 
-def deep_colours(path: Path) -> None:
-    cv2.imwrite(str(path), np.dstack([GREY] * 3))
-
-
-def turned(path: Path) -> None:
-    exif = Image.Exif()
-    exif[274] = 6
-    picture(path, BYTE, exif=exif)
+TURNED = Image.Exif()
+TURNED[274] = 6
 
 
 def content(data: bytes):
     return lambda path: path.write_bytes(data)
 
 
-def pixels(values, *mode):
-    return lambda path: picture(path, values, *mode)
+def pixels(values, *mode, **options):
+    return lambda path: picture(path, values, *mode, **options)
 
 
-def pages(path: Path) -> None:
-    picture(path, BYTE, save_all=True, append_images=[Image.fromarray(BYTE)])
+DEEP_COLOURS = cv2.imencode(".png", np.dstack([GREY] * 3))[1].tobytes()
+PAGES = {"save_all": True, "append_images": [Image.fromarray(BYTE)]}
 
 
 @pytest.mark.parametrize(
     ("name", "write", "word"),
     [
         ("z.png", content(b"text"), "(UnidentifiedImageError)"),
-        ("z.dcm", content(b"text"), "not a DICOM"),
-        ("z.png", deep_colours, "16 bits in several channels"),
-        ("z.tif", deep_colours, "16 bits in several channels"),
-        ("z.tif", pages, "several pages"),
-        ("z.jpg", turned, "turned or mirrored"),
+        ("z.png", content(DEEP_COLOURS), "16 bits in several channels"),
+        ("z.tif", pixels(BYTE, **PAGES), "several pages"),
+        ("z.jpg", pixels(BYTE, exif=TURNED), "turned or mirrored"),
         ("z.tif", pixels(BYTE.astype(np.float32)), "(F)"),
-        ("z.tif", pixels(BYTE.astype(np.int32)), "(I)"),
         ("z.jpg", pixels(BYTE, "CMYK"), "(CMYK)"),
         ("z.pgm", content(b"P6 1 1 65535 " + bytes(6)), "no PGM but a colour image"),
         ("z.pgm", content(b"P5 12000 12000 255 "), "12000 x 12000 px"),
-        ("z.pgm", content(b"P5 99999999 99999999 255 "), "(DecompressionBombError)"),
         ("z.png", lambda path: Image.new("L", (4, 4)).save(path, format="GIF"), "(Unidentified"),
     ],
 )
@@ -238,7 +195,7 @@ def test_an_unusable_image_is_noted_and_the_others_stay(small, name, write, word
     [
         ("a.png", np.dstack([BYTE, BYTE, BYTE + 1]), "colour image"),
         ("a.png", np.dstack([BYTE] * 4), "transparent"),
-        *((f"a{ending}", None, "as an image") for ending in (".jpg", ".png", ".bmp", ".tif")),
+        *((f"a{ending}", None, "as an image") for ending in (".jpg", ".png", ".tif")),
     ],
 )
 def test_what_only_the_pixels_show_is_an_error_when_they_are_wanted(tmp_path, name, pixels, word):
@@ -266,23 +223,14 @@ def test_bits_that_contradict_the_file_are_noted(tmp_path, ending, word):
 
 
 def test_one_picture_has_the_name_that_it_has_in_a_folder(small):
-    one = pickle.loads(pickle.dumps(folder.read_one(small / "images/a.png")))
-    listed = next(record for record in read(small)[0] if record.image_id == one.image_id)
-    np.testing.assert_array_equal(one.pixels(), listed.pixels())
-    assert (one.rows, one.cols, one.lesions, one.laterality) == (ROWS, COLS, (), None)
-    assert not is_dicom(small / "images/a.png") and not is_dicom(small / "nowhere")
+    one = folder.read_one(small / "images/a.png")
+    assert one.image_id in {record.image_id for record in read(small)[0]}
     path = Path(os.fsdecode(os.fsencode(small) + b"/\xff.png"))  # in no known encoding
     Image.fromarray(BYTE).save(os.fsencode(path))
     assert len(folder.read_one(path).image_id) == 12
 
 
-@pytest.mark.parametrize(
-    ("name", "word"),
-    [("raw.dcm", "raw image"), ("a.txt", "as an image"), ("no.png", "no such file"), (".", "file")],
-)
-def test_one_file_that_is_no_mammogram(tmp_path, name, word):
+def test_one_raw_image_is_no_mammogram(tmp_path):
     write_dicom(tmp_path / "raw.dcm", GREY, 12, PresentationIntentType="FOR PROCESSING")
-    (tmp_path / "a.txt").write_text("no image")
-    with pytest.raises(ArchiveError, match=word) as raised:
-        folder.read_one(tmp_path / name).pixels()
-    assert str(raised.value).startswith(f"{tmp_path / name}: ") and "\n" not in str(raised.value)
+    with pytest.raises(ArchiveError, match=r"raw\.dcm: .*raw image"):
+        folder.read_one(tmp_path / "raw.dcm")

@@ -5,6 +5,7 @@ their owner finds them all the same.
 import csv
 import io
 import logging
+from collections import defaultdict
 
 import numpy as np
 import pytest
@@ -69,28 +70,23 @@ def test_no_name_reaches_the_log(archive, caplog, monkeypatch):
 
 def test_the_reason_stays_whatever_the_path_is_like(archive):
     root = archive
+    broken = f"images/{NAME}/broken.png"
     reasons = {
-        "20000001": f"lesion 1: {root}/images/{NAME}/broken.png: the file ends early; "
+        "20000001": f"lesion 1: {root}/{broken}: the file ends early; "
         f"{root}/masks/berta.png: marks nothing",
-        f"images/{NAME}/broken.png": "its pixels (F) are not of 8 or 16 bits",
         "metadata.csv": "1 of its 3 files are no image or mask here",
         "images/*": "2 files of other kinds",
         "gone": f"{root}/images/{NAME}/gone.png: no such file",
         "abc~1": "lesion 0: is not in sight",
     }
-    told = remove_names(reasons, root)
-    one, other, third = (
-        make_pseudonym(file) for file in (f"images/{NAME}/broken.png", "masks/berta.png", "x.png")
-    )
-    assert told == {
+    told = remove_names(reasons | {broken: "its pixels (F) are not of 8 or 16 bits"}, root)
+    one, other = make_pseudonym(broken), make_pseudonym("masks/berta.png")
+    assert told == reasons | {
         "20000001": f"lesion 1: {one}: the file ends early; {other}: marks nothing",
-        one: "its pixels (F) are not of 8 or 16 bits",
-        "metadata.csv": "1 of its 3 files are no image or mask here",
-        "images/*": "2 files of other kinds",
         "gone": "a file: no such file",
-        "abc~1": "lesion 0: is not in sight",
+        one: "its pixels (F) are not of 8 or 16 bits",
     }
-    assert len({one, other, third}) == 3
+    assert one != other
 
 
 def test_names_of_the_current_folder_are_left_out_too(archive, monkeypatch):
@@ -113,7 +109,7 @@ def test_the_owner_finds_the_file_behind_every_pseudonym(archive, capsys, caplog
     with caplog.at_level(logging.DEBUG):
         command.main(["folder", str(archive), "--list"])
     rows = list(csv.DictReader(io.StringIO(capsys.readouterr().out)))
-    by_pseudonym = {row["pseudonym"]: [] for row in rows}
+    by_pseudonym = defaultdict(list)
     for row in rows:
         by_pseudonym[row["pseudonym"]].append(row["file"])
     files = [f"{folder}/{NAME}/empty.png" for folder in ("images", "masks")]

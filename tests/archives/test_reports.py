@@ -1,21 +1,18 @@
 """Structured reports beside the mammograms that they refer to: TID 1500 and Mammography CAD."""
 
-import warnings
 from pathlib import Path
 
 import numpy as np
 import pydicom
 import pytest
-from highdicom import sr
 from pydicom.dataset import Dataset
-from pydicom.sr.coding import Code
 from pydicom.uid import generate_uid
 
 from tests.archives.test_regions import (
-    CODED_MASS,
     MASS,
     assert_damage_is_told,
     assert_read,
+    coded,
     read,
     reason,
     write_image,
@@ -24,41 +21,28 @@ from tests.archives.tools import change_dicom, make_file, make_item
 from tests.small_mammograms import COLS, ROWS, SQUARE
 from tfmammo.archives import regions, reports
 from tfmammo.archives.writers import measurements, segmentation
-from tfmammo.mammogram import Lesion, Lost
+from tfmammo.mammogram import Lost
 
 
-def write_report(image: Path, *graphics, code=CODED_MASS, name="z") -> Path:
-    """Write a TID 1500 SR with a planar measurement group for each (graphic type, points)."""
-    source = pydicom.dcmread(image)
-    device = sr.DeviceObserverIdentifyingAttributes(uid=generate_uid())
-    observer = sr.ObserverContext(
-        observer_type=Code("121007", "DCM", "Device"), observer_identifying_attributes=device
-    )
-    groups = [
-        sr.PlanarROIMeasurementsAndQualitativeEvaluations(
-            tracking_identifier=sr.TrackingIdentifier(uid=generate_uid(), identifier="1"),
-            referenced_region=sr.ImageRegion(
-                graphic_type=graphic,
-                graphic_data=np.array(points, float),
-                source_image=sr.SourceImageForRegion.from_source_image(source),
-            ),
-            finding_type=code,
-        )
-        for graphic, points in graphics
-    ]
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        written = sr.ComprehensiveSR(
-            evidence=[source],
-            content=sr.MeasurementReport(
-                observation_context=sr.ObservationContext(observer_device_context=observer),
-                procedure_reported=Code("71651007", "SCT", "Mammography"),
-                imaging_measurements=groups,
-            ),
-            **segmentation.identify(generate_uid(), 3, generate_uid(), "1", "lesions"),
-        )
-        written.save_as(image.parent / f"{name}.dcm")
-    return image.parent / f"{name}.dcm"
+def build_report(image: Path, *graphics) -> Dataset:
+    """Build the pipeline's report with a finding for each (graphic type, points)."""
+    known = {"label": "1", "kind": "mass", "box": (1, 2, 9, 9), "score": 0.5}
+    findings = [measurements.Finding(**known, tracking=generate_uid()) for _ in graphics]
+    algorithm = measurements.Algorithm("1", {"detector": "d"}, generate_uid())
+    uids = generate_uid(), generate_uid()
+    with segmentation.referring(image):
+        source = pydicom.dcmread(image)
+        report = measurements.build(source, None, findings, algorithm, *uids)
+    for group, (graphic, points) in zip(reports._find(report, "125007"), graphics, strict=True):
+        (place,) = [item for item in group.ContentSequence if item.ValueType == "SCOORD"]
+        place.GraphicType, place.GraphicData = graphic, np.ravel(points).tolist()
+    return report
+
+
+def write_report(image: Path, *graphics, name="z") -> Path:
+    path = image.parent / f"{name}.dcm"
+    build_report(image, *graphics).save_as(path)
+    return path
 
 
 def closed(outline: np.ndarray) -> list[list[float]]:
@@ -73,32 +57,17 @@ def closed(outline: np.ndarray) -> list[list[float]]:
 def test_a_reports_regions(tmp_path):
     """A closed line, a circle of radius 5 and an ellipse about pixels' centres."""
     image = write_image(tmp_path)
-    write_report(image, ("POLYLINE", closed(SQUARE)))
+    write_report(image, WHOLE)
     assert_read(tmp_path, MASS)
-    write_report(image, ("CIRCLE", [[20.5, 30.5], [25.5, 30.5]]))
+    ellipse = [[12.5, 30.5], [28.5, 30.5], [20.5, 26.5], [20.5, 34.5]]
+    write_report(image, ("CIRCLE", [[20.5, 30.5], [25.5, 30.5]]), ("ELLIPSE", ellipse))
     (record,), reasons = read(tmp_path)
     rows, cols = np.mgrid[:ROWS, :COLS]
     distance = np.hypot(rows - 30, cols - 20)
     drawn = record.lesions[0].mask(ROWS, COLS)
     # the pixels that the circle crosses count, too
     assert not reasons and drawn[distance <= 5].all() and not drawn[distance > 6].any()
-    assert record.lesions[0].box == (25, 15, 36, 26)
-    ellipse = [[12.5, 30.5], [28.5, 30.5], [20.5, 26.5], [20.5, 34.5]]
-    write_report(image, ("ELLIPSE", ellipse))
-    (record,), reasons = read(tmp_path)
-    assert not reasons and record.lesions[0].box == (26, 12, 35, 29)
-
-
-def test_regions_of_several_images_and_reports(tmp_path):
-    """Each region reaches the image that it was selected from."""
-    first = write_image(tmp_path, "a")
-    second = write_image(tmp_path, "b")
-    write_report(first, ("POLYLINE", closed(SQUARE)), name="x")
-    code = Code("129770007", "SCT", "Individual Calcification")
-    write_report(second, ("POLYLINE", closed(SQUARE + [25, 10])), code=code, name="y")
-    records, reasons = read(tmp_path)
-    kinds = [[lesion.kind for lesion in record.lesions] for record in records]
-    assert not reasons and kinds == [["mass"], ["calcification"]]
+    assert [lesion.box for lesion in record.lesions] == [(25, 15, 36, 26), (26, 12, 35, 29)]
 
 
 @pytest.mark.parametrize(
@@ -114,54 +83,36 @@ def test_what_a_report_draws_and_no_lesion_can_be(tmp_path, graphic, points, mes
     assert reason(tmp_path) == f"1 of its regions {message}"
 
 
-def test_a_region_a_little_over_the_border_is_cut_there(tmp_path):
-    outline = [[30, -0.5], [30, 8], [40, 8], [40, -0.5]]
-    write_report(write_image(tmp_path), ("POLYLINE", closed(np.float32(outline))))
-    (record,), reasons = read(tmp_path)
-    assert record.lesions[0].box == (30, 0, 41, 9) and not reasons
-
-
-def coded(value, scheme, meaning="a meaning") -> list[Dataset]:
-    return [make_item(CodeValue=value, CodingSchemeDesignator=scheme, CodeMeaning=meaning)]
+def draw(graphic, points, reference, name=None) -> Dataset:
+    points = np.ravel(points).tolist()
+    drawn = {"GraphicType": graphic, "GraphicData": points, "ContentSequence": reference}
+    return make_content("SCOORD", name, **drawn)
 
 
 def write_measurements(image: Path, *numbers, name="z", **texts) -> None:
-    """Write a report as OHIF does: coordinates hang beneath numbers.
+    """Write a report as OHIF does: coordinates hang beneath (concept, value, (type, points) ...).
 
-    Args:
-        numbers: (concept, value, (type, points) ...) each; the value may be None.
-        texts: finding and site, each a code; comment, what the user typed.
+    Of `texts`, finding and site are codes, comment is what the user typed.
     """
     path = write_report(image, WHOLE, name=name)
 
     def edit(dataset):
         (group,) = reports._find(dataset, "125007")
         (pattern,) = [item for item in group.ContentSequence if item.ValueType == "SCOORD"]
-        kept = [one for one in group.ContentSequence if one.ValueType not in ("SCOORD", "CODE")]
+        kept = [one for one in group.ContentSequence if one.ValueType in ("TEXT", "UIDREF")]
         for concept, key in (("121071", "finding"), ("363698007", "site")):
             if key in texts:
                 codes = coded(*texts[key])
                 kept.append(make_content("CODE", concept, ConceptCodeSequence=codes))
         for concept, value, *graphics in numbers:
-            places = [
-                make_item(
-                    ValueType="SCOORD",
-                    GraphicType=graphic,
-                    GraphicData=np.ravel(points).tolist(),
-                    ContentSequence=pattern.ContentSequence,
-                )
-                for graphic, points in graphics
-            ]
-            number = make_item(ConceptNameCodeSequence=coded(*concept), ContentSequence=places)
-            number.ValueType = "NUM"
-            if value is not None:
-                number.MeasuredValueSequence = [make_item(NumericValue=value)]
-            kept.append(number)
+            measured = [] if value is None else [make_item(NumericValue=value)]
+            places = [draw(*graphic, pattern.ContentSequence) for graphic in graphics]
+            within = {"MeasuredValueSequence": measured, "ContentSequence": places}
+            concepts = coded(*concept)
+            kept.append(make_item(ValueType="NUM", ConceptNameCodeSequence=concepts, **within))
         if "comment" in texts:
             kept.append(make_content("TEXT", "121106", TextValue=texts["comment"]))
-            # where the words stand
-            place = {"GraphicType": "POINT", "GraphicData": [1.0, 1.0]}
-            kept.append(make_content("SCOORD", "TextPosition", **place))
+            kept.append(draw("POINT", [1.0, 1.0], [], "TextPosition"))  # of the words
         group.ContentSequence = kept
 
     change_dicom(path, edit=edit)
@@ -183,16 +134,11 @@ NIPPLE = ("24142002", "SCT", "Nipple")
 NOT_CLOSED = "are lines that enclose nothing"
 
 
-def type_words(words: str) -> tuple[str, str, str]:
-    return "CORNERSTONEFREETEXT", "CORNERSTONEJS", words
-
-
 MASS_TYPED = {"comment": "Mass"}
+TYPED_BEFORE = {"site": ("CORNERSTONEFREETEXT", "CORNERSTONEJS", "Calcification")}
 OHIF = {
     "a typed mass": (OUTLINED, MASS_TYPED, "mass"),
-    "typed calcifications": (OUTLINED, {"comment": "calcifications"}, "calcification"),
-    "typed before 3.11": (OUTLINED, {"site": type_words("Calcification")}, "calcification"),
-    "an arrow's words": (OUTLINED, {"finding": type_words("Mass")}, "mass"),
+    "typed before 3.11": (OUTLINED, TYPED_BEFORE, "calcification"),
     "a code": (OUTLINED, {"finding": CODED_CLUSTER, "comment": "follow up"}, "calcification"),
     "a coded site": (OUTLINED, {"site": NIPPLE}, "uncertain"),
     "no words": (OUTLINED, {}, "uncertain"),
@@ -233,7 +179,6 @@ def test_what_the_tools_of_ohif_write(tmp_path, case):
 @pytest.mark.parametrize(
     ("line", "texts", "lost"),
     [
-        (LINE, {}, ()),
         (LINE, MASS_TYPED, ()),
         (LINE, {"comment": "Calcification"}, (Lost("calcification"),)),
         (("POLYLINE", [[22, 30], [28, 50]]), {}, (Lost(),)),
@@ -249,7 +194,7 @@ def test_the_diameter_of_a_drawn_lesion_is_no_further_one(tmp_path, line, texts,
 
 
 def test_damaged_reports_and_those_without_regions(tmp_path):
-    path = write_report(write_image(tmp_path), ("POLYLINE", closed(SQUARE)))
+    path = write_report(write_image(tmp_path), WHOLE)
     whole = path.read_bytes()
     assert_damage_is_told(tmp_path, path)
     path.write_bytes(whole)
@@ -270,32 +215,25 @@ def make_content(form, name, **elements) -> Dataset:
 
 def make_mark(code="F-01791", outline=OUTLINE, intent="111150", image=(1, 1, 1)) -> Dataset:
     """Make a single image finding (TID 4006), whose image is in the image library."""
-    reference = make_item(ReferencedContentItemIdentifier=list(image))
-    centre = {"GraphicType": "POINT", "GraphicData": [25.0, 14.0], "ContentSequence": [reference]}
+    reference = [make_item(ReferencedContentItemIdentifier=list(image))]
     children = [
         make_content("CODE", "111056", ConceptCodeSequence=coded(intent, "DCM")),
-        make_content("SCOORD", "111010", **centre),
+        draw("POINT", [25.0, 14.0], reference, "111010"),
     ]
     if outline:
-        drawn = {"GraphicType": "POLYLINE", "GraphicData": outline}
-        children.append(make_content("SCOORD", "111041", **drawn, ContentSequence=[reference]))
+        children.append(draw("POLYLINE", outline, reference, "111041"))
     codes = coded(code, "SRT")
     return make_content("CODE", "111059", ConceptCodeSequence=codes, ContentSequence=children)
 
 
 def write_cad_report(root: Path, mark: Dataset) -> None:
     image = write_image(root)
-    uid = pydicom.dcmread(image).SOPInstanceUID
-    reference = make_item(ReferencedSOPInstanceUID=uid)
+    reference = make_item(ReferencedSOPInstanceUID=pydicom.dcmread(image).SOPInstanceUID)
     shown = make_content("IMAGE", None, ReferencedSOPSequence=[reference])
     library = make_content("CONTAINER", "111028", ContentSequence=[shown])
     impression = make_content("CONTAINER", "111034", ContentSequence=[mark])
-    summary = make_content(
-        "CODE",
-        "111017",
-        ConceptCodeSequence=coded("111242", "DCM"),
-        ContentSequence=[impression],
-    )
+    done = coded("111242", "DCM")
+    summary = make_content("CODE", "111017", ConceptCodeSequence=done, ContentSequence=[impression])
     content = {"PatientName": "QUIBBLE^ZEPHYRINE", "ContentSequence": [library, summary]}
     make_file(root / "images" / "z.dcm", regions.CAD_REPORT, **content)
 
@@ -316,10 +254,7 @@ MARKS = [
     ("are marked as not for presentation", {"intent": "111152"}),
     ("are points, not areas", {"outline": None}),
     ("are of findings that are not known", {"code": "F-01711"}),
-    *(
-        ("name no image, or several", {"image": image})
-        for image in ((1, 9, 1), (2, 1, 1), (1, 2), (1, *[1] * 40))
-    ),
+    *(("name no image, or several", {"image": image}) for image in ((1, 9, 1), (1, *[1] * 40))),
     ("are lines that enclose nothing", {"outline": OUTLINE[:-2]}),
 ]
 
@@ -330,49 +265,15 @@ def test_marks_that_give_no_region(tmp_path, changes, message):
     assert reason(tmp_path) == f"1 of its regions {message}"
 
 
-def write_findings(image: Path, *boxes, tracking=()) -> Dataset:
-    """Write the pipeline's report of boxes; UIDs of the first may be given."""
-    source = regions.dicom.read_dataset(image)
-    uids = [*tracking, *(generate_uid() for _ in boxes[len(tracking) :])]
-    with segmentation.referring(image):
-        algorithm = measurements.Algorithm("1", {"detector": "d"}, generate_uid())
-        findings = [
-            measurements.Finding(f"Lesion {number}", uid, "mass", box, 0.5)
-            for number, (box, uid) in enumerate(zip(boxes, uids, strict=True), 1)
-        ]
-        report = measurements.build(
-            source, None, findings, algorithm, generate_uid(), generate_uid()
-        )
-    report.save_as(image.with_name("z.dcm"))
-    return report
-
-
-@pytest.mark.parametrize(("boxes", "status"), [((), "111241"), (((1, 2, 9, 9),), "111242")])
-def test_each_group_of_a_report_has_coordinates_and_its_status_is_no_group(tmp_path, boxes, status):
+def test_each_group_of_a_report_has_coordinates_and_its_status_is_no_group(tmp_path):
     """OHIF loads no report that has a group without coordinates."""
-    report = write_findings(write_image(tmp_path), *boxes)
-    groups = list(reports._find(report, "125007"))
-    assert len(groups) == len(boxes)
-    assert all(any(item.ValueType == "SCOORD" for item in one.ContentSequence) for one in groups)
-    named = [reports._name_concept(item) for item in report.ContentSequence]
-    assert named[-1] == "C0034375" and ("126010" in named) == bool(boxes)
-    (found,) = reports._find(report, "111017")
-    assert found.ConceptCodeSequence[0].CodeValue == status
-
-
-def test_a_lesion_of_segmentation_and_report_counts_once(tmp_path):
-    path = write_image(tmp_path)
-    source = regions.dicom.read_dataset(path)
-    outline = np.float32([[12, 22], [12, 28], [16, 28]])
-    lesion = Lesion.from_outline("mass", outline, ROWS, COLS)
-    uids = [generate_uid() for _ in range(3)]
-    with segmentation.referring(path):
-        identifiers = segmentation.Identifiers(*uids[:2], (uids[2],))
-        segments = segmentation.build(source, {"Lesion 1": lesion}, "1", {}, identifiers)
-    segments.save_as(path.with_name("y.dcm"))
-    write_findings(path, (10, 20, 19, 31), (40, 5, 50, 15), tracking=[uids[2]])
-    (record,), reasons = read(tmp_path)
-    assert not reasons and len(record.lesions) == 2
-    np.testing.assert_array_equal(record.lesions[0].mask(ROWS, COLS), lesion.mask(ROWS, COLS))
-    # a rectangle from corner to corner covers the pixels of its half-open box
-    assert record.lesions[1].box == pytest.approx((40, 5, 50, 15), abs=1)
+    image = write_image(tmp_path)
+    for graphics, status in (((), "111241"), ((WHOLE,), "111242")):
+        report = build_report(image, *graphics)
+        groups = [one.ContentSequence for one in reports._find(report, "125007")]
+        assert len(groups) == len(graphics)
+        assert all(any(item.ValueType == "SCOORD" for item in items) for items in groups)
+        named = [reports._name_concept(item) for item in report.ContentSequence]
+        assert named[-1] == "C0034375" and ("126010" in named) == bool(graphics)
+        (found,) = reports._find(report, "111017")
+        assert found.ConceptCodeSequence[0].CodeValue == status

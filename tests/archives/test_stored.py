@@ -4,7 +4,6 @@ import pickle
 from dataclasses import replace
 from functools import partial
 
-import cv2
 import numpy as np
 import pydicom
 import pytest
@@ -13,13 +12,13 @@ from pydicom.uid import ExplicitVRLittleEndian, JPEG2000Lossless
 
 from tests.archives.tools import change_dicom
 from tfmammo import archives
-from tfmammo.archives import dicom, folder
+from tfmammo.archives import dicom
 from tfmammo.archives.stored import Stored
 from tfmammo.archives.writers import synthetic
 from tfmammo.archives.writers.dicom import write_dicom
 from tfmammo.config import PreprocessConfig
 from tfmammo.data.preprocess import preprocess_mammogram
-from tfmammo.mammogram import Mammogram, MaskedLesion
+from tfmammo.mammogram import Mammogram
 
 ROWS = 64
 COLS = 60
@@ -41,7 +40,6 @@ RENDITIONS = {
     "16 bits": (RAMP * np.uint16(16), 16, {}),
     "8 bits": ((RAMP // 16).astype(np.uint8), 8, {}),
     "window": (RAMP, 12, {"RescaleSlope": 1, "RescaleIntercept": 0, **WINDOW}),
-    "several windows": (RAMP, 12, {"WindowCenter": [2000, 1000], "WindowWidth": [1500, 300]}),
     "sigmoid": (RAMP, 12, {"VOILUTFunction": "SIGMOID", **WINDOW}),
     "rescale": (RAMP, 12, {"RescaleSlope": -0.25, "RescaleIntercept": 1023.75}),
     "inverse": (RAMP, 12, {"PhotometricInterpretation": "MONOCHROME1", "PixelPaddingValue": 4095}),
@@ -64,12 +62,12 @@ def nothing(archive="made", view=None, spacing=None):
 
 def written(path, name, syntax=ExplicitVRLittleEndian):
     values, bits, elements = RENDITIONS[name]
-    elements = {key: value for key, value in elements.items() if key != "PixelPaddingValue"}
-    write_dicom(path, values, bits, syntax=syntax, ImagerPixelSpacing=[0.1, 0.1], **elements)
-    if padding := RENDITIONS[name][2].get("PixelPaddingValue"):
-        dataset = pydicom.dcmread(path)
-        dataset.add_new("PixelPaddingValue", "SS" if padding < 0 else "US", padding)
-        dataset.save_as(path)
+    elements = {"ImagerPixelSpacing": [0.1, 0.1], **elements}
+    padding = elements.pop("PixelPaddingValue", None)
+    write_dicom(path, values, bits, syntax=syntax, **elements)
+    if padding:
+        kind = "SS" if padding < 0 else "US"
+        change_dicom(path, edit=lambda dataset: dataset.add_new("PixelPaddingValue", kind, padding))
     return values, bits
 
 
@@ -85,7 +83,6 @@ def test_values_and_greys_come_back_and_go_on(name, window, tmp_path):
     wide = np.uint8 if bits == 8 else np.uint16
     picture = np.rint(stored.image()[..., 0].astype(np.float64) * np.iinfo(wide).max)
     np.testing.assert_array_equal(stored.full_scale(), picture)
-    assert stored.full_scale().dtype == wide
     synthetic.write_dicom_of_mammogram(tmp_path / "b.dcm", stored, mammogram, "key")
     again = pydicom.dcmread(tmp_path / "b.dcm").pixel_array
     np.testing.assert_array_equal(again, pydicom.dcmread(tmp_path / "a.dcm").pixel_array)
@@ -119,18 +116,6 @@ def test_the_nearest_value(name, tmp_path):
     assert not np.isin(nearest, padding).any()
 
 
-def test_an_image_of_whole_numbers():
-    for bits in (1, 8, 10, 16):
-        values = np.random.default_rng(0).integers(0, 2**bits, (9, 7))
-        image = (values / (2**bits - 1)).astype(np.float32)[..., None]
-        stored = Stored.of_image(image, bits)
-        np.testing.assert_array_equal(stored.values, values)
-        np.testing.assert_array_equal(stored.nearest_values(image[..., 0]), values)
-        np.testing.assert_allclose(stored.image(), image, atol=1e-7)
-        assert stored.full_scale() is stored.values
-        assert stored.values.dtype == (np.uint8 if bits <= 8 else np.uint16)
-
-
 # Files of synthetic mammograms
 
 
@@ -152,32 +137,20 @@ def test_nothing_but_numbers_and_known_words_is_carried_on(tmp_path):
         assert text.encode() in before and text.encode() not in after
 
 
-# Type 1 of the modules of PS3.3 A.26.2 and A.8.1 (and 1C where its condition holds): what must be
-# there and not empty.
-ALWAYS = (
-    "SOPClassUID SOPInstanceUID StudyInstanceUID SeriesInstanceUID Modality Rows Columns "
-    "SamplesPerPixel BitsAllocated BitsStored HighBit PixelRepresentation "
-    "PhotometricInterpretation PixelData ImageType"
-)
+# What must not be empty: type 1 of PS3.3 A.26.2, beside what the writer of all DICOM files sets.
 MAMMOGRAPHY = (
     "PresentationIntentType ImageLaterality AnatomicRegionSequence PixelIntensityRelationship "
     "PixelIntensityRelationshipSign RescaleSlope RescaleIntercept RescaleType "
     "PresentationLUTShape LossyImageCompression BurnedInAnnotation WindowCenter WindowWidth "
-    "ImagerPixelSpacing PositionerType OrganExposed ViewCodeSequence PatientOrientation"
-)
-# Type 2: what must be there, known or not.
-EMPTY = (
-    "PatientName PatientID PatientBirthDate PatientSex StudyDate StudyTime "
-    "ReferringPhysicianName StudyID AccessionNumber SeriesNumber InstanceNumber Manufacturer "
-    "PatientOrientation"
+    "ImagerPixelSpacing PositionerType OrganExposed ViewCodeSequence PatientOrientation ImageType"
 )
 
 
 @pytest.mark.parametrize(
     ("mammogram", "sop_class", "required"),
     [
-        (nothing(view="MLO", spacing=(0.07, 0.07)), "1.1.1.2", f"{ALWAYS} {MAMMOGRAPHY}"),
-        (nothing(), "1.1.7", f"{ALWAYS} ConversionType"),
+        (nothing(view="MLO", spacing=(0.07, 0.07)), "1.1.1.2", MAMMOGRAPHY),
+        (nothing(), "1.1.7", "ConversionType"),
     ],
 )
 def test_what_the_standard_wants_is_there(tmp_path, mammogram, sop_class, required):
@@ -185,10 +158,8 @@ def test_what_the_standard_wants_is_there(tmp_path, mammogram, sop_class, requir
     path = tmp_path / "a.dcm"
     synthetic.write_dicom_of_mammogram(path, stored, mammogram, "key", lossy=True)
     dataset = pydicom.dcmread(path)
-    assert dataset.SOPClassUID == dataset.file_meta.MediaStorageSOPClassUID
     assert dataset.SOPClassUID == f"1.2.840.10008.5.1.4.{sop_class}"
     assert [key for key in required.split() if dataset.get(key) in (None, "", [])] == []
-    assert [key for key in EMPTY.split() if key not in dataset] == []
     assert list(dataset.ImageType[::3]) == ["DERIVED", "SYNTHETIC"]
     assert dataset.SyntheticData == "YES" and dataset.PatientName == "SYNTHETIC^MAMMOGRAM"
     assert "SYNTHETIC" in dataset.SeriesDescription and "SYNTHETIC" in dataset.ImageComments
@@ -196,7 +167,6 @@ def test_what_the_standard_wants_is_there(tmp_path, mammogram, sop_class, requir
     header = dicom.read_header(path)
     for fact in ("laterality", "view", "spacing"):
         assert getattr(header, fact) == getattr(mammogram, fact)
-    np.testing.assert_array_equal(dataset.pixel_array, stored.values)
     np.testing.assert_allclose(dicom.read_pixels(path), stored.image(), atol=1e-6)
 
 
@@ -227,32 +197,14 @@ def test_identity_is_called_removed_only_where_it_is(
 
 
 def test_a_preprocessed_mammogram_keeps_its_file_and_its_stored_values(tmp_path):
-    values, bits = written(tmp_path / "a.dcm", "rescale")
+    values, _ = written(tmp_path / "a.dcm", "rescale")
     native = record(tmp_path / "a.dcm", laterality="R", view="CC")
     once = preprocess_mammogram(native, PreprocessConfig(flip_right=True, spacing=0.2))
-    twice = preprocess_mammogram(once, PreprocessConfig(spacing=0.4))
-    for prepared in (once, pickle.loads(pickle.dumps(once)), twice):
+    twice = preprocess_mammogram(pickle.loads(pickle.dumps(once)), PreprocessConfig(spacing=0.4))
+    for prepared in (once, twice):
         assert prepared.pixels().shape != native.pixels().shape
         assert prepared.file == tmp_path / "a.dcm" and str(tmp_path) not in repr(prepared)
-        stored = archives.read_stored(prepared)
-        assert stored.bits == bits
-        np.testing.assert_array_equal(stored.values, values)
-        np.testing.assert_array_equal(stored.image(), native.pixels())
+        np.testing.assert_array_equal(archives.read_stored(prepared).values, values)
     dark = native.with_pixels(partial(np.zeros, (native.rows, native.cols, 1), np.float32))
     assert dark.file is None and archives.list_files(dark) == []
     assert not archives.read_stored(dark).values.any()
-
-
-def test_a_preprocessed_picture_keeps_its_files(tmp_path):
-    values = np.random.default_rng(0).integers(0, 256, (40, 30), np.uint8)
-    (tmp_path / "images").mkdir()
-    path = tmp_path / "images" / "a.png"
-    cv2.imwrite(str(path), values)
-    (native,) = folder.read(tmp_path)
-    lesion = MaskedLesion("mass", partial(np.eye, 40, 30, dtype=np.uint8), (tmp_path / "m.png",))
-    native = replace(native, laterality="R", lesions=(lesion,))
-    prepared = preprocess_mammogram(native, PreprocessConfig(flip_right=True))
-    assert prepared.file == native.file == path
-    assert archives.list_files(prepared) == archives.list_files(native) == [path, lesion.files[0]]
-    np.testing.assert_array_equal(archives.read_stored(prepared).values, values)
-    np.testing.assert_array_equal(prepared.pixels(), native.pixels()[:, ::-1])

@@ -19,16 +19,7 @@ from tfmammo.mammogram import Skipped, hash_patient
 
 # what programs write for nothing
 BLANKS = ("", " ", "nan", "NaN", "None", "NULL", "n/a", "NA", "<NA>", "NaT", " - ", "?")
-LOOK_LIKE_NUMBERS = (
-    "2020-01-02",
-    "02.01.2020",
-    "1/2/2020",
-    "20:10",
-    "12e4",
-    "1.2.3",
-    "-12",
-    "12-3",
-)
+LOOK_LIKE_NUMBERS = ("2020-01-02", "02.01.2020", "1/2/2020", "20:10", "12e4", "1.2.3", "-12")
 
 
 def write(path, rows, separator=",", end="\n", encoding="utf-8"):
@@ -49,13 +40,10 @@ def write(path, rows, separator=",", end="\n", encoding="utf-8"):
     return path
 
 
+ENDS = st.sampled_from(["\n", "\r\n"])
+ENCODINGS = st.sampled_from(["utf-8", "utf-8-sig", "utf-16"])
 FORMS = st.one_of(
-    st.tuples(
-        st.just("metadata.csv"),
-        st.sampled_from(",;\t"),
-        st.sampled_from(["\n", "\r\n"]),
-        st.sampled_from(["utf-8", "utf-8-sig", "utf-16"]),
-    ),
+    st.tuples(st.just("metadata.csv"), st.sampled_from(",;\t"), ENDS, ENCODINGS),
     st.tuples(st.sampled_from(["metadata.xlsx", "metadata.xls"])),
 )
 
@@ -149,22 +137,6 @@ def test_what_a_program_wrote_is_read(tmp_path, rows, form):
     assert [row for _, row in read_table(path, ["file_name"])] == expected
 
 
-def test_numbers_blanks_and_rows_of_another_length(tmp_path):
-    for name in ("a.xls", "a.xlsx"):
-        path = write(tmp_path / name, [("File Name", "x"), (20586908.0, 0.25), (12.0, "")])
-        assert read_table(path) == [
-            (2, {"file_name": "20586908", "x": "0.25"}),
-            (3, {"file_name": "12", "x": ""}),
-        ]
-    path = tmp_path / "a.csv"
-    path.write_text("file,x\na\n\nb,1,2\n" + "".join(f"c,{word}\n" for word in BLANKS))
-    rows = read_table(path)
-    assert rows[:2] == [(2, {"file": "a", "x": ""}), (4, {"file": "b", "x": "1"})]
-    assert {row["x"] for _, row in rows[2:]} == {""}
-    with pytest.raises(ArchiveError, match="row 2 has 1 cells, the first line 2"):
-        read_table(path, strict=True)
-
-
 def test_a_cell_of_a_workbook_may_be_rich_or_inline(tmp_path):
     with zipfile.ZipFile(tmp_path / "a.xlsx", "w") as book:
         book.writestr(
@@ -182,32 +154,18 @@ BOMB = '<!DOCTYPE b [<!ENTITY a "aaaaaaaaaa">'
 BOMB += "".join(f'<!ENTITY {chr(98 + i)} "{f"&{chr(97 + i)};" * 10}">' for i in range(9))
 
 
-SHEETS = (
-    f"<?xml version='1.0'?>{BOMB}]><worksheet><sheetData>&j;</sheetData></worksheet>",
-    *(
-        f"<w><sheetData>{row}</sheetData></w>"
-        for row in (
-            '<row r="99999999"/>',
-            '<row><c r="ZZZZZZ1"><v>1</v></c></row>',
-            '<row><c r="A1" t="s"><v>5</v></c></row>',
-            '<row><c r="A1"><v>x</v></c></row>',
-        )
-    ),
-    "<w>",
+@pytest.mark.parametrize(
+    "sheet",
+    [
+        f"<?xml version='1.0'?>{BOMB}]><worksheet><sheetData>&j;</sheetData></worksheet>",
+        '<w><sheetData><row r="99999999"/></sheetData></w>',
+        '<w><sheetData><row><c r="ZZZZZZ1"><v>1</v></c></row></sheetData></w>',
+        '<w><sheetData><row><c r="A1" t="s"><v>5</v></c></row></sheetData></w>',
+        "<w>",
+    ],
 )
-
-
-@pytest.mark.parametrize("sheet", SHEETS)
 def test_a_workbook_that_claims_too_much_or_is_damaged(tmp_path, sheet):
     with zipfile.ZipFile(tmp_path / "a.xlsx", "w") as book:
         book.writestr("xl/worksheets/sheet1.xml", sheet)
     with pytest.raises(ArchiveError, match=r"a\.xlsx: can't be read as an Excel sheet"):
         read_table(tmp_path / "a.xlsx")
-
-
-@pytest.mark.parametrize("name", ["a.csv", "a.xls", "a.xlsx", "nowhere.csv"])
-def test_what_is_no_table(tmp_path, name):
-    if name != "nowhere.csv":
-        (tmp_path / name).write_bytes(b'file,"' + b"\xff" * 300_000)
-    with pytest.raises(ArchiveError, match=f"{name}: can't be read as"):
-        read_table(tmp_path / name)

@@ -1,10 +1,7 @@
 """tfmammo.archives.vindr on archives in VinDr-Mammo's native form, with real cells."""
 
-import csv
 from functools import partial
 
-import numpy as np
-import pydicom
 import pytest
 
 from tests.archives.tools import edit_csv as edit
@@ -35,30 +32,14 @@ def small(tmp_path):
     return tmp_path
 
 
-def test_only_the_first_of_several_windows_is_applied(tmp_path):
-    (path,) = writer.write([mammogram(1)], tmp_path, windows=3)
-    dataset = pydicom.dcmread(path)
-    dataset.WindowCenter = [1000.5, 2047.5]
-    dataset.WindowWidth = [1000, 4096]
-    dataset.save_as(path)
-    stored = dataset.pixel_array.astype(float)
-    expected = np.clip((stored - 1000) / 999 + 0.5, 0, 1)  # PS3.3 C.11.2.1.2
-    assert 0 < (expected == 1).mean() < 1
-    np.testing.assert_allclose(vindr.read(tmp_path)[0].pixels()[..., 0], expected, atol=1e-6)
-
-
 @pytest.mark.parametrize(
     ("categories", "kinds", "certain"),
     [
         ("['Mass']", ["mass"], True),
         ('["Mass"]', ["mass"], True),
-        ("['Global Asymmetry']", ["asymmetry"], True),
         ("['Asymmetry', 'Focal Asymmetry']", ["asymmetry"], True),
         ("['Distortion', 'Suspicious Calcification']", ["distortion", "calcification"], False),
-        ("[ 'Suspicious Calcification','Mass' , 'Mass' ]", ["calcification", "mass"], False),
         ("['Nipple Retraction', 'Mass']", ["mass"], False),
-        ("['Skin Thickening']", [], None),
-        ("['Suspicious Lymph Node', 'Skin Retraction']", [], None),
     ],
 )
 def test_categories(small, categories, kinds, certain):
@@ -70,8 +51,7 @@ def test_categories(small, categories, kinds, certain):
 
 def test_findings_that_are_none_of_ours_are_counted_and_not_normal(small):
     for image in (0, 1):
-        cells = dict(zip(CORNERS, "1234", strict=True))
-        edit(small / FINDINGS, image, finding_categories="['Skin Thickening']", **cells)
+        edit(small / FINDINGS, image, finding_categories="['Skin Thickening']")
     records, reasons = read(small)
     assert [(record.lesions, record.pathology) for record in records] == [((), None), ((), None)]
     assert reasons[FINDINGS].startswith("2 rows, the first in line 2: 'skin thickening'")
@@ -82,13 +62,10 @@ def test_findings_that_are_none_of_ours_are_counted_and_not_normal(small):
     [
         "",
         "Mass",
-        "['Mass'",
         "['Mass'] + ['Mass']",
         "[]",
         "__import__('os').system('touch hacked')",
         "[" * 5000 + "'Mass'" + "]" * 5000,
-        "['Mass'," * 5000,
-        "['" + "a" * 100_000,
         "['Jane Doe', 'Mass']",  # an unknown word, which no note repeats
     ],
 )
@@ -107,18 +84,13 @@ def test_categories_that_are_no_list_or_not_known_are_lost(small, categories):
 @pytest.mark.parametrize(
     ("corners", "box"),
     [
-        (("20", "10", "31", "18"), (10, 20, 18, 31)),
         (("20.5", "10.7", "30.1", "17.01"), (10, 20, 18, 31)),
         # the real table has corners such as the first
         (("-6.2529702186584", "50.0", "20.9", "1e308"), (50, 0, 60, 21)),
-        (("-1e308", "-5", "1e308", "99999999999999999999"), (0, 0, 60, 44)),
         (("nan", "10", "31", "18"), None),
-        (("20", "10", "inf", "18"), None),
         (("20", "", "31", "18"), None),
         (("20", "10", "20", "18"), None),
-        (("31", "10", "20", "18"), None),
         (("44", "10", "50", "18"), None),
-        (("20", "-9", "31", "0"), None),
         (("1e300", "10", "1e301", "18"), None),
     ],
 )
@@ -140,20 +112,15 @@ def test_normal_needs_birads_1_and_a_row_that_says_no_finding(small):
     assert record.pathology is None and reasons == {FINDINGS: f"1 images are not in {IMAGES}"}
 
 
-@pytest.mark.parametrize(
-    "text", ["=1+1", "", "BI-RADS", "BI-RADS 7", "DENSITY E", "4 or 5", "\u0664"]
-)
-def test_cells_of_another_form_become_none(small, text):
+def test_cells_of_another_form_become_none(small):
     names = ("breast_birads", "breast_density", "laterality", "view_position", "split")
-    edit(small / IMAGES, 0, **dict.fromkeys(names, text))
+    edit(small / IMAGES, 0, **dict.fromkeys(names, "4 or 5"))
     (record, _), reasons = read(small)
     facts = ("birads", "density", "laterality", "view", "official_split")
     assert [getattr(record, fact) for fact in facts] == [None] * 5 and not reasons
 
 
-@pytest.mark.parametrize(
-    "height", ["", "0", "-60", "nan", "6e1", "60.5", "9" * 5000, "=60", "100000"]
-)
+@pytest.mark.parametrize("height", ["", "0", "-60", "60.5", "9" * 5000, "100000"])
 def test_a_height_that_is_none_costs_the_image(small, height):
     edit(small / IMAGES, 0, height=height)
     (record,), reasons = read(small)
@@ -165,20 +132,6 @@ def test_a_size_that_contradicts_the_dicom_shows_when_pixels_are_read(small):
     edit(small / IMAGES, 0, height="61")
     with pytest.raises(ArchiveError, match=r"\(60, 44, 1\), the record says \(61, 44, 1\)"):
         vindr.read(small)[0].pixels()
-
-
-def test_rows_and_columns_of_any_order_and_length(small):
-    for name in (IMAGES, FINDINGS):
-        with (small / name).open(newline="", encoding="utf-8") as file:
-            rows = [row[::-1] for row in csv.reader(file)]
-        rows[0] = [f" {cell.upper()} " for cell in rows[0]]
-        text = "\n".join(",".join(f'" {cell} "' for cell in row) for row in rows)
-        (small / name).write_text(text, encoding="utf-8")
-    with (small / FINDINGS).open("a", encoding="utf-8") as file:
-        file.write("\na,b\n\n" + ",".join("abc" * 20) + "\n")
-    records, reasons = read(small)
-    assert [len(record.lesions) for record in records] == [1, 0]
-    assert "2 rows, the first in line 4: finding_categories is no list" in reasons[FINDINGS]
 
 
 def test_images_and_files_without_or_with_several_partners(small):

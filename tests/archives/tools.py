@@ -1,6 +1,7 @@
 """What tests of several archives share: reading them, changing their files, comparing records."""
 
 import csv
+import importlib
 import warnings
 from pathlib import Path
 
@@ -10,7 +11,31 @@ from pydicom.dataset import Dataset, FileDataset, FileMetaDataset
 from pydicom.uid import ExplicitVRLittleEndian, generate_uid
 
 from tests.archives.writers.tables import write_csv
-from tfmammo.mammogram import Mammogram, Skipped
+from tests.small_mammograms import COLS, ROWS, SQUARE, make_mammogram, ramp
+from tfmammo.archives import ARCHIVES
+from tfmammo.mammogram import Lesion, Mammogram, Skipped
+
+READERS = sorted(ARCHIVES.keys() - {"phantom"})
+DETAILS = {"pathology": "malignant", "shape": "oval", "margin": "spiculated"}
+MASS = Lesion.from_outline("mass", SQUARE, ROWS, COLS, **DETAILS)
+CLUSTER = Lesion.from_outline("calcification", SQUARE + [30, -18], ROWS, COLS, pathology="benign")
+
+
+def make_originals(**facts) -> list[Mammogram]:
+    """A woman with two lesions at the left and none at the right, and one with a cluster."""
+    known = {"spacing": (0.07, 0.05), "birads": "4", "density": "2"} | facts
+    normal = {"laterality": "R", "view": "MLO", "pathology": "normal", "birads": "1"}
+    benign = {"official_split": "test", "pathology": "benign"}
+    return [
+        make_mammogram(1, ramp(0.1, 0.9), [MASS, CLUSTER], **known | {"pathology": "malignant"}),
+        make_mammogram(2, ramp(0.2, 0.9), patient_id="p1", **known | normal),
+        make_mammogram(3, ramp(0.3, 0.9), [CLUSTER], **known | benign),
+    ]
+
+
+def write_archive(name: str, mammograms: list[Mammogram], root: Path, **form) -> list[Path]:
+    """Write mammograms as the archive of this name is distributed."""
+    return importlib.import_module(f"tests.archives.writers.{name}").write(mammograms, root, **form)
 
 
 def read_archive(reader, root: Path) -> tuple[list[Mammogram], dict[str, str]]:

@@ -17,8 +17,6 @@ from tfmammo.mammogram import Lesion, Mammogram
 
 _SITES: dict[ljpeg.Scanner, tuple[str, str, int]] = {  # letter of the case, DIGITIZER, bits
     "dba": ("A", "DBA 21", 16),
-    "howtek_mgh": ("A", "HOWTEK 43.5", 12),
-    "howtek_ismd": ("D", "HOWTEK 43.5", 12),
     "lumisys": ("B", "LUMISYS LASER", 12),
 }
 _STEPS = [(-1, 0), (-1, 1), (0, 1), (1, 1), (1, 0), (1, -1), (0, -1), (-1, -1)]  # row, col
@@ -32,19 +30,14 @@ def write(
     *,
     scanner: ljpeg.Scanner = "lumisys",
     transposed: bool = False,
-    selected: bool = False,
-    laser: bool = True,
 ) -> list[Path]:
     """Write mammograms to root/cases/<kind>s/<kind>_01/case0001/..., a patient's no two alike.
 
     Args:
         scanner: Whose calibration maps densities to grey levels.
         transposed: Exchange width and height in the JPEG's header.
-        selected: SELECTED where SEQUENCE should stand.
-        laser: False leaves LASER off LUMISYS.
     """
     letter, digitizer, bits = _SITES[scanner]
-    digitizer = digitizer if laser else digitizer.removesuffix(" LASER")
     patients: dict[str, list[Mammogram]] = defaultdict(list)
     paths: dict[int, Path] = {}
     for mammogram in (order := list(mammograms)):
@@ -60,7 +53,7 @@ def write(
             "FILM ",
             f"DENSITY {images[0].density or 0}",
             f"DIGITIZER {digitizer}",
-            "SELECTED" if selected else "SEQUENCE",
+            "SEQUENCE",
             *(_view_line(mammogram, bits) for mammogram in images),
         ]
         path = folder / f"{letter}-{number:04d}-1.ics"
@@ -72,7 +65,7 @@ def write(
             grey = grey.reshape(grey.shape[::-1]) if transposed else grey
             paths[id(mammogram)].write_bytes(encode(grey))
             if mammogram.lesions:
-                (folder / f"{stem}.OVERLAY").write_text(overlay(mammogram), encoding="ascii")
+                (folder / f"{stem}.OVERLAY").write_text(_overlay(mammogram), encoding="ascii")
     return [paths[id(mammogram)] for mammogram in order]
 
 
@@ -107,11 +100,8 @@ def _view_line(mammogram: Mammogram, bits: int) -> str:
     return f"{_name(mammogram)} {size} {'OVERLAY' if mammogram.lesions else 'NON_OVERLAY'}"
 
 
-def overlay(mammogram: Mammogram) -> str:
-    """Return the text of an .OVERLAY.
-
-    Each connected part of each lesion's mask is one abnormality, traced along its border pixels.
-    """
+def _overlay(mammogram: Mammogram) -> str:
+    """Make each connected part of each lesion's mask one abnormality, traced along its border."""
     parts = [
         (lesion, contour[:, 0])
         for lesion in mammogram.lesions

@@ -10,13 +10,11 @@ from xml.sax.saxutils import escape
 _XML = "http://schemas.openxmlformats.org/spreadsheetml/2006/main"
 
 
-def write_csv(
-    path: Path, rows: Sequence[Mapping[str, Any]], separator: str = ",", encoding: str = "utf-8"
-) -> None:
+def write_csv(path: Path, rows: Sequence[Mapping[str, Any]], separator: str = ",") -> None:
     """Write rows, whose columns are in the order of their first mention."""
     path.parent.mkdir(parents=True, exist_ok=True)
     columns = dict.fromkeys(name for row in rows for name in row)
-    with path.open("w", newline="", encoding=encoding) as file:
+    with path.open("w", newline="", encoding="utf-8") as file:
         table = csv.DictWriter(file, list(columns), delimiter=separator)
         table.writeheader()
         table.writerows(rows)

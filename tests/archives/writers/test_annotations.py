@@ -10,7 +10,6 @@ import pytest
 
 from tests.archives.test_regions import CLUSTER, MASS, ODD, read, write_image
 from tests.archives.test_reports import AREA, write_measurements
-from tests.orthanc import run_orthanc
 from tests.small_mammograms import COLS, ROWS, SQUARE
 from tfmammo.archives import coco, folder, regions
 from tfmammo.archives.__main__ import main
@@ -54,10 +53,8 @@ def test_what_ohif_wrote_is_the_same_when_it_is_read_again(tmp_path):
 def test_kinds_come_back(tmp_path, without):
     unsure = replace(ODD, kind="mass", kind_is_certain=False)
     asymmetry = Lesion.from_outline("asymmetry", SQUARE + [-8, -15], ROWS, COLS)
-    parts = [
-        Lesion.from_outline("distortion", SQUARE + offset, ROWS, COLS)
-        for offset in ([35, -15], [38, 0])
-    ]
+    offsets = ([35, -15], [38, 0])
+    parts = [Lesion.from_outline("distortion", SQUARE + one, ROWS, COLS) for one in offsets]
     lesions = (MASS, CLUSTER, unsure, asymmetry, coco.unite(parts, {}))
     annotate(tmp_path, *lesions)
     next((tmp_path / "annotations").glob(f"*_{without}.dcm")).unlink()
@@ -93,14 +90,11 @@ def test_mammograms_of_which_nothing_is_written(tmp_path, changes, reason):
 
 def test_the_same_lesions_are_the_same_objects_and_others_are_not(tmp_path):
     record = folder.read_one(write_image(tmp_path))
+    uids = []
     for place, lesion in (("a", MASS), ("b", MASS), ("c", CLUSTER)):
         annotations.write([replace(record, lesions=(lesion,))], tmp_path / place, Skipped())
-    for name in ("seg", "sr"):
-        first, same, other = (
-            pydicom.dcmread(next((tmp_path / place).glob(f"*_{name}.dcm"))).SOPInstanceUID
-            for place in "abc"
-        )
-        assert first == same != other
+        uids.append({pydicom.dcmread(path).SOPInstanceUID for path in (tmp_path / place).iterdir()})
+    assert uids[0] == uids[1] and not uids[0] & uids[2] and len(uids[0]) == 2
 
 
 def test_dcmtk_and_the_standards_checker_read_the_report(tmp_path):
@@ -109,24 +103,6 @@ def test_dcmtk_and_the_standards_checker_read_the_report(tmp_path):
         pytest.skip("no checkers: apt-get install dcmtk dicom3tools")
     annotate(tmp_path, MASS, CLUSTER)
     path = next((tmp_path / "annotations").glob("*_sr.dcm"))
-    told = [
-        subprocess.run([program, path], capture_output=True, text=True, check=False).stderr
-        for program in programs
-    ]
+    shown = {"capture_output": True, "text": True, "check": False}
+    told = [subprocess.run([program, path], **shown).stderr for program in programs]
     assert told[0] == "" and "Error" not in told[1]
-
-
-@pytest.mark.slow
-def test_a_pacs_gives_back_what_was_stored(tmp_path):
-    annotate(tmp_path, MASS, CLUSTER)
-    (before,), _ = read(tmp_path)
-    with run_orthanc(tmp_path / "orthanc") as pacs:
-        for path in (tmp_path / "images" / "a.dcm", *(tmp_path / "annotations").iterdir()):
-            pacs.upload(path)
-        assert len(pacs.ask("/studies")) == 1
-        pacs.download(tmp_path / "back" / "images")
-    (after,), reasons = read(tmp_path / "back")
-    assert not reasons
-    for lesion, again in zip(before.lesions, after.lesions, strict=True):
-        assert lesion.kind == again.kind
-        np.testing.assert_array_equal(lesion.mask(ROWS, COLS), again.mask(ROWS, COLS))

@@ -7,26 +7,20 @@ import numpy as np
 import pydicom
 import pytest
 from highdicom.seg import segread
-from pydicom.uid import ExplicitVRBigEndian, ImplicitVRLittleEndian, JPEG2000Lossless
+from pydicom.uid import ExplicitVRBigEndian, JPEG2000Lossless
 
 from tests.archives.tools import change_dicom
-from tests.small_mammograms import COLS, PATIENT, ROWS
+from tests.small_mammograms import COLS, PATIENT, ROWS, make_rectangle
 from tfmammo.archives.writers import segmentation
 from tfmammo.archives.writers.dicom import write_dicom
 from tfmammo.errors import ArchiveError
-from tfmammo.mammogram import Lesion
 
 PARAMETERS = {"detector": "ssd, step 5", "segmenter": "cgan, step 7"}
 
 
-def square(kind, top, left, bottom, right):
-    corners = [[top, left], [top, right - 1], [bottom - 1, right - 1], [bottom - 1, left]]
-    return Lesion(kind, (top, left, bottom, right), (np.float32(corners),))
-
-
 LESIONS = {
-    "Lesion 1 mass": square("mass", 5, 6, 20, 30),
-    "Lesion 2 distortion": square("distortion", 15, 20, 40, 44),
+    "Lesion 1 mass": make_rectangle(5, 6, 20, 30),
+    "Lesion 2 distortion": make_rectangle(15, 20, 40, 44, "distortion"),
 }
 
 
@@ -51,35 +45,22 @@ def written(source, tmp_path):
 def test_one_segment_a_lesion_overlapping_ones_too(source, tmp_path):
     written(source(), tmp_path)
     read = segread(tmp_path / "seg.dcm")
-    image = pydicom.dcmread(source())
-    masks = read.get_pixels_by_source_instance(
-        [image.SOPInstanceUID], ignore_spatial_locations=True
-    )
+    uids = [pydicom.dcmread(source()).SOPInstanceUID]
+    masks = read.get_pixels_by_source_instance(uids, ignore_spatial_locations=True)
     assert masks.shape == (1, ROWS, COLS, 2) and read.segmentation_type.value == "BINARY"
     for number, lesion in enumerate(LESIONS.values()):
         np.testing.assert_array_equal(masks[0, ..., number], lesion.mask(ROWS, COLS))
     assert masks[0].sum(axis=-1).max() == 2
-    described = [read.get_segment_description(number) for number in read.segment_numbers]
-    assert [one.segment_label for one in described] == list(LESIONS)
-    kinds = [one.segmented_property_type.meaning for one in described]
-    assert kinds == ["Mass", "Architectural distortion of breast"]
-    assert {one.algorithm_type.value for one in described} == {"AUTOMATIC"}
-    assert described[0].tracking_uid != described[1].tracking_uid
-
-
-def test_a_place_in_space_needs_no_thickness(source, tmp_path):
-    orientation = [0.0, 1, 0, 0, 0, -1]
-    place = {"ImageOrientationPatient": orientation, "ImagePositionPatient": [1.0, 2, 3]}
-    image = source(FrameOfReferenceUID="1.2.3", PixelSpacing=[0.07, 0.07], **place)
-    (shared,) = written(image, tmp_path).SharedFunctionalGroupsSequence
-    assert shared.PlaneOrientationSequence[0].ImageOrientationPatient == orientation
+    one, two = (read.get_segment_description(number) for number in read.segment_numbers)
+    assert [one.segment_label, two.segment_label] == list(LESIONS)
+    assert one.segmented_property_type.meaning == "Mass"
+    assert two.segmented_property_type.meaning == "Architectural distortion of breast"
+    assert one.algorithm_type.value == "AUTOMATIC" and one.tracking_uid != two.tracking_uid
 
 
 def test_whose_it_is_what_it_refers_to_and_what_made_it(source, tmp_path):
     image = pydicom.dcmread(source())
     segmentation = written(source(), tmp_path)
-    size = segmentation.Rows, segmentation.Columns, segmentation.NumberOfFrames
-    assert (segmentation.Modality, *size) == ("SEG", ROWS, COLS, 2)
     for keyword in (*PATIENT, "StudyInstanceUID"):
         assert segmentation[keyword].value == image[keyword].value
     for keyword in ("SeriesInstanceUID", "SOPInstanceUID"):
@@ -87,23 +68,18 @@ def test_whose_it_is_what_it_refers_to_and_what_made_it(source, tmp_path):
     (series,) = segmentation.ReferencedSeriesSequence
     (instance,) = series.ReferencedInstanceSequence
     assert series.SeriesInstanceUID == image.SeriesInstanceUID
-    named = instance.ReferencedSOPInstanceUID, instance.ReferencedSOPClassUID
-    assert named == (image.SOPInstanceUID, image.SOPClassUID)
+    assert instance.ReferencedSOPInstanceUID == image.SOPInstanceUID
     for frame in segmentation.PerFrameFunctionalGroupsSequence:
-        reference = frame.DerivationImageSequence[0].SourceImageSequence[0]
+        (reference,) = frame.DerivationImageSequence[0].SourceImageSequence
         assert reference.ReferencedSOPInstanceUID == image.SOPInstanceUID
         assert reference.SpatialLocationsPreserved == "YES"
     (algorithm,) = segmentation.SegmentSequence[0].SegmentationAlgorithmIdentificationSequence
     assert algorithm.AlgorithmFamilyCodeSequence[0].CodeMeaning == "Artificial Intelligence"
-    assert (algorithm.AlgorithmName, algorithm.AlgorithmVersion) == ("tfmammo", "0.1.0")
-    assert "cgan, step 7" in algorithm.AlgorithmParameters
-    assert segmentation.ImageType[0] == "DERIVED" and segmentation.Manufacturer == "tfmammo"
-    (shared,) = segmentation.SharedFunctionalGroupsSequence
-    assert shared.PlaneOrientationSequence[0].ImageOrientationPatient == [1, 0, 0, 0, 1, 0]
-    assert "AI" in segmentation.SeriesDescription
+    assert "cgan, step 7" in algorithm.AlgorithmParameters and algorithm.AlgorithmVersion == "0.1.0"
+    assert segmentation.ImageType[0] == "DERIVED" and "AI" in segmentation.SeriesDescription
 
 
-@pytest.mark.parametrize("syntax", [ImplicitVRLittleEndian, ExplicitVRBigEndian, JPEG2000Lossless])
+@pytest.mark.parametrize("syntax", [ExplicitVRBigEndian, JPEG2000Lossless])
 def test_sources_of_any_encoding_and_letters(source, tmp_path, syntax):
     letters = {"SpecificCharacterSet": "ISO_IR 100", "PatientName": "MÜLLER^ZOË"}
     path = source(syntax=syntax, PhotometricInterpretation="MONOCHROME1", **letters)
@@ -111,23 +87,9 @@ def test_sources_of_any_encoding_and_letters(source, tmp_path, syntax):
     assert dataset.pixel_array[0].sum() == 15 * 24 and dataset.PatientName == "MÜLLER^ZOË"
 
 
-def test_what_a_deidentified_source_lacks_stays_empty(source, tmp_path):
-    def remove(dataset):
-        del dataset.PatientName, dataset.PatientID
-
-    path = change_dicom(source(**dict.fromkeys(PATIENT)), edit=remove)
-    assert not any(written(path, tmp_path)[keyword].value for keyword in PATIENT)
-
-
 @pytest.mark.parametrize(
     ("keyword", "text"),
-    [
-        ("PatientSex", "FEMALE^QUIBBLE"),
-        ("StudyDate", "about 1943"),
-        ("StudyTime", "noon"),
-        ("PatientBirthDate", "19430230"),
-        ("StudyTime", "996199"),
-    ],
+    [("PatientSex", "FEMALE^QUIBBLE"), ("StudyTime", "996199"), ("PatientBirthDate", "19430230")],
 )
 def test_values_of_the_wrong_form_stay_empty(source, tmp_path, keyword, text):
     path = change_dicom(source(), edit=lambda dataset: dataset.add_new(keyword, "LO", text))

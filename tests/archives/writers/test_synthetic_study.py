@@ -6,7 +6,6 @@ import subprocess
 import pydicom
 import pytest
 
-from tests.orthanc import run_orthanc
 from tests.small_mammograms import make_mammogram, textured_breast
 from tfmammo.archives import read_stored
 from tfmammo.archives.writers import synthetic
@@ -67,15 +66,3 @@ def test_the_standards_checker_finds_no_other_error(study):
         assert "MammographyImageForPresentation" in told.stderr
         errors = [line for line in told.stderr.splitlines() if "Error" in line]
         assert [line for line in errors if TOO_NEW not in line] == []
-
-
-@pytest.mark.slow
-def test_a_pacs_groups_it(study, tmp_path):
-    with run_orthanc(tmp_path / "orthanc") as pacs:
-        for path in study.values():
-            pacs.upload(path)
-        (held,) = pacs.ask("/studies?expand")
-        series = [pacs.ask(f"/series/{one}")["MainDicomTags"] for one in held["Series"]]
-        assert held["PatientMainDicomTags"]["PatientName"] == "SYNTHETIC^MAMMOGRAM"
-        assert sorted(one["SeriesNumber"] for one in series) == ["1", "2", "3", "4"]
-        assert {one["Modality"] for one in series} == {"MG"}

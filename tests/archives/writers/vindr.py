@@ -7,7 +7,6 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from pydicom.uid import UID, ExplicitVRLittleEndian
 
 from tests.archives.writers.pixels import quantize
 from tests.archives.writers.tables import write_csv
@@ -31,8 +30,6 @@ def write(
     padding: int = 0,
     windows: int = 2,
     upper_case: bool = False,
-    byte_order_mark: bool = False,
-    syntax: UID = ExplicitVRLittleEndian,
 ) -> list[Path]:
     """Write mammograms; a patient becomes a study and a lesion a box.
 
@@ -43,7 +40,6 @@ def write(
             where the pixels are black.
         windows: So many, the first of which is the range of the bits.
         upper_case: Names of images in capitals.
-        byte_order_mark: At the beginning of the tables, as Excel saves them.
     """
     images: list[dict[str, Any]] = []
     findings: list[dict[str, Any]] = []
@@ -59,12 +55,11 @@ def write(
             elements["WindowCenter"] = [2 ** (bits - 1), *(100 * number for number in others)]
             elements["WindowWidth"] = [2**bits, *(50 * number for number in others)]
         elements["ImagerPixelSpacing"] = list(mammogram.spacing) if mammogram.spacing else None
-        write_dicom(paths[-1], stored, bits, syntax=syntax, **elements)
+        write_dicom(paths[-1], stored, bits, **elements)
         images.append(facts)
         findings.extend(_findings(mammogram, facts))
-    encoding = "utf-8-sig" if byte_order_mark else "utf-8"
-    write_csv(root / "breast-level_annotations.csv", images, encoding=encoding)
-    write_csv(root / "finding_annotations.csv", findings, encoding=encoding)
+    write_csv(root / "breast-level_annotations.csv", images)
+    write_csv(root / "finding_annotations.csv", findings)
     return paths
 
 
