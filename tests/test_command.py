@@ -188,6 +188,11 @@ def test_a_schema_says_what_the_class_does(capsys):
     assert schema["properties"]["model"]["$ref"] == "#/$defs/CANConfig"
 
 
+def test_a_file_wins_over_a_shipped_config(tmp_path):
+    (tmp_path / "unet").write_text("name: mine\nmodel: {}\n", encoding="utf-8")
+    assert config.load("unet").name == "mine"
+
+
 # What may reach stderr of a command: our own log lines, which begin with the time.
 LOG_LINE = re.compile(r"\d\d:\d\d:\d\d \S.*")
 CHEAP = [

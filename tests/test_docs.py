@@ -230,7 +230,6 @@ def test_every_command_is_read_by_what_it_starts(page, tmp_path, reading, monkey
         ["train/can.py", "--config", "configs/cann.yaml"],
         ["train/can.py", "--config", "configs/can.yaml", "--set", "data.size=128"],
         ["train/can.py", "--configs", "configs/can.yaml", "--out", "DIR"],
-        ["-m", "tfmammo.archives", "inbrest", "DIR"],
         ["train/can"],
     ],
 )
@@ -429,23 +428,22 @@ def test_python_of_the_pages_is_python():
             assert isinstance(yaml.safe_load(block), dict)
 
 
-@pytest.fixture
-def sixth(monkeypatch):
-    """Import the model of "A sixth paper", and give its config, its script and its tests."""
+@pytest.mark.slow
+def test_the_sixth_paper_trains_and_its_own_tests_pass(tmp_path, monkeypatch, tracking_uri):
+    from tfmammo.tracking.export import find_function, read_card
+
     page = "docs/guides/sixth_paper.md"
     model, script, tests = blocks(page, "python")
     module = types.ModuleType("tfmammo.models.soft_dice")
     monkeypatch.setitem(sys.modules, module.__name__, module)
     exec(compile(model, "soft_dice.py", "exec"), module.__dict__)
-    return module, blocks(page, "yaml")[0], script, tests
-
-
-@pytest.mark.slow
-def test_the_sixth_paper_trains(sixth, tmp_path, monkeypatch, tracking_uri):
-    from tfmammo.tracking.export import find_function, read_card
-
-    module, config, script, _ = sixth
-    (tmp_path / "soft_dice.yaml").write_text(config, encoding="utf-8")
+    names = {"__name__": "test_soft_dice"}
+    exec(compile(tests, "test_soft_dice.py", "exec"), names)
+    own = [test for name, test in names.items() if name.startswith("test_")]
+    assert len(own) == 3
+    for test in own:
+        test()
+    (tmp_path / "soft_dice.yaml").write_text(blocks(page, "yaml")[0], encoding="utf-8")
     small = ["data.phantoms=12", "data.size=32", "training.steps=2", "training.steps_per_loop=1"]
     small += ["training.precision=float32", f"tracking.uri={tracking_uri}"]
     arguments = ["--config", "soft_dice.yaml", "--output", "out", "--set", *small]
@@ -459,15 +457,6 @@ def test_the_sixth_paper_trains(sixth, tmp_path, monkeypatch, tracking_uri):
     assert card["config"]["model"]["filters"] == module.SoftDiceConfig().filters
     assert find_function(tmp_path / "out" / "export", {"image"}, {"mask"}) == "segmenter"
     assert 0 <= card["metrics"]["dice"] <= 1
-
-
-def test_the_sixth_papers_own_tests_pass(sixth):
-    names = {"__name__": "test_soft_dice"}
-    exec(compile(sixth[3], "test_soft_dice.py", "exec"), names)
-    tests = [test for name, test in names.items() if name.startswith("test_")]
-    assert len(tests) == 3
-    for test in tests:
-        test()
 
 
 @pytest.mark.long

@@ -21,6 +21,14 @@ def test_a_write_that_fails_leaves_the_old_file(tmp_path):
     assert path.read_text() == "old" and list_names(tmp_path) == ["file"]
 
 
+def test_a_file_has_its_new_contents_when_it_is_flushed(tmp_path, monkeypatch):
+    path = tmp_path / "file"
+    flushed = []
+    monkeypatch.setattr(filesystem, "flush", lambda part: flushed.append(part.read_text()))
+    filesystem.write_atomically(path, "new")
+    assert flushed == ["new"] and path.read_text() == "new"
+
+
 @pytest.mark.parametrize(("mask", "mode"), [(0o022, 0o644), (0o077, 0o600)])
 def test_a_file_has_the_permissions_of_any_other_one(tmp_path, mask, mode):
     path = tmp_path / "file"

@@ -37,8 +37,6 @@ DISTRIBUTIONS = {
 # Required, though nothing imports them by name: pydicom's decoders, pandas' reader of .xls,
 # MLflow's system metrics, and what tensorflow-hub needs.
 UNSEEN = {"pylibjpeg", "pylibjpeg-openjpeg", "xlrd", "psutil", "setuptools"}
-# Imported within the one function that needs them: an old Excel table, which only tests ask for,
-# clusters, COCO's average precision, and ONNX files.
 # Imported within the one function that needs them, and brought by an extra: an old Excel table,
 # which only tests ask for, clusters, COCO's average precision, ONNX files, servers, PACS.
 OPTIONAL = {
