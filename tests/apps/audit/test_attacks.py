@@ -90,6 +90,18 @@ def test_a_patient_is_found_by_the_other_patch():
     assert nearest.low < 0.5 < nearest.high
 
 
+def test_a_patient_is_searched_among_those_of_the_same_side_with_two_patches():
+    sides = make_sides(False)
+    members = np.flatnonzero(sides.is_member)
+    others = np.flatnonzero(~sides.is_member)
+    real = sides.patches.images
+    made = real[members.reshape(-1, 2)[:, ::-1].ravel()]
+    sides.made[members] = np.clip(made + 0.01, 0, 1)
+    real[others] = sides.made[members]  # nearer, but on the other side
+    sides.patients[:2] = ["alone", "too"]
+    assert attack(sides)["patient"].details.startswith("100.0 % of training patients found")
+
+
 @pytest.mark.slow
 def test_networks_see_copies_too(published_weights):
     sides = make_sides(False, patients=16, per=1, side=64)

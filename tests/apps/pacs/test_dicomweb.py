@@ -102,6 +102,14 @@ def test_nothing_found_is_no_error():
             assert open_node(place).list_instances("1.2") == []
 
 
+def test_a_server_that_ignores_the_page_ends(monkeypatch):
+    item = b'{"00080018": {"vr": "UI", "Value": ["1.4"]}}'
+    monkeypatch.setattr(dicomweb, "_PAGE", 1)
+    with serve(reply(200, b"[" + item + b"]")) as (place, heard):
+        assert [one.uid for one in open_node(place).list_instances("1.2")] == ["1.4"]
+        assert len(heard) == 2
+
+
 @pytest.mark.parametrize("content", [b"QUIBBLE", b"[1]", b'[{"00080018": {"vr": "UI"}}', b"{"])
 def test_an_unreadable_answer_is_not_quoted(content):
     with serve(reply(200, content)) as (place, _):

@@ -155,13 +155,6 @@ def test_patients_of_tissue_and_lesion_come_from_the_sets_tables(archives, study
     ]
 
 
-def test_lesions_that_a_synthetic_mammogram_had_before_are_not_shown(archives, study):
-    sources = reader_cases.load_sources(study.config)["all"]
-    annotations = json.loads((archives / "all/annotations.json").read_text())["annotations"]
-    inserted = sum(annotation["synthetic"] for annotation in annotations)
-    assert len(sources.patches) == inserted == 16 < len(annotations)
-
-
 def test_another_folder_has_its_own_patients(archives, config, tmp_path):
     shutil.copytree(archives / "real", tmp_path / "own")
     table = read_csv(tmp_path / "own/metadata.csv")

@@ -248,14 +248,6 @@ def test_a_body_that_does_not_arrive_gets_a_408(port, monkeypatch):
         assert read_answers(client).startswith(b"HTTP/1.1 408")
 
 
-def test_requests_over_one_connection_are_answered_in_turn(port):
-    last = b"GET /health HTTP/1.1\r\nhost: 127.0.0.1\r\nconnection: close\r\n\r\n"
-    with connect(port) as client:
-        client.sendall(whole(4) * 5 + last)
-        answers = read_answers(client)
-    assert answers.count(b"HTTP/1.1 200 OK") == 6 and answers.count(b'"value": 8') == 5
-
-
 def test_more_connections_than_allowed_get_a_503(port):
     idle = [connect(port) for _ in range(server.MAX_CONNECTIONS)]
     try:
