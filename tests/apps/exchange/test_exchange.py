@@ -36,13 +36,6 @@ CLUSTER = Lesion.from_outline("calcification", SQUARE + [30, 8], ROWS, COLS)
 KINDS = ("mass", "calcification")
 
 
-@pytest.fixture(autouse=True)
-def float32_policy():
-    """In place of the fixture for all tests: nothing here touches Keras, so nothing
-    waits for it.
-    """
-
-
 @pytest.fixture
 def archive(tmp_path):
     """Ten mammograms of five patients, 16 bits, some normal, in the form of `folder`."""

@@ -9,13 +9,6 @@ BEARER = "Bearer quibble-zephyrine"
 
 
 @pytest.fixture(autouse=True)
-def float32_policy():
-    """In place of the fixture for all tests: nothing here touches Keras, so nothing
-    waits for it.
-    """
-
-
-@pytest.fixture(autouse=True)
 def no_credentials(monkeypatch):
     monkeypatch.delenv("TFMAMMO_PACS_AUTHORIZATION", raising=False)
     monkeypatch.delenv("TFMAMMO_PACS_TARGET_AUTHORIZATION", raising=False)

@@ -53,9 +53,7 @@ def models(tmp_path_factory, tiny_infilling, tiny_contextual, mass):
     return {
         "systems": {
             "infilling": {"renderer": "infilling", "generator": str(tiny_infilling())},
-            "real lesions": {"renderer": "paste", "lesions": {"name": "phantom"}},
             "add": {"renderer": "contextual", "generator": str(tiny_contextual())},
-            "remove": {"renderer": "contextual", "generator": str(tiny_contextual("removal"))},
         },
         "case": {stage: f"{root}/{name}" for stage, name in names.items()},
     }
@@ -261,6 +259,19 @@ def test_the_systems_that_come_with_the_package(tmp_path, browser):
 def phantom_of(page, area, number):
     page.locator(f"{area} input").click()
     page.locator("ul[role=listbox] li").nth(number).click()
+
+
+@pytest.mark.slow
+def test_a_phantom_is_opened_once(server, browser):
+    """A second opening would take back the place that was clicked in the meantime."""
+    page = visit(browser, server)
+    asked = []
+    page.on("request", lambda request: asked.append(request.post_data or ""))
+    phantom_of(page, "#insert-phantom", 0)
+    page.locator("#mammogram img").wait_for()
+    page.wait_for_timeout(1000)
+    name = page.locator("#insert-phantom input").input_value()
+    assert sum(f'"{name}"' in text for text in asked) == 1
 
 
 @pytest.mark.long
