@@ -87,13 +87,6 @@ MACHINES_FOLDERS = "|".join(("home", "root", "work", "tmp", "Users"))
 MACHINE_PATH = re.compile(rf"(?<![\w.~}})-])/(?:{MACHINES_FOLDERS})(?![\w-])")
 
 
-@pytest.fixture(autouse=True)
-def float32_policy():
-    """In place of the fixture for all tests: nothing here touches Keras, so nothing
-    waits for it.
-    """
-
-
 def within(name: str, prefix: str) -> bool:
     """Whether a dotted name is the prefix or is below it."""
     return name == prefix or name.startswith(f"{prefix}.")

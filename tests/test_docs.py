@@ -170,11 +170,11 @@ def read_python(words, monkeypatch):
         main()
 
 
-def list_extras():
-    """Return the extras that setup.py hands to setuptools."""
+def read_setup():
+    """Return the arguments that setup.py hands to setuptools."""
     found = {}
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(setuptools, "setup", lambda **given: found.update(given["extras_require"]))
+        patch.setattr(setuptools, "setup", found.update)
         patch.chdir(REPOSITORY)
         runpy.run_path("setup.py")
     return found
@@ -183,7 +183,7 @@ def list_extras():
 def read_pip(words):
     assert words[0] == "install"
     for named in re.findall(r"^(?:\.|tfmammo)\[([\w,]+)\]$", "\n".join(words), re.MULTILINE):
-        assert set(named.split(",")) <= set(list_extras())
+        assert set(named.split(",")) <= set(read_setup()["extras_require"])
 
 
 def read_tfmammo(words, capsys):
@@ -278,7 +278,7 @@ def test_runs_are_called_alike_in_readme_configs_and_pages(tmp_path):
 
 def test_every_extra_is_on_the_first_page():
     (table,) = (table for table in tables("docs/index.md") if table[0][0] == "extra")
-    assert {row[0].strip("`") for row in table[2:]} == set(list_extras())
+    assert {row[0].strip("`") for row in table[2:]} == set(read_setup()["extras_require"])
 
 
 def numbers(line):
