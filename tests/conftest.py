@@ -276,12 +276,10 @@ def random_patches():
         random = np.random.default_rng(count)
         rows, cols = np.mgrid[:size, :size]
         centres = random.uniform(size / 3, 2 * size / 3, (count, 2, 1, 1))
-        masks = (np.hypot(rows - centres[:, 0], cols - centres[:, 1]) < size / 4)[..., None].astype(
-            np.uint8
-        )
-        images = np.clip(0.3 + 0.4 * masks + random.normal(0, 0.1, masks.shape), 0, 1).astype(
-            np.float32
-        )
+        distances = np.hypot(rows - centres[:, 0], cols - centres[:, 1])
+        masks = (distances < size / 4)[..., None].astype(np.uint8)
+        images = np.clip(0.3 + 0.4 * masks + random.normal(0, 0.1, masks.shape), 0, 1)
+        images = images.astype(np.float32)
         patients = np.array([f"p{i // 2}" for i in range(count)])
         return Patches(images, masks, patients, np.array([f"image{i}#0" for i in range(count)]))
 
@@ -315,14 +313,8 @@ def tiny_can(tracking_uri):
     from tfmammo.models.can import CANConfig
 
     def make(model: dict | None = None, **training: object) -> Experiment:
-        defaults = {
-            "steps": 4,
-            "steps_per_loop": 2,
-            "checkpoint_every": 2,
-            "validate_every": 2,
-            "grid_every": 2,
-            "precision": "float32",
-        }
+        rhythm = ("steps_per_loop", "checkpoint_every", "validate_every", "grid_every")
+        defaults = dict.fromkeys(rhythm, 2) | {"steps": 4, "precision": "float32"}
         return Experiment[CANConfig](
             name="can",
             data=DataConfig(size=32),
@@ -332,6 +324,16 @@ def tiny_can(tracking_uri):
         )
 
     return make
+
+
+def _export(network, folder: Path, step: int, model: dict, patients=(), **data: object) -> Path:
+    """Export a network with a card that says how and on whom it was trained."""
+    from tfmammo.config import DataConfig
+    from tfmammo.tracking.export import export
+
+    config = {"data": DataConfig(**data).model_dump(mode="json"), "model": model}
+    card = {"name": network.name, "step": step, "config": config}
+    return export(network, folder / "export", card | {"train_patients": sorted(patients)})
 
 
 @pytest.fixture(scope="session")
@@ -345,59 +347,36 @@ def tiny_infilling(tmp_path_factory):
     import keras
     import tensorflow as tf
 
-    from tfmammo.config import DataConfig
-    from tfmammo.tracking.export import export
+    from tfmammo.nn.networks import export_function
 
     class Brighten(keras.layers.Layer):
         def __init__(self, offset):
             super().__init__()
-            self.added = self.add_weight(
-                shape=(3,), initializer=keras.initializers.Constant([0.7, 0.2, offset])
-            )
+            initializer = keras.initializers.Constant([0.7, 0.2, offset])
+            self.added = self.add_weight(shape=(3,), initializer=initializer)
 
         def call(self, x):
             tissue = tf.nn.avg_pool2d(x[..., :1] * (1 - x[..., 1:2]), 5, 1, "SAME")
             margin = x[..., 2:] if x.shape[-1] == 3 else 0.0
-            return tf.clip_by_value(
-                tissue + self.added[0] * x[..., 1:2] + self.added[1] * margin + self.added[2],
-                0.0,
-                1.0,
-            )
+            added = self.added[0] * x[..., 1:2] + self.added[1] * margin + self.added[2]
+            return tf.clip_by_value(tissue + added, 0.0, 1.0)
 
     class Network(keras.Model):
-        def __init__(self, size, channels, offset):
+        def __init__(self, shape, offset):
             super().__init__(name="infilling")
-            self.networks = {
-                "generator": keras.Sequential(
-                    [keras.Input((size, size, channels)), Brighten(offset)]
-                )
-            }
+            generator = keras.Sequential([keras.Input(shape), Brighten(offset)])
+            self.networks = {"generator": generator}
 
         def functions(self):
             network = self.networks["generator"]
-            spec = tf.TensorSpec([None, *network.input_shape[1:]], tf.float32, "tri_label")
-
-            @tf.function(input_signature=[spec])
-            def generator(tri_label):
-                return {"image": network(tri_label)}
-
-            return {"generator": generator}
+            infill = lambda tri_label: {"image": network(tri_label)}  # noqa: E731
+            return {"generator": export_function(infill, tri_label=network.input_shape[1:])}
 
     def make(size=64, margin=296, offset=0.0, **data):
-        section = DataConfig(
-            **{"size": size, "frame": "padded", "padding": 40, "window": (0, 1), **data}
-        ).model_dump(mode="json")
-        card = {
-            "name": "infilling",
-            "step": 3,
-            "config": {"data": section, "model": {"margin": margin}},
-            "train_patients": [],
-        }
-        return export(
-            Network(size, 3 if margin else 2, offset),
-            tmp_path_factory.mktemp("infilling") / "export",
-            card,
-        )
+        network = Network((size, size, 3 if margin else 2), offset)
+        defaults = {"size": size, "frame": "padded", "padding": 40, "window": (0, 1)}
+        folder = tmp_path_factory.mktemp("infilling")
+        return _export(network, folder, 3, {"margin": margin}, **defaults | data)
 
     return make
 
@@ -409,9 +388,7 @@ def tiny_blending(tmp_path_factory):
     """
     import numpy as np
 
-    from tfmammo.config import DataConfig
     from tfmammo.models.blending import Blending, BlendingConfig
-    from tfmammo.tracking.export import export
 
     def make(size=32, patients=(), **data):
         config = BlendingConfig(widths=(4, 8), discriminator_filters=4)
@@ -419,24 +396,14 @@ def tiny_blending(tmp_path_factory):
         blending = Blending(config, size)
         mask = np.zeros((4, size, size, 1), np.float32)
         mask[2:, size // 3 : 2 * size // 3, size // 3 : size // 2] = 1
-        batch = {
-            "image": random.random(mask.shape, np.float32),
-            "mask": mask,
-            "label": np.array([0, 0, 1, 1], np.int32),
-        }
+        batch = {"image": random.random(mask.shape, np.float32), "mask": mask}
+        batch["label"] = np.array([0, 0, 1, 1], np.int32)
         for _ in range(2):
             blending.train_step(batch)
-        section = DataConfig(
-            **{"size": size, "frame": "square", "context": 2, "window": (0, 1), **data}
-        ).model_dump(mode="json")
+        defaults = {"size": size, "frame": "square", "context": 2, "window": (0, 1)}
+        folder = tmp_path_factory.mktemp("blending")
         model = config.model_dump(mode="json")
-        card = {
-            "name": "blending",
-            "step": 2,
-            "config": {"data": section, "model": model},
-            "train_patients": sorted(patients),
-        }
-        return export(blending, tmp_path_factory.mktemp("blending") / "export", card)
+        return _export(blending, folder, 2, model, patients, **defaults | data)
 
     return make
 
@@ -454,55 +421,36 @@ def tiny_contextual(tmp_path_factory):
     import numpy as np
     import tensorflow as tf
 
-    from tfmammo.config import DataConfig
+    from tests.known_networks import make_pixelwise
     from tfmammo.models.contextual import KINDS, ContextualConfig
-    from tfmammo.tracking.export import export
+    from tfmammo.nn.networks import export_function
 
     class Network(keras.Model):
         def __init__(self, size, level, idle):
             super().__init__(name="contextual")
             centre = np.arange(size) - (size - 1) / 2
             disc = (np.hypot(centre[:, None], centre) < size / 4).astype(np.float32)[..., None]
-            layer = keras.layers.Conv2D(1, 1, kernel_initializer=keras.initializers.Constant(level))
-            self.networks = {"average": keras.Sequential([keras.Input((size, size, 1)), layer])}
+            self.networks = {"average": make_pixelwise(size, level, 0.0)}
             self.disc = tf.constant(disc)
             self.idle = idle
-            self.size = size
 
         def functions(self):
-            specs = [
-                tf.TensorSpec([None, self.size, self.size, 1], tf.float32, "image"),
-                tf.TensorSpec([None, 3], tf.float32, "noise"),
-            ]
-
-            @tf.function(input_signature=specs)
             def average(image, noise):
                 active = tf.cast(noise[:, :1] >= -1 + 2 * self.idle, tf.float32)[..., None, None]
-                lesion = active * self.networks["average"](
-                    tf.broadcast_to(self.disc, tf.shape(image))
-                )
+                disc = tf.broadcast_to(self.disc, tf.shape(image))
+                lesion = active * self.networks["average"](disc)
                 return {"image": tf.clip_by_value(image + lesion / 2, 0.0, 1.0), "lesion": lesion}
 
-            return {"average": average}
+            return {"average": export_function(average, image=self.disc.shape, noise=(3,))}
 
     def make(target="mass", size=32, patients=(), idle=0.0, level=0.6, judge_seed=None, **data):
-        values = {
-            "size": size,
-            "kinds": KINDS[target],
-            "sampling": {"scale": (0.25, 0.25), "offset": 10},
-        }
-        section = DataConfig(**{**values, **data}).model_dump(mode="json")
-        postprocess = {"dilation": 1, "edge": 1}
-        model = ContextualConfig(
-            target=target, postprocess=postprocess, judge_seed=judge_seed
-        ).model_dump(mode="json")
-        card = {
-            "name": "contextual",
-            "step": 3,
-            "config": {"data": section, "model": model},
-            "train_patients": sorted(patients),
-        }
+        sampling = {"scale": (0.25, 0.25), "offset": 10}
+        defaults = {"size": size, "kinds": KINDS[target], "sampling": sampling}
+        values = {"target": target, "judge_seed": judge_seed}
+        model = ContextualConfig(**values, postprocess={"dilation": 1, "edge": 1})
         network = Network(size, -level if target == "removal" else level, idle)
-        return export(network, tmp_path_factory.mktemp("contextual") / "export", card)
+        folder = tmp_path_factory.mktemp("contextual")
+        section = model.model_dump(mode="json")
+        return _export(network, folder, 3, section, patients, **defaults | data)
 
     return make

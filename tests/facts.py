@@ -22,3 +22,8 @@ def read_csv(path: Path) -> list[dict[str, str]]:
     """Read a CSV file as one dict a line."""
     with path.open(newline="", encoding="utf-8") as file:
         return list(csv.DictReader(file))
+
+
+def read_scores(output: Path, model: str) -> list[dict[str, str]]:
+    """Read the lines of per_image.csv of a model."""
+    return [row for row in read_csv(output / "per_image.csv") if row["model"] == model]

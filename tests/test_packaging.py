@@ -5,7 +5,6 @@
 import ast
 import os
 import re
-import runpy
 import shutil
 import subprocess
 import sys
@@ -13,11 +12,11 @@ import zipfile
 from pathlib import Path
 
 import pytest
-import setuptools
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
 import tfmammo
+from tests.test_docs import read_setup
 from tfmammo import cli, shipped
 
 REPOSITORY = Path(__file__).resolve().parents[1]
@@ -37,8 +36,6 @@ DISTRIBUTIONS = {
 # Required, though nothing imports them by name: pydicom's decoders, pandas' reader of .xls,
 # MLflow's system metrics, and what tensorflow-hub needs.
 UNSEEN = {"pylibjpeg", "pylibjpeg-openjpeg", "xlrd", "psutil", "setuptools"}
-# Imported within the one function that needs them: an old Excel table, which only tests ask for,
-# clusters, COCO's average precision, and ONNX files.
 # Imported within the one function that needs them, and brought by an extra: an old Excel table,
 # which only tests ask for, clusters, COCO's average precision, ONNX files, servers, PACS.
 OPTIONAL = {
@@ -52,22 +49,10 @@ DETECTION = {"tf-models-research-object-detection", "tf-models-official", "tf-ke
 BENCHMARK = {"torch"}
 
 
-@pytest.fixture(autouse=True)
-def float32_policy():
-    """In place of the fixture for all tests: nothing here touches Keras, so nothing
-    waits for it.
-    """
-
-
 @pytest.fixture(scope="module")
 def package():
     """The arguments that setup.py hands to setuptools."""
-    with pytest.MonkeyPatch.context() as patch:
-        arguments = {}
-        patch.setattr(setuptools, "setup", arguments.update)
-        patch.chdir(REPOSITORY)
-        runpy.run_path("setup.py")
-    return arguments
+    return read_setup()
 
 
 def names(requirements):

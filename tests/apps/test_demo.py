@@ -3,6 +3,7 @@
 import html
 import re
 from types import SimpleNamespace
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -76,15 +77,11 @@ def test_places_are_in_the_breast_and_away_from_its_mass(phantom_case):
 
 
 def test_no_place_is_an_error_that_says_why(phantom_case):
-    class Full:
-        config = scenes.EditorConfig(renderer="can", generator="none")
-        network = None
-
-        def edit(self, mammogram, request):
-            raise DataError("there is no room")
-
+    config = scenes.EditorConfig(renderer="can", generator="none")
+    edit = mock.Mock(side_effect=DataError("there is no room"))
+    full = SimpleNamespace(config=config, network=None, edit=edit)
     with pytest.raises(DataError, match=r"phantom\.png"):
-        scenes._insert_somewhere(Full(), phantom_case)
+        scenes._insert_somewhere(full, phantom_case)
 
 
 def test_the_remaining_contrast_of_a_mass():
@@ -102,11 +99,8 @@ def test_the_remaining_contrast_of_a_mass():
 
 
 def test_crops_stay_within_the_mammogram():
-    class Result:
-        box = (0, 500, 10, 512)
-
     image = np.arange(512 * 512).reshape(512, 512, 1)
-    crop = scenes._crop(image, Result())
+    crop = scenes._crop(image, SimpleNamespace(box=(0, 500, 10, 512)))
     assert crop.shape == (scenes.CROP, scenes.CROP, 1)
     assert crop[0, 0, 0] == 512 - scenes.CROP
 

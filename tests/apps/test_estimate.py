@@ -20,21 +20,11 @@ def test_a_million_mammograms_by_hand():
     assert rate.estimate_hours(1_000_000, 1) == pytest.approx(1 + 2_000_000 / 3600)
 
 
-def test_a_part_is_made_by_one_worker():
-    rate = Rate(seconds=3600, bytes=1, index=0, part=4, sample=1)
-    # three parts, the last of which is not full
-    assert [rate.estimate_hours(9, workers) for workers in (100, 2, 1)] == [4, 8, 9]
-    assert rate.count_parts(1) == 1
-
-
 @pytest.fixture
 def built(tmp_path):
     """The config file of a build of five phantoms."""
-    chosen = build.BuildConfig(
-        name="tiny",
-        data=DataConfig(phantoms=6, size=64),
-        build=build.ShardConfig(shard_mammograms=3),
-    )
+    shards = build.ShardConfig(shard_mammograms=3)
+    chosen = build.BuildConfig(name="tiny", data=DataConfig(phantoms=6, size=64), build=shards)
     (tmp_path / "build.yaml").write_text(dump(chosen), encoding="utf-8")
     return tmp_path / "build.yaml"
 
@@ -51,9 +41,8 @@ def test_a_build_is_timed_and_weighed(built, tmp_path, monkeypatch):
     (tmp_path / "sample").mkdir()
     rate = estimate.measure_build(built, [], 5, tmp_path / "sample")
     assert (rate.part, rate.sample) == (3, 5) and 0.3 <= rate.seconds < 3 and 0 < rate.index < 1
-    build.build(
-        build.BuildConfig(name="tiny", data=DataConfig(phantoms=6, size=64)), tmp_path / "whole"
-    )
+    config = build.BuildConfig(name="tiny", data=DataConfig(phantoms=6, size=64))
+    build.build(config, tmp_path / "whole")
     whole = sum(path.stat().st_size for path in (tmp_path / "whole").glob("shard-*"))
     assert 6 * rate.bytes == pytest.approx(whole, rel=0.35)  # not every phantom has as many masses
     with pytest.raises(DataError, match="--sample 6"):
@@ -95,14 +84,9 @@ def test_both_estimates_from_real_samples(built, tiny_infilling, tmp_path, capsy
     monkeypatch.setitem(estimate.RATES, "synthesis", measure)
     numbers = ["--mammograms", "100", "--workers", "2", "--sample", "2"]
     estimate.main(["build", "--config", str(built), *numbers])
-    chosen = SynthesisConfig(
-        name="tiny",
-        data=DataConfig(phantoms=8),
-        generator=str(tiny_infilling(padding=20)),
-        format="png",
-        feather=6,
-        sizes={"height": (24, 4), "width": (20, 3), "correlation": 0.5},
-    )
+    values = {"data": DataConfig(phantoms=8), "generator": str(tiny_infilling(padding=20))}
+    values["sizes"] = {"height": (24, 4), "width": (20, 3), "correlation": 0.5}
+    chosen = SynthesisConfig(name="tiny", format="png", feather=6, **values)
     (tmp_path / "synthesis.yaml").write_text(dump(chosen), encoding="utf-8")
     estimate.main(["synthesis", "--config", str(tmp_path / "synthesis.yaml"), *numbers])
     said = capsys.readouterr().out

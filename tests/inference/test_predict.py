@@ -4,7 +4,6 @@ Models are real exports whose answers are known: the segmenter marks what is bri
 the detector finds the same boxes everywhere.
 """
 
-import csv
 import json
 import shutil
 
@@ -17,6 +16,7 @@ from pycocotools.coco import COCO
 import tfmammo
 from tests.archives.writers import vindr
 from tests.commands import run_module_here
+from tests.facts import read_csv
 from tests.known_networks import KnownSegmenter
 from tests.small_mammograms import PATIENT, make_mammogram
 from tests.small_pipelines import SIZE, save_models
@@ -63,11 +63,6 @@ def read_mask(path):
     return cv2.imread(str(path), cv2.IMREAD_UNCHANGED)
 
 
-def read_rows(path):
-    with path.open(newline="", encoding="utf-8") as file:
-        return list(csv.DictReader(file))
-
-
 def compute_dice(one, other):
     return 2 * (one & other).sum() / (one.sum() + other.sum())
 
@@ -92,13 +87,10 @@ def test_patches_of_a_messy_folder_and_what_a_second_run_does(models, tmp_path):
     for name, image in {"a": draw(1), "left side/b": draw(2, 90, 70)}.items():
         mask = read_mask(tmp_path / f"out/masks/{name}.png")
         assert mask.shape == image.shape and set(np.unique(mask)) == {0, 255}
-        agreement = (
-            2 * ((mask > 0) & (image > 200)).sum() / ((mask > 0).sum() + (image > 200).sum())
-        )
-        assert agreement > 0.95
+        assert compute_dice(mask > 0, image > 200) > 0.95
         assert (tmp_path / f"out/overviews/{name}.png").is_file()
     assert not read_mask(tmp_path / "out/masks/flat.png").any()
-    (row,) = read_rows(tmp_path / "out/failures.csv")
+    (row,) = read_csv(tmp_path / "out/failures.csv")
     assert row["image"].endswith("bad.png")
     kept = tmp_path / "out/masks/a.png"
     before = kept.stat().st_mtime_ns
@@ -126,23 +118,20 @@ def test_boxes_of_a_detector_give_what_the_pipeline_gives(models, tmp_path):
     dataset.save_as(tmp_path / "in/a.dcm")
     write_image(tmp_path / "in/b.png", draw())
     images = [tmp_path / "in/a.dcm", tmp_path / "in/b.png"]
-    summary = predict_files(
-        models / "segmenter", images, tmp_path / "out", boxes=models / "detector"
-    )
+    boxes = models / "detector"
+    summary = predict_files(models / "segmenter", images, tmp_path / "out", boxes=boxes)
     assert (summary.images, summary.lesions, summary.failures) == (2, 4, {})
-    config = PipelineConfig(
-        detector=str(models / "detector"),
-        segmenter=str(models / "segmenter"),
-        postprocess={"closing": 0, "erosion": 0, "dilation": 0},
-    )
-    pipeline = Pipeline.load(config)
+    handles = {name: str(models / name) for name in ("detector", "segmenter")}
+    steps = {"closing": 0, "erosion": 0, "dilation": 0}
+    pipeline = Pipeline.load(PipelineConfig(**handles, postprocess=steps))
     listed = COCO(str(tmp_path / "out/images.json"))
     found = listed.loadRes(str(tmp_path / "out/predictions.json"))
     for number, name in enumerate("ab", 1):
         expected = pipeline.predict(folder.read_one(images[number - 1]))
         assert listed.imgs[number]["file_name"] == images[number - 1].name
-        masks = [found.annToMask(each) for each in found.loadAnns(found.getAnnIds(number))]
-        scores = [each["score"] for each in found.loadAnns(found.getAnnIds(number))]
+        entries = found.loadAnns(found.getAnnIds(number))
+        masks = [found.annToMask(each) for each in entries]
+        scores = [each["score"] for each in entries]
         assert scores == [round(each.score, 4) for each in expected.findings]
         for mask, finding in zip(masks, expected.findings, strict=True):
             np.testing.assert_array_equal(mask, finding.lesion.mask(ROWS, COLS))
@@ -151,9 +140,8 @@ def test_boxes_of_a_detector_give_what_the_pipeline_gives(models, tmp_path):
     assert not (tmp_path / "out/segmentations/b.dcm").exists()
     segmentation = pydicom.dcmread(tmp_path / "out/segmentations/a.dcm")
     assert segmentation.Modality == "SEG" and len(segmentation.SegmentSequence) == 2
-    others = [path for path in (tmp_path / "out").rglob("*") if path.is_file()]
-    for path in others:
-        if path.suffix != ".dcm":
+    for path in (tmp_path / "out").rglob("*"):
+        if path.is_file() and path.suffix != ".dcm":
             assert b"QUIBBLE" not in path.read_bytes() and b"PIDXW" not in path.read_bytes()
 
 
@@ -176,22 +164,11 @@ def write_boxes(form, root, folder):
     if form == "truth":
         return "truth"
     if form == "json":
-        images = [
-            {"id": n, "file_name": f"{n}.png", "height": ROWS, "width": COLS} for n in range(3)
-        ]
-        annotations = [
-            {
-                "id": n + 1,
-                "image_id": n,
-                "category_id": 1,
-                "bbox": [left, top, right - left, bottom - top],
-                "score": 0.75,
-            }
-            for n in range(3)
-        ]
+        size = {"height": ROWS, "width": COLS}
+        box = {"category_id": 1, "bbox": [left, top, right - left, bottom - top], "score": 0.75}
         content = {
-            "images": images,
-            "annotations": annotations,
+            "images": [{"id": n, "file_name": f"{n}.png", **size} for n in range(3)],
+            "annotations": [{"id": n + 1, "image_id": n, **box} for n in range(3)],
             "categories": [{"id": 1, "name": "mass"}],
         }
         (folder / "boxes.json").write_text(json.dumps(content))
@@ -244,7 +221,7 @@ def test_patches_are_scored_as_an_evaluation_scores_them(archive, tmp_path):
     assert (summary.scored, summary.seen) == (2, 1)
     for name, values in expected.items():
         assert summary.scores[name] == values.mean()
-    rows = read_rows(tmp_path / "out/scores.csv")
+    rows = read_csv(tmp_path / "out/scores.csv")
     assert [row["seen"] for row in rows] == ["True", "False", "False"] and not rows[0]["dice"]
     assert [float(row["dice"]) for row in rows[1:]] == expected["dice"].tolist()
     # what other tools score: predictions beside the true lesions
@@ -287,9 +264,8 @@ def test_a_mammogram_is_no_patch_and_a_detector_needs_no_boxes(models, tmp_path)
 def test_two_images_of_one_name_are_not_mixed_up(models, tmp_path):
     write_image(tmp_path / "a/1.png", draw(1))
     write_image(tmp_path / "b/1.png", draw(2))
-    summary = predict_files(
-        models / "segmenter", [tmp_path / "a", tmp_path / "b"], tmp_path / "out"
-    )
+    both = [tmp_path / "a", tmp_path / "b"]
+    summary = predict_files(models / "segmenter", both, tmp_path / "out")
     assert summary.images == 1 and "another image is called 1" in str(summary.failures)
 
 
@@ -320,14 +296,8 @@ def test_records_of_an_archive_are_predicted_on(models):
 @pytest.mark.slow
 def test_several_processes_write_what_one_writes(models, archive, tmp_path):
     for jobs in (1, 2):
-        predict_files(
-            models / "segmenter",
-            archive,
-            tmp_path / str(jobs),
-            boxes="truth",
-            truth=True,
-            jobs=jobs,
-        )
+        options = {"boxes": "truth", "truth": True, "jobs": jobs}
+        predict_files(models / "segmenter", archive, tmp_path / str(jobs), **options)
     names = [
         path.relative_to(tmp_path / "1")
         for path in (tmp_path / "1").rglob("*")

@@ -6,7 +6,6 @@ import errno
 import json
 import shutil
 import sys
-from dataclasses import replace
 from types import SimpleNamespace
 
 import cv2
@@ -17,16 +16,12 @@ import pytest
 from highdicom.seg import segread
 
 from tests.archives.writers import vindr
-from tests.commands import run_script_here
 from tests.exported_detectors import save_detector
-from tfmammo.archives import folder as pictures
 from tfmammo.archives import phantom
 from tfmammo.config import DataConfig
-from tfmammo.data.extraction import make_patches
 from tfmammo.errors import ConfigError, PipelineError
 from tfmammo.inference import case
-from tfmammo.inference.pipeline import Pipeline, PipelineConfig
-from tfmammo.mammogram import Skipped
+from tfmammo.inference.pipeline import Pipeline
 from tfmammo.models.cgan import CGAN, CGANConfig
 from tfmammo.models.shape import SHAPES, ShapeCNN, ShapeConfig
 from tfmammo.tracking import export
@@ -110,9 +105,7 @@ def test_a_dicom_gives_overlay_report_and_segmentation(run, stored, capfd):
     assert report["mammogram"]["laterality"] == RECORD.laterality
     assert report["mammogram"]["spacing_mm"] == list(RECORD.spacing)
     for lesion in lesions:
-        assert (
-            lesion["shape"] in SHAPES and lesion["area_px"] > 0 and 0 < lesion["uncertainty"] < 0.5
-        )
+        assert lesion["shape"] in SHAPES and 0 < lesion["uncertainty"] < 0.5
         area = lesion["area_px"] * RECORD.spacing[0] ** 2
         assert lesion["area_mm2"] == pytest.approx(area, rel=1e-3)
     assert report["models"]["segmenter"]["name"] == "cgan"
@@ -123,10 +116,9 @@ def test_a_dicom_gives_overlay_report_and_segmentation(run, stored, capfd):
     source = [pydicom.dcmread(stored).SOPInstanceUID]
     masks = read.get_pixels_by_source_instance(source, ignore_spatial_locations=True)
     assert masks.sum(axis=(0, 1, 2)).tolist() == [lesion["area_px"] for lesion in lesions]
-    labels = [read.get_segment_description(number).segment_label for number in (1, 2)]
-    for number, (label, lesion) in enumerate(zip(labels, lesions, strict=True)):
-        start = f"Lesion {number + 1} mass 0.{9 - number}0, {lesion['shape']}"
-        assert label.startswith(start)
+    for number, lesion in enumerate(lesions, 1):
+        label = read.get_segment_description(number).segment_label
+        assert label.startswith(f"Lesion {number} mass 0.{10 - number}0, {lesion['shape']}")
     said = "".join(capfd.readouterr())
     assert f"{stored}: 1 mass 0.90" in said
     for secret in (NAME, NAME.split("^")[0], NUMBER, BORN):
@@ -153,13 +145,6 @@ def test_a_picture_gives_no_segmentation_and_says_so(run, tmp_path):
         assert report["mammogram"]["laterality"] is None
 
 
-def test_no_detection(run, stored, models):
-    ((folder, report),) = run(stored, detector=f"{models}/blind").items()
-    assert report["lesions"] == []
-    assert report["remarks"] == ["no DICOM segmentation: there is no mask"]
-    assert (folder / "overlay.png").is_file() and not (folder / "segmentation.dcm").exists()
-
-
 @pytest.mark.slow
 def test_a_second_run_replaces_the_first_unless_it_fails(run, stored, models, monkeypatch):
     ((folder, first),) = run(stored).items()
@@ -174,7 +159,8 @@ def test_a_second_run_replaces_the_first_unless_it_fails(run, stored, models, mo
         run(stored)
     assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
     ((again, second),) = run(stored, detector=f"{models}/blind").items()
-    assert again == folder and first["lesions"] and not second["lesions"]
+    assert again == folder and first["lesions"] and second["lesions"] == []
+    assert second["remarks"] == ["no DICOM segmentation: there is no mask"]
     assert list_names(folder) == ["mask.png", "mine.txt", "overlay.png", "report.json"]
 
 
@@ -189,7 +175,6 @@ def test_results_of_the_packages_own_detector_say_so(run, stored, capfd):
     ("card", "remark"),
     [
         ({"archive": "phantom", "packed": True}, "trained on generated phantoms alone"),
-        ({"config": {"data": {"name": "phantom"}}}, "trained on generated phantoms alone"),
         ({"archive": "folder", "packed": True}, "missed half of the masses in mammograms"),
         ({"archive": "inbreast", "config": {"data": {"name": "inbreast"}}}, None),
     ],
@@ -203,17 +188,6 @@ def test_a_detector_that_must_not_be_relied_on_says_so(card, remark):
 
 
 @pytest.mark.slow
-def test_two_files_of_one_name(run, stored, tmp_path):
-    other = tmp_path / "other" / stored.name
-    other.parent.mkdir()
-    dataset = pydicom.dcmread(stored)
-    dataset.PixelData = dataset.PixelData[::-1]
-    dataset.save_as(other)
-    reports = run(stored, other)
-    assert len({report["input"]["sha256"] for report in reports.values()}) == len(reports) == 2
-
-
-@pytest.mark.slow
 def test_what_cannot_be_read_is_told_of_and_the_rest_is_read(run, stored, tmp_path):
     damaged, text, nowhere = (tmp_path / name for name in ("damaged.dcm", "notes.txt", "x.dcm"))
     damaged.write_bytes(stored.read_bytes()[:5000])
@@ -223,7 +197,7 @@ def test_what_cannot_be_read_is_told_of_and_the_rest_is_read(run, stored, tmp_pa
     said = str(raised.value).split("; ")
     for sentence, start in zip(said, (damaged, text, nowhere), strict=True):
         assert sentence.startswith(f"{start}: ") and "\n" not in sentence
-    assert "ends early" in said[0] and said[2].endswith("no such file")
+    assert "ends early" in said[0] and said[2] == f"{nowhere}: no such file"
     assert len(list((tmp_path / "out").iterdir())) == 1
 
 
@@ -254,32 +228,3 @@ def test_what_the_pipeline_refuses(run, stored, tmp_path):
     (tmp_path / "out").write_text("in the way")
     with pytest.raises(PipelineError, match="can't be written"):
         run(stored)
-
-
-def test_a_region_of_the_phantom_is_framed_as_its_patch(models, stored):
-    """From the DICOM on disk to the segmenter's input: what a training sees of this mass in the
-    same file.
-    """
-    parts = {"detector": "detector", "segmenter": "cgan", "classifier": "shape"}
-    config = PipelineConfig(**{key: f"{models}/{name}" for key, name in parts.items()})
-    chain = Pipeline.load(config)
-    inputs = []
-    chain.segmenter = replace(
-        chain.segmenter, call=lambda image: inputs.append(image) or {"mask": np.zeros_like(image)}
-    )
-    record = pictures.read_one(stored)
-    assert (record.rows, record.cols, record.spacing) == (RECORD.rows, RECORD.cols, RECORD.spacing)
-    chain.predict(record)
-    expected = make_patches([replace(record, lesions=(MASS,))], chain.data, Skipped()).images
-    np.testing.assert_array_equal(inputs[0][:1], expected)
-
-
-@pytest.mark.slow
-def test_a_wrong_path_is_one_sentence_and_exit_2(repository, models, tmp_path):
-    path = tmp_path / "nowhere.dcm"
-    parts = {"detector": "detector", "segmenter": "cgan", "classifier": "shape"}
-    values = [f"{key}={models}/{name}" for key, name in parts.items()]
-    options = ("--config", repository / "configs/case.yaml", path, "--set", *values)
-    done = run_script_here(repository / "evaluate/case.py", *options)
-    assert done.returncode == 2 and "Traceback" not in done.stderr
-    assert done.stderr.strip().splitlines()[-1] == f"error: {path}: no such file"

@@ -10,7 +10,7 @@ import pytest
 
 from tests.commands import run_module_here
 from tests.exported_detectors import save_detector, write_ssd_card
-from tests.facts import find, read_csv, read_rows
+from tests.facts import find, read_csv, read_rows, read_scores
 from tests.known_networks import KnownCAN
 from tfmammo.config import DataConfig
 from tfmammo.data import datasets, splits
@@ -28,11 +28,8 @@ DATA = DataConfig(phantoms=8, size=SIZE)
 def known(tmp_path_factory):
     """The export of a network that was trained on nobody."""
     folder = tmp_path_factory.mktemp("known") / "export"
-    card = {
-        "split": "patient",
-        "train_patients": [],
-        "config": {"data": DATA.model_dump(mode="json")},
-    }
+    data = DATA.model_dump(mode="json")
+    card = {"split": "patient", "train_patients": [], "config": {"data": data}}
     export.export(KnownCAN("known", SIZE, 0.5), folder, card)
     return str(folder)
 
@@ -56,10 +53,7 @@ def test_defects_of_an_image_without_texture(run, known):
     assert find(facts, "CAN", "haar").value == pytest.approx(0, abs=1e-9)
     assert find(facts, "CAN", "lattice_8")
     assert find(facts, "CAN", "defects").value > find(facts, "real", "defects").value
-    assert {path.name for path in output.iterdir()} == {
-        *("table.md", "rows.csv", "per_image.csv"),
-        *("sheet-random.png", "sheet-best-CAN.png", "sheet-worst-CAN.png"),
-    }
+    assert len(list(output.glob("sheet-*.png"))) == 3
 
 
 def test_segmentation_by_pathology(run, known):
@@ -77,32 +71,17 @@ def test_segmentation_by_pathology(run, known):
 def test_three_crop_modes_of_the_same_lesions(run, known):
     models = f"models={{full: {{A: {known}}}, loose: {{A: {known}}}, tight: {{A: {known}}}}}"
     output = run("frames", *SMALL, models, "rows=2", "data.preprocess.contrast=none")
-    assert {path.name for path in output.iterdir()} == {
-        *("table.md", "full", "loose", "tight", "croppings.png", "overlays.png"),
-        *("rows.csv", "failures.csv"),
-        *(
-            f"{name}-{frame}.png"
-            for name in ("morphology", "failures")
-            for frame in ("full", "loose", "tight")
-        ),
-    }
-    data = DATA.model_copy(update={"frame": "tight"})
-    data = data.model_copy(
-        update={
-            "percentiles": (0.0, 100.0),
-            "preprocess": data.preprocess.model_copy(update={"denoise": 0.5}),
-        }
-    )
-    patches = datasets.load_all_patches(data)
+    for pattern, count in (("morphology-*.png", 3), ("failures-*.png", 3), ("overlays.png", 1)):
+        assert len(list(output.glob(pattern))) == count
+    changes = {"frame": "tight", "percentiles": (0.0, 100.0)}
+    changes["preprocess"] = DATA.preprocess.model_copy(update={"denoise": 0.5})
+    patches = datasets.load_all_patches(DATA.model_copy(update=changes))
     masks = (patches.images > 0.5).astype(np.uint8)
     smooth = np.stack([postprocess(mask, PostprocessConfig()) for mask in masks])
     expected = segmentation.per_image(patches.masks, smooth)["dice"]
-    rows = [
-        row
-        for row in read_csv(output / "tight" / "per_image.csv")
-        if row["model"] == "A + post-processing"
-    ]
-    assert [float(row["dice"]) for row in rows] == pytest.approx(expected.tolist(), abs=0.02)
+    rows = read_scores(output / "tight", "A + post-processing")
+    found = [float(row["dice"]) for row in rows]
+    assert found == pytest.approx(expected.tolist(), abs=0.02)
     facts = read_rows(output)
     for frame in ("full", "loose", "tight"):
         key = "A + post-processing", "dice"
@@ -111,9 +90,6 @@ def test_three_crop_modes_of_the_same_lesions(run, known):
             assert find(facts, *key, table, subset=f"frame={frame}").value == alone
         assert find(facts, *key, "morphology", "A", f"frame={frame}")
     failures = read_csv(output / "failures.csv")
-    assert {row["model"] for row in failures} == {
-        *("A", "A + post-processing", "whole patch", "centred disc")
-    }
     whole = [row for row in failures if row["model"] == "whole patch"]
     assert {row["found"] for row in whole} == {"1.0"}
     subset = "frame=tight;masses=alone"

@@ -99,21 +99,17 @@ def test_two_steps(train, tmp_path, system):
 
 
 @pytest.mark.long
-@pytest.mark.parametrize(
-    "seen", [["data.canvas=[96,64]"], ["data.canvas=[96,64]", "data.tiles={overlap: 32, empty: 1}"]]
-)
-def test_two_steps_of_a_detector_on_a_canvas_and_in_tiles(train, tmp_path, seen):
+def test_two_steps_of_a_detector_on_a_canvas_and_in_tiles(train, tmp_path):
     common = [override for override in COMMON if not override.startswith("data.size")]
+    seen = ["data.canvas=[96,64]", "data.tiles={overlap: 32, empty: 1}"]
     overrides = [*common, *SMALL["light_head_rcnn"], *seen, "data.preprocess.spacing=0.4"]
     overrides.append("tracking.register_models=false")
     code, out, err = train("light_head_rcnn", "--output", "out", "--set", *overrides)
     assert code == 0, err
     assert (tmp_path / "out/export/card.json").is_file() and "held-out" in out
-    (sheet,) = (
-        cv2.imread(str(path)) for path in sorted((tmp_path / "out/samples").glob("*.png"))[-1:]
-    )
+    sheet = cv2.imread(str(max((tmp_path / "out/samples").glob("*.png"))))
     assert (sheet.shape[0] - HEADER) % (96 + 3) == 0 and sheet.shape[1] == 3 + 3 * (64 + 3)
-    assert ("tiles with" if len(seen) > 1 else "mammograms with") in err
+    assert "tiles with" in err
 
 
 @pytest.mark.parametrize(

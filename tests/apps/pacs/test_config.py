@@ -9,13 +9,6 @@ BEARER = "Bearer quibble-zephyrine"
 
 
 @pytest.fixture(autouse=True)
-def float32_policy():
-    """In place of the fixture for all tests: nothing here touches Keras, so nothing
-    waits for it.
-    """
-
-
-@pytest.fixture(autouse=True)
 def no_credentials(monkeypatch):
     monkeypatch.delenv("TFMAMMO_PACS_AUTHORIZATION", raising=False)
     monkeypatch.delenv("TFMAMMO_PACS_TARGET_AUTHORIZATION", raising=False)
@@ -39,12 +32,9 @@ def test_addresses():
     ("text", "word"),
     [
         ("https://pacs.hospital/x", "dicomweb://"),
-        ("dicomweb:///x", "dicomweb://HOST"),
         ("dicomweb://host:99999/x", "not an address"),
-        ("dicomweb://user@host/x", "user"),
         ("dicomweb://reader:quibble@host/x", "password"),
         ("dicomweb://host/x?token=a", "dicomweb://HOST"),
-        ("dimse://host:104", "AE_TITLE@HOST:PORT"),
         ("dimse://PACS@host", "AE_TITLE@HOST:PORT"),
         ("dimse://A_TITLE_OF_17_CHARS@host:104", "AE_TITLE@HOST:PORT"),
     ],

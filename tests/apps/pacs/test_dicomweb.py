@@ -22,13 +22,6 @@ dicomweb = pytest.importorskip("tfmammo.apps.pacs.dicomweb")
 IMAGE = nodes.Instance("1.2", "1.3", "1.4")
 
 
-@pytest.fixture(autouse=True)
-def float32_policy():
-    """In place of the fixture for all tests: nothing here touches Keras, so nothing
-    waits for it.
-    """
-
-
 @contextmanager
 def serve(answer, certificate=None):
     """Run a server; `answer(handler)` answers each request. Yields address and headers.

@@ -1,8 +1,6 @@
 """A reader study on small archives in native form and on synthetic sets made of them."""
 
-import csv
 import json
-import multiprocessing
 import re
 import shutil
 import sqlite3
@@ -17,6 +15,7 @@ import pytest
 from scipy import stats
 
 from tests.archives.writers import folder as writer
+from tests.facts import read_csv
 from tests.small_mammograms import make_mammogram, textured_breast
 from tfmammo.apps.reader_study import __main__ as reader_study
 from tfmammo.apps.reader_study import cases as reader_cases
@@ -24,12 +23,11 @@ from tfmammo.apps.reader_study.answers import Answers
 from tfmammo.apps.reader_study.cases import Case, ReaderStudyConfig, Source, draw_cases
 from tfmammo.apps.reader_study.results import ALL, FEW, compute_results, plot_roc, results_table
 from tfmammo.apps.reader_study.session import ReaderStudy, parse_reader_name
-from tfmammo.config import DataConfig, dump, parse
+from tfmammo.config import DataConfig, dump
 from tfmammo.data.patches import Patches
 from tfmammo.data.patients import PATIENTS
 from tfmammo.errors import ConfigError, DataError
 from tfmammo.mammogram import Lesion, hash_id
-from tfmammo.metrics import observer
 from tfmammo.metrics.summary import write_csv
 from tfmammo.synthesis.config import SynthesisConfig
 from tfmammo.synthesis.mammograms import synthesize
@@ -56,26 +54,15 @@ def archives(tmp_path_factory):
     root = tmp_path_factory.mktemp("archives")
     writer.write([mammogram(number) for number in range(60)], root / "real", bits=8)
     shutil.copytree(root / "real", root / "certain")
-    table = rows(root / "real/metadata.csv")
+    table = read_csv(root / "real/metadata.csv")
     write_csv(root / "certain/metadata.csv", [{**row, "kind": "mass"} for row in table])
     data = DataConfig(name="folder", root=root / "certain")
     for mammograms in SYSTEMS:
-        set_config = SynthesisConfig(
-            name="some",
-            data=data,
-            mammograms=mammograms,
-            renderer="poisson",
-            count=16,
-            format="png",
-            seed=3,
+        values = {"mammograms": mammograms, "renderer": "poisson", "count": 16, "seed": 3}
+        synthesize(
+            SynthesisConfig(name="some", data=data, format="png", **values), root / mammograms
         )
-        synthesize(set_config, root / mammograms)
     return root
-
-
-def rows(path):
-    with Path(path).open(newline="", encoding="utf-8") as file:
-        return list(csv.DictReader(file))
 
 
 def make_config(archives, database, **values):
@@ -122,13 +109,6 @@ def decode(png):
     return cv2.imdecode(np.frombuffer(png, np.uint8), cv2.IMREAD_UNCHANGED)
 
 
-def start(config, cases):
-    """Answers in a database with given cases."""
-    answers = Answers(config)
-    answers.begin(cases, "hash")
-    return answers
-
-
 def read(study, reader, right=lambda number: True, rate=lambda real: 6 if real else 1):
     """Answer every case."""
     for number, case in enumerate(study.cases(reader)):
@@ -167,7 +147,7 @@ def test_patients_of_tissue_and_lesion_come_from_the_sets_tables(archives, study
     tissue = {image["file_name"]: image["patient"] for image in content["images"]}
     by_id = {
         hash_id("folder", row["file"][:-4]): {tissue[row["file"]], row["lesion_patient"]}
-        for row in rows(archives / "normal/metadata.csv")
+        for row in read_csv(archives / "normal/metadata.csv")
     }
     assert {len(shown) for shown in by_id.values()} == {2}
     assert [set(shown) for shown in sources.patients] == [
@@ -175,30 +155,15 @@ def test_patients_of_tissue_and_lesion_come_from_the_sets_tables(archives, study
     ]
 
 
-def test_lesions_that_a_synthetic_mammogram_had_before_are_not_shown(archives, study):
-    sources = reader_cases.load_sources(study.config)["all"]
-    annotations = json.loads((archives / "all/annotations.json").read_text())["annotations"]
-    inserted = sum(annotation["synthetic"] for annotation in annotations)
-    assert len(sources.patches) == inserted == 16 < len(annotations)
-
-
 def test_another_folder_has_its_own_patients(archives, config, tmp_path):
     shutil.copytree(archives / "real", tmp_path / "own")
-    table = rows(tmp_path / "own/metadata.csv")
+    table = read_csv(tmp_path / "own/metadata.csv")
     donors = [{"lesion_patient": "p0" * row["file"].startswith("0")} for row in table]
     write_csv(tmp_path / "own/metadata.csv", list(map(or_, table, donors)))
     own = {"own": DataConfig(name="folder", root=tmp_path / "own")}
     sources = reader_cases.load_sources(config(systems=own))
     first = sources["own"].patients[0]
     assert first == sources["real"].patients[0] | {hash_id("folder", "p0")} and len(first) == 2
-
-
-def test_orders_differ_and_are_each_readers_own(study):
-    anna, ben = ([case.number for case in study.cases(reader)] for reader in ("Anna", "Ben"))
-    assert anna != ben and sorted(anna) == sorted(ben)
-    assert anna == [case.number for case in ReaderStudy(study.config).cases("Anna")]
-    firsts = {study.cases(f"reader {number}")[0].number for number in range(60)}
-    assert len(firsts) == 8, "each of the pairs can come first"
 
 
 def test_nothing_shown_reveals_the_truth(study):
@@ -243,17 +208,14 @@ def fake(shown):
 
 
 def test_a_coin_decides_each_side(config):
-    """So that guesses, balanced ones too, are right as often as a binomial distribution says."""
+    """So that a reader who balances guesses is right as often as a binomial distribution says."""
     systems = {"made": config().systems["all"]}
     sources = {"real": fake("abcd"), "made": fake("efgh")}
     options = {"systems": systems, "pairs": 4, "ratings": 0}
     drawn = (draw_cases(config(seed=seed, **options), sources) for seed in range(400))
-    studies = [[case.truth for case in cases] for cases in drawn]
-    rights = [truths.count("left") for truths in studies]
+    guesses = ["left", "left", "right", "right"]
+    rights = [sum(map(eq, [case.truth for case in cases], guesses)) for cases in drawn]
     expected = 400 * stats.binom.pmf(range(5), 4, 0.5)
-    assert stats.chisquare(np.bincount(rights, minlength=5), expected).pvalue > 0.01
-    guesses = ["left", "left", "right", "right"]  # a reader who balances them
-    rights = [sum(map(eq, truths, guesses)) for truths in studies]
     assert stats.chisquare(np.bincount(rights, minlength=5), expected).pvalue > 0.01
 
 
@@ -263,7 +225,6 @@ def test_a_coin_decides_each_side(config):
         (["a", "b", "c"], ["c", "d", "a"], None),  # d must be taken with a or c
         (["a", "a", "b", "c"], ["ca", "d", "e"], None),  # ca would leave b alone
         (["a", "b"], ["ca", "db", "cb"], r"\d of 2 for (real|made)"),
-        (["a", "a", "a"], ["d", "e", "f"], "1 of 2 for real"),
         (["a", "b", "c"], ["de", "ef"], "1 of 2 for made"),
     ],
 )
@@ -282,6 +243,9 @@ def test_few_patients_suffice_if_any_selection_does(config, real, synthetic, mis
 
 
 def test_a_reader_resumes(study):
+    """In an order of the reader's own."""
+    anna, ben = ([case.number for case in study.cases(reader)] for reader in ("Anna", "Ben"))
+    assert anna != ben and sorted(anna) == sorted(ben)
     first = study.next("Anna")
     assert first == study.cases("Anna")[0] and study.answer("Anna", first, "left", 2.0)
     again = ReaderStudy(study.config)
@@ -336,33 +300,6 @@ def test_eight_threads_lose_no_answer_and_store_none_twice(study):
     assert len(study.answers.all()) == 7 * 16 and not study.answers.is_unfinished()
 
 
-def begin_and_answer(config, cases, reader):
-    """In a process of its own: the first makes the database."""
-    answers = start(config, cases)
-    for case in answers.cases():
-        answers.add(reader, case.number, case.allowed[0], 1.0)
-
-
-# Python 3.12 warns of threads, which the children never touch
-@pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")
-def test_processes_that_begin_at_once_share_one_database(study, config):
-    study_config = config()
-    cases = study.cases("Anna")
-    context = multiprocessing.get_context("fork")
-    processes = [
-        context.Process(target=begin_and_answer, args=(study_config, cases, f"r{number}"))
-        for number in range(8)
-    ]
-    for process in processes:
-        process.start()
-    for process in processes:
-        process.join(60)
-    assert [process.exitcode for process in processes] == [0] * 8
-    answers = Answers(study_config).all()
-    assert len(answers) == 8 * 16
-    assert len({(answer.reader, answer.case.number) for answer in answers}) == 8 * 16
-
-
 def test_a_database_of_another_study_is_refused(study):
     for changed in ({"seed": 5}, {"name": "other"}, {"pairs": 2}):
         with pytest.raises(ConfigError, match="answers.sqlite"):
@@ -413,15 +350,6 @@ def test_the_database_holds_pseudonyms_alone(study, archives):
 # Config
 
 
-def test_a_config_survives_its_file(config, tmp_path):
-    study_config = config()
-    (tmp_path / "study.yaml").write_text(dump(study_config))
-    again = parse(ReaderStudyConfig, tmp_path / "study.yaml")
-    assert again == study_config and again.identity() == study_config.identity()
-    # how patches are cut is real's
-    assert {data.size for data in study_config.systems.values()} == {32}
-
-
 SET = {"name": "folder", "root": "x"}
 
 
@@ -446,10 +374,9 @@ def test_bad_configs_name_the_key(config, values, key):
 def test_damaged_sets_are_named(archives, config, tmp_path, damage):
     shutil.copytree(archives / "all", tmp_path / "set")
     study_config = config(systems={"made": DataConfig(name="folder", root=tmp_path / "set")})
-    known = json.loads((tmp_path / "set" / PATIENTS).read_text())
-    (tmp_path / "set" / PATIENTS).write_text(
-        json.dumps(known | {"mammograms": []}) if damage == "patients" else "[1]"
-    )
+    file = tmp_path / "set" / PATIENTS
+    less = json.dumps(json.loads(file.read_text()) | {"mammograms": []})
+    file.write_text(less if damage == "patients" else "[1]")
     with pytest.raises(DataError, match=r"set: .*patients\.json"):
         ReaderStudy(study_config)
 
@@ -485,34 +412,14 @@ def test_results_are_those_of_the_answers(study):
     assert [line.get_label() for line in axes.get_lines()][1:] == list(SYSTEMS)
 
 
-def test_one_readers_result_is_the_observers(config):
-    """With answers written straight into a database: eight pairs, six of them right."""
-    study_config = config(systems={"all": config().systems["all"]}, pairs=8, ratings=6)
-    sides = [("choice", "all", side, "r", "s") for side in ["left", "right"] * 4]
-    kinds = [("rating", "all", "real", "r", ""), ("rating", "all", "synthetic", "", "s")] * 3
-    cases = [Case(number, *rest) for number, rest in enumerate(sides + kinds, 1)]
-    answers = start(study_config, cases)
-    values = ["left"] * 4 + ["left", "right"] * 2 + [6, 2, 3, 3, 5, 1]
-    for case, value in zip(cases, values, strict=True):
-        answers.add("Anna", case.number, str(value), 1)
-    (result,) = compute_results(study_config, answers)
-    assert result.choices == observer.estimate_choices([True] * 6 + [False] * 2)
-    expected = observer.estimate_ratings([1, 0, 1, 0, 1, 0], [6, 2, 3, 3, 5, 1])
-    assert (result.ratings.real, result.ratings.synthetic) == (3, 3)
-    assert result.ratings.area.value == expected.area.value == pytest.approx(8.5 / 9)
-    assert np.isnan(result.ratings.area.low), "three of either kind"
-    (line,) = results_table([result], "tiny").body
-    assert line[:3] == ["all", "Anna", "6 of 8: 0.75\n[0.35, 0.97]"]
-    assert line[4:6] == ["0.289", "3, 3"]
-
-
 def test_p_is_corrected_for_the_systems_of_a_reader(config):
     """Holm doubles the smaller p: one system has eight right of eight, the other six."""
     study_config = config(pairs=8, ratings=0)
     cases = [
         Case(number, "choice", SYSTEMS[number % 2], "left", "r", "s") for number in range(1, 17)
     ]
-    answers = start(study_config, cases)
+    answers = Answers(study_config)
+    answers.begin(cases, "hash")
     for reader in ("Anna", "Ben"):  # whose number of systems is no further correction
         for case in cases:
             answers.add(reader, case.number, "right" if case.number in (1, 3) else "left", 1)
@@ -556,12 +463,12 @@ def test_results_and_export_need_no_archive(study, command, archives):
     gone = ["--set", "real.root=gone", "systems.all.root=gone", "systems.normal.root=gone"]
     code, said = command("results", "--output", "out", *gone)
     assert code == 0 and "Anna" in said and Path("out/roc.png").stat().st_size > 5000
-    table = rows("out/results.csv")
+    table = read_csv(Path("out/results.csv"))
     assert len(table) == 2 * 3 and table[0]["choices"] == ""
     assert table[2] | {"choices": "8", "auc": "1.0"} == table[2]
     assert "nan" not in Path("out/results.csv").read_text()
     code, said = command("export", *gone)
-    answers = rows("answers.csv")
+    answers = read_csv(Path("answers.csv"))
     assert code == 0 and len(answers) == 32
     assert {(row["study"], row["seconds"]) for row in answers} == {("tiny", "1.5")}
     for row in answers:
@@ -572,12 +479,9 @@ def test_results_and_export_need_no_archive(study, command, archives):
             assert row["correct"] == "" and row["rating"] == row["answer"] == expected
 
 
-def test_cases_are_drawn_and_counted(command):
+def test_cases_are_drawn_and_what_is_missing_is_one_line(command):
     code, said = command("cases", "--set", "database=new/answers.sqlite")
     assert code == 0 and "16 cases" in said and Path("new/answers.sqlite").is_file()
-
-
-def test_what_is_missing_is_one_line(command):
     code, said = command("results", "--set", "database=none.sqlite")
     assert (code, said.count("\n")) == (2, 1) and "none.sqlite" in said
     code, said = command("export")

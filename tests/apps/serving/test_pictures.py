@@ -6,6 +6,7 @@ import json
 import shutil
 import tempfile
 from pathlib import Path
+from unittest import mock
 
 import cv2
 import mlflow
@@ -17,6 +18,7 @@ from PIL import Image
 from pydantic import ValidationError
 
 from tests.known_networks import KnownCAN
+from tests.small_mammograms import textured_breast
 from tfmammo.apps.serving import pictures
 from tfmammo.apps.serving.__main__ import lay_out, main, register
 from tfmammo.apps.serving.pictures import NetworkConfig, Service, ServiceConfig
@@ -30,13 +32,7 @@ from tfmammo.synthesis.editor import EditorConfig
 from tfmammo.tracking.export import export, load, load_onnx
 
 SIZE = 16
-
-
-def breast():
-    row, col = np.mgrid[:200, :150]
-    inside = ((row - 100) / 94) ** 2 + (col / 128) ** 2 < 1
-    texture = 0.4 + 0.02 * np.random.default_rng(0).standard_normal((200, 150))
-    return np.where(inside, texture, 0).astype(np.float32)
+BREAST = textured_breast(0)[..., 0]
 
 
 def encoded(image, bits=16):
@@ -96,7 +92,11 @@ def square(rows, cols):
 @pytest.mark.parametrize(("rows", "cols"), [(SIZE, SIZE), (64, 64), (48, 80)])
 def test_an_image_is_outlined_at_its_own_size(inverter, rows, cols):
     image = square(rows, cols)
-    forms = [{"image": encoded(image)}, pixels(image), {"image": encoded(image, 8)}]
+    text = encoded(image)
+    forms = [{"image": text}, pixels(image), {"image": encoded(image, 8)}]
+    # as `base64 FILE` writes it, in lines, and as a page does
+    forms.append({"image": base64.encodebytes(base64.b64decode(text)).decode()})
+    forms.append({"image": f" data:image/png;base64,{text}\n"})
     for answer in inverter.answer(forms):
         mask = decoded(answer["mask"])
         assert mask.shape == (rows, cols) and decoded(answer["probability"]).shape == (SIZE, SIZE)
@@ -120,33 +120,18 @@ def test_a_network_takes_the_sizes_of_its_training_patches_only(exported):
     assert whole["box"] == [12, 20, 36, 60]
 
 
-def test_base64_is_read_as_tools_write_it(inverter):
-    """`base64 FILE` breaks lines at 76 characters; a page writes a data URI."""
-    text = encoded(square(32, 32))
-    lines = base64.encodebytes(base64.b64decode(text)).decode()
-    assert "\n" in lines
-    expected = inverter.answer([{"image": text}])
-    for written in (lines, lines.replace("\n", "\r\n"), f" data:image/png;base64,{text}\n"):
-        assert inverter.answer([{"image": written}]) == expected
-
-
 def test_images_come_in_groups_of_eight_and_work_stops_when_the_client_has_gone(can):
     service = loaded(can)
     seen = []
     call = service.call
     service.call = lambda **named: seen.append(len(named["image"])) or call(**named)
-    images = [pixels(np.full((SIZE, SIZE), grey)) for grey in np.linspace(0.1, 0.4, 27)]
+    images = [pixels(np.full((SIZE, SIZE), 0.1))] * 27
     images[13] = pixels(square(SIZE, SIZE))
     boxes = [answer["box"] for answer in service.answer(images)]
     assert seen == [8, 8, 8, 3] and [number for number, box in enumerate(boxes) if box] == [13]
-    calls = []
-
-    def proceed():
-        calls.append(1)
-        if len(calls) > 27 + 2:  # each image is read, then two groups are computed
-            raise TimeoutError
-
     seen.clear()
+    # each image is read, then two groups are computed
+    proceed = mock.Mock(side_effect=[None] * (27 + 2) + [TimeoutError])
     with pytest.raises(TimeoutError):
         service.answer(images, proceed)
     assert seen == [8, 8]
@@ -179,17 +164,11 @@ def test_the_generator_goes_from_masks_to_patches(can):
 
 
 def test_a_lesion_is_inserted(synthesiser, tmp_path):
-    request = {
-        "image": encoded(breast()),
-        "laterality": "L",
-        "centre": [100, 60],
-        "size": [22, 18],
-        "shape": "oval",
-        "seed": 5,
-    }
+    place = {"laterality": "L", "centre": [100, 60], "size": [22, 18], "shape": "oval"}
+    request = {"image": encoded(BREAST), "seed": 5, **place}
     answer, same = synthesiser.answer([request, request])
     assert answer == same  # the number of an upload in its request does not matter
-    before = np.rint(breast() * 65535)
+    before = np.rint(BREAST * 65535)
     image = decoded(answer["image"])
     inside = decoded(answer["mask"]) > 0
     assert answer["box"] == answer["recipe"]["lesions"][0]["box"] and answer["kind"] == "mass"
@@ -218,7 +197,6 @@ def bomb():
         ({"image": "", "pixels": [[0.5]]}, "give image or pixels"),
         ({"image": "§§§"}, "image is not in base64"),
         ({"image": ""}, "can't be read as an image"),
-        ({"image": "data:image/png;base64,§§§"}, "image is not in base64"),
         ({"image": base64.b64encode(b"MZ" * 500).decode()}, "can't be read as an image"),
         (
             {"image": base64.b64encode(b"\0" * 128 + b"DICM" + b"\xff" * 500).decode()},
@@ -226,20 +204,16 @@ def bomb():
         ),
         ({"image": truncated()}, "can't be read as an image"),
         ({"image": bomb()}, "can't be read|more than"),
-        ({"pixels": []}, "pixels"),
         ({"pixels": [[0.1], [0.1, 0.2]]}, "pixels"),
         ({"pixels": [[0.1, 1.5]]}, r"pixels.*\[0, 1\]"),
         ({"pixels": [[0.1, float("nan")]]}, "pixels.*nan"),
-        ({"pixels": "x"}, "pixels"),
         ({"pixels": [["0.5"]]}, "pixels"),
         ({"pixels": [[True]]}, "pixels"),
         ({"pixels": [[10**400]]}, "pixels"),
         ({"pixels": [[[0.5]]]}, "pixels"),
-        ({"pixels": [[1e39]]}, "pixels"),
         ({"pixels": [[0.5, 0.5]], "laterality": "left"}, "laterality"),
         ({"pixels": [[0.5, 0.5]], "patient": "Doe"}, "patient"),
         ({"pixels": [[0.5, 0.5]], "spacing": [0.1, -1]}, "spacing"),
-        ({"image": None}, "give image or pixels"),
     ],
 )
 def test_a_bad_image_is_one_sentence(inverter, item, message):
@@ -252,11 +226,11 @@ def test_a_bad_image_is_one_sentence(inverter, item, message):
 
 
 def test_an_edit_that_is_impossible_names_its_number(synthesiser):
-    request = {"pixels": breast().tolist(), "centre": [190, 140], "size": [22, 18], "shape": "oval"}
+    request = {"pixels": BREAST.tolist(), "centre": [190, 140], "size": [22, 18], "shape": "oval"}
     with pytest.raises(DataError, match=r"^inputs\[0\]"):
         synthesiser.answer([request])
     with pytest.raises(ConfigError, match=r"^inputs\[0\]: .*centre"):
-        synthesiser.answer([pixels(breast())])
+        synthesiser.answer([pixels(BREAST)])
 
 
 EDITOR = {"renderer": "poisson", "lesions": {"name": "phantom"}}
@@ -392,7 +366,7 @@ def test_findings_of_the_pipeline(monkeypatch):
 
     monkeypatch.setattr(pictures, "build_report", lambda result, _: len(result.findings))
     service = pictures.PipelineService(FixedPipeline())
-    image = pixels(breast())
+    image = pixels(BREAST)
     shown, plain = service.answer([image | {"overlay": True}, image])
     assert shown["report"] == 2 and shown["masks"][1] is None
     np.testing.assert_array_equal(coco.decode(shown["masks"][0], "mask"), mask)

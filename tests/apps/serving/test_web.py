@@ -1,9 +1,6 @@
 """Who may ask the servers, and the private folder of their temporary files."""
 
 import asyncio
-import stat
-import tempfile
-from pathlib import Path
 
 import httpx
 import pytest
@@ -21,18 +18,18 @@ def ask(headers, names=(), host="127.0.0.1", method="GET"):
     return asyncio.run(work())
 
 
-@pytest.mark.parametrize("host", ["127.0.0.1:7860", "localhost:7860", "LOCALHOST", "[::1]:7860"])
-def test_own_names_are_answered(host):
-    assert ask({"host": host, "origin": f"http://{host}"}).text == "ok"
-    assert ask({"host": host}).text == "ok"
-
-
 @pytest.mark.parametrize(
-    "host", ["evil.example:7860", "127.0.0.1.evil.example", "localhost.evil.example", "", "[::1"]
+    ("hosts", "status"),
+    [
+        (["127.0.0.1:7860", "localhost:7860", "LOCALHOST", "[::1]:7860"], 200),
+        # DNS rebinding: the page of evil.example, whose name now means 127.0.0.1
+        (["evil.example:7860", "127.0.0.1.evil.example", "localhost.evil.example", "[::1"], 400),
+    ],
 )
-def test_a_name_that_was_made_to_lead_to_this_machine_is_refused(host):
-    """DNS rebinding: the page of evil.example, whose name now means 127.0.0.1."""
-    assert ask({"host": host, "origin": f"http://{host}"}).status_code == 400
+def test_own_names_alone_are_answered(hosts, status):
+    for host in hosts:
+        assert ask({"host": host, "origin": f"http://{host}"}).status_code == status
+        assert ask({"host": host}).status_code == status
 
 
 @pytest.mark.parametrize(
@@ -51,7 +48,6 @@ def test_names_and_addresses_may_be_added():
     for listening in ("127.0.0.1", "0.0.0.0"):
         names = ["Reading-Room.hospital.example", "10.0.0.7"]
         assert ask(proxy, names, listening).text == "ok"
-        assert ask({"host": "10.0.0.7:80"}, names, listening).text == "ok"
         assert ask({"host": "evil.example"}, names, listening).status_code == 400
 
 
@@ -67,11 +63,3 @@ def test_a_port_in_use_is_one_sentence():
         port = listener.getsockname()[1]
         with pytest.raises(OSError, match=f"^127.0.0.1:{port}: can't listen"):
             web.listen("127.0.0.1", port)
-
-
-def test_a_folder_is_private_and_is_removed(tmp_path, monkeypatch):
-    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
-    with web.private_folder("tfmammo_x_") as folder:
-        assert stat.S_IMODE(folder.stat().st_mode) == 0o700
-        assert Path(tempfile.mkdtemp()).parent == folder
-    assert list(tmp_path.iterdir()) == [] and tempfile.gettempdir() == str(tmp_path)

@@ -1,6 +1,5 @@
 """Pairs that differ by one lesion, scores, and a whole stress test with blob detectors."""
 
-import csv
 import json
 import sys
 from dataclasses import replace
@@ -11,6 +10,7 @@ import numpy as np
 import pytest
 
 from tests.commands import run_module_here
+from tests.facts import read_csv
 from tfmammo import archives
 from tfmammo.apps.stress import pairs, prediction, scoring
 from tfmammo.apps.stress.__main__ import choose
@@ -94,8 +94,7 @@ def test_the_command_takes_one_detector_and_some_methods():
     assert chosen.detectors == {"detector": "runs/x"} and list(chosen.methods) == ["b"]
     with pytest.raises(ConfigError, match="--method: the config has no c"):
         choose(config, None, ["c"])
-    three = dict.fromkeys("xyz", "none")
-    several = make_config(detectors=three, unseen=DATA)
+    several = make_config(detectors=dict.fromkeys("xyz", "none"), unseen=DATA)
     with pytest.raises(ConfigError, match="needs three detectors"):
         choose(several, "runs/x", None)
 
@@ -124,9 +123,7 @@ def test_training_patients_of_a_detector_are_skipped():
     assert left and not known & {each.patient_id for each in left}
     assert set(skipped.reasons.values()) == {"a detector was trained on its patient"}
     assert len(left) + len(skipped) == len(every)
-    config = make_config(
-        data=DATA, mammograms="all", methods={"a": MethodConfig(renderer="paste")}, pairs=6
-    )
+    config = make_config(mammograms="all", methods={"a": MethodConfig(renderer="paste")}, pairs=6)
     made = list(pairs.make_pairs(config, detectors, Skipped()))
     assert made and not known & {pair.before.patient_id for pair in made}
     inserter = Inserter.load("a", config.methods["a"], config, detectors)
@@ -151,9 +148,7 @@ def test_an_archive_without_lesions_has_no_removals(monkeypatch):
 
 
 def test_unseen_mammograms_are_checked_before_anything_is_detected():
-    config = make_config(
-        detectors={name: "none" for name in "abc"}, unseen=DataConfig(phantoms=PHANTOMS)
-    )
+    config = make_config(detectors=dict.fromkeys("abc", "none"), unseen=DATA)
     every = phantom.read(count=PHANTOMS)
     fit = [each for each in every if is_normal(each) or select_lesions(each, config.unseen)]
     assert len(prediction.list_unseen({}, config)) == len(fit)
@@ -270,9 +265,6 @@ def test_a_stress_score_that_ranks_as_recall_does_predicts_it():
     turned = dict(zip("abcdef", list(matches.values())[::-1], strict=True))
     (wrong,) = prediction.predict(trials, turned, patients, config)
     assert wrong.correlation == pytest.approx(-1.0) and wrong.verdict == "predicts the reverse"
-    shuffled = dict(zip("abcdef", [matches[name] for name in "dafceb"], strict=True))
-    (none,) = prediction.predict(trials, shuffled, patients, config)
-    assert none.verdict == "predicts nothing that these detectors and patients show"
 
 
 def test_more_methods_need_a_smaller_p():
@@ -305,35 +297,20 @@ def test_scores_and_recalls_that_cannot_be_ranked():
 
 @pytest.mark.long
 def test_blobs_with_more_noise_find_less(repository, tmp_path, tracking_uri):
-    program = f"command: {sys.executable} {repository}/tests/blobs.py"
-    detectors = {
-        f"noise {noise:g}": f"{program} {{images}} {{boxes}} --noise {noise}"
-        for noise in (0, 0.05, 0.2)
-    }
-    config = {
-        "data": {"phantoms": 12},
-        "detectors": detectors,
-        "methods": {"drawn": {"renderer": "drawn"}, "poisson": {"renderer": "poisson"}},
-        "contrasts": [0.02, 0.08, 0.3],
-        "sizes": [8],
-        "softness": [0],
-        "places": ["central"],
-        "pairs": 12,
-        "removals": 2,
-        "unseen": {"phantoms": 12, "seed": 1},
-        "batch": 100,
-        "samples": 10,
-        "fppi": 1,
-        "tracking_uri": tracking_uri,
-    }
+    program = f"command: {sys.executable} {repository}/tests/blobs.py {{images}} {{boxes}} --noise"
+    detectors = {f"noise {noise}": f"{program} {noise}" for noise in (0, 0.05, 0.2)}
+    config = {"data": {"phantoms": 12}, "unseen": {"phantoms": 12, "seed": 1}}
+    config |= {"detectors": detectors, "tracking_uri": tracking_uri, "places": ["central"]}
+    config |= {"methods": {name: {"renderer": name} for name in ("drawn", "poisson")}}
+    config |= {"contrasts": [0.02, 0.08, 0.3], "sizes": [8], "softness": [0], "fppi": 1}
+    config |= {"pairs": 12, "removals": 2, "batch": 100, "samples": 10}
     file = tmp_path / "stress.yaml"
     file.write_text(json.dumps(config), encoding="utf-8")  # which is YAML, too
     done = run_module_here("tfmammo.apps.stress", "--config", file, "--output", tmp_path / "out")
     assert done.returncode == 0, done.stderr
     summary = json.loads((tmp_path / "out/summary.json").read_text())
     assert summary["skipped"] < 12
-    with (tmp_path / "out/pairs.csv").open() as file:
-        rows = list(csv.DictReader(file))
+    rows = read_csv(tmp_path / "out/pairs.csv")
     plain = [row for row in rows if row["method"] == "drawn" and row["wanted_contrast"] == "0.3"]
     found = {
         name: np.mean([int(row["found"]) for row in plain if row["detector"] == name])
