@@ -44,14 +44,6 @@ def size(lesion):
     return bottom - top, right - left
 
 
-def test_the_box_of_two_outlines_holds_both():
-    outlines = make_square(5, 10, 8).outlines + make_square(25, 30, 8).outlines
-    two = make_mammogram(Lesion("mass", (5, 10, 33, 38), outlines))
-    for mirrored, expected in ((False, (5, 10, 33, 38)), (True, (5, COLS - 38, 33, COLS - 10))):
-        (lesion,) = transform(two, mirrored=mirrored).lesions
-        assert lesion.box == expected and len(lesion.outlines) == 2
-
-
 def test_a_mirrored_image_and_its_lesion_are_numpys():
     pixels = np.random.default_rng(0).random((ROWS, COLS, 1), np.float32)
     facts = {"laterality": "L", "spacing": (0.1, 0.2)}

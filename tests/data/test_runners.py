@@ -114,20 +114,6 @@ def test_a_worker_that_is_killed_stops_the_work(work):
         runners.run(["a", "b"], work.die, Runner(2))
 
 
-def test_one_process_is_this_one_and_so_is_that_of_a_single_part(work, tmp_path):
-    runners.run([tmp_path / "a", tmp_path / "b"], work.note_process, Runner(1))
-    runners.run([tmp_path / "c"], work.note_process, Runner(8))
-    runners.run([], work.note_process, Runner(8))
-    assert {(tmp_path / name).read_text() for name in "abc"} == {str(os.getpid())}
-
-
-def test_progress_is_logged_now_and_then(caplog):
-    caplog.set_level("INFO")
-    runners._log_progress(iter([None] * 5), 5, every=100)
-    runners._log_progress(iter([None] * 3), 5, every=0)
-    assert caplog.messages == [f"{count} of 5 parts" for count in (1, 2, 3)]
-
-
 @pytest.mark.long
 def test_nothing_imports_beam_unless_asked_to(tmp_path, monkeypatch):
     """A package of its name that can't be imported shows it, in every process."""

@@ -210,11 +210,8 @@ def test_no_draw_of_the_papers_training_equals_a_test_copy_unless_draws_are_turn
         draws = np.concatenate([batch["image"] for batch in drawn.as_numpy_iterator()])
     seen = {image.tobytes() for image in draws}
     assert sum(image.tobytes() in seen for image in test.images) == shared == len(test) * turned
-
-
-def test_only_the_papers_split_switches_turned_draws_off():
-    assert DataConfig().turn_draws and OFFICIAL.turn_draws
-    assert not DataConfig(augment=False).turn_draws and not DataConfig(split="paper").turn_draws
+    assert OFFICIAL.turn_draws and not config.turn_draws
+    assert not DataConfig(augment=False).turn_draws
 
 
 def test_paper_with_few_patches_scales_the_test_set(caplog):
@@ -288,18 +285,6 @@ def test_nothing_to_stratify_by_is_an_error():
     for stratify in ("pathology", "shape"):
         with pytest.raises(DataError, match="data.stratify"):
             split(make_patches(shapes=np.full(30, "round-oval")), DataConfig(stratify=stratify))
-
-
-@pytest.mark.parametrize("stratify", ["none", "pathology"])
-def test_split_follows_the_config(stratify):
-    pathologies = np.where(np.isin(IDS, ["a", "c", "e"]), "malignant", "benign")
-    some = make_patches(pathologies=pathologies)
-    classes = () if stratify == "none" else (pathologies,)
-    for fold in range(3):
-        parts = split(some, DataConfig(folds=3, fold=fold, seed=5, stratify=stratify))
-        expected = split_by_patient(IDS, 3, fold, 5, *classes)
-        for part, rows in zip(parts, expected, strict=True):
-            assert part.ids.tolist() == some.ids[rows].tolist()
 
 
 # Saved splits
@@ -411,14 +396,3 @@ def test_the_halves_of_what_is_held_out_share_no_patient_whatever_patches_there_
     alone = select(held_out, np.isin(held_out.patient_ids, sorted(halves[1])))
     with pytest.raises(DataError, match="one half"):
         halve(alone, archive, config)
-
-
-def test_a_split_file_of_fewer_patients_than_the_archive_has_is_halved(tmp_path):
-    path = tmp_path / "split.json"
-    known = make_archive("abcdef")
-    save(path, describe(known, DataConfig(folds=2), "folder"))
-    config = DataConfig(folds=2, split_file=path)
-    everybody = split(known, config)[1].patient_ids
-    held_out = select(make_patches(), np.isin(IDS, everybody))
-    parts = halve(held_out, make_archive("abcdefghi"), config)
-    assert sum(len(set(part.patient_ids.tolist())) for part in parts) == 3
