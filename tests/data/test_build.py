@@ -3,11 +3,6 @@
 import csv
 import hashlib
 import json
-import os
-import signal
-import subprocess
-import sys
-import time
 from pathlib import Path
 
 import cv2
@@ -19,6 +14,7 @@ from pydicom.uid import RLELossless
 from tests.archives.writers import inbreast as writer
 from tests.commands import run_module
 from tests.small_mammograms import make_mammogram
+from tfmammo import filesystem
 from tfmammo.archives import inbreast
 from tfmammo.archives.files import make_pseudonym
 from tfmammo.config import AddedConfig, DataConfig, dump
@@ -276,16 +272,11 @@ def test_another_config_is_refused_by_its_keys(built, config, tmp_path):
     assert read_files(built) == before and not (tmp_path / "new").exists()
 
 
-def test_another_archive_is_refused_and_a_moved_one_is_not(built, config, archive, tmp_path):
-    before = read_files(built)
-    moved = archive.rename(tmp_path / "moved")
-    same = change(config, root=moved, fold=2, augment=False)
-    build(same, built)
-    assert read_files(built) == before
-    outlines = moved / "AllXML"
-    (outlines / "20000001.xml").write_bytes((outlines / "20000002.xml").read_bytes())
-    with pytest.raises(ConfigError, match="content of the archive"):
-        build(same, built)
+def test_a_second_build_in_one_folder_is_refused(built, config):
+    with (built / ".lock").open("a") as other:
+        assert filesystem.take_lock(other) is True
+        with pytest.raises(ConfigError, match="another process is at work"):
+            build(config, built)
 
 
 def test_where_no_patch_is_left(config, archive, tmp_path):
@@ -294,34 +285,6 @@ def test_where_no_patch_is_left(config, archive, tmp_path):
     with pytest.raises(DataError, match="20000001"):
         build(config, tmp_path / "out")
     assert len(read_failures(tmp_path / "out")) == 5  # the two without masses are not opened
-
-
-@pytest.mark.long
-def test_a_second_build_in_one_folder_is_refused_and_the_first_one_ends_well(tmp_path, repository):
-    """The first is held while its shard is half-written, so that the second surely meets it."""
-    out = tmp_path / "out"
-    data = DataConfig(size=16, phantoms=12)
-    tiny = BuildConfig(name="tiny", data=data, build=ShardConfig(shard_mammograms=12))
-    (tmp_path / "config.yaml").write_text(dump(tiny), encoding="utf-8")
-    arguments = ["--config", str(tmp_path / "config.yaml"), "--output", str(out)]
-    command = [sys.executable, "-m", "tfmammo.data.build", *arguments]
-    environment = {**os.environ, "PYTHONPATH": str(repository)}
-    pipes = {"stderr": subprocess.PIPE, "text": True, "env": environment}
-    with subprocess.Popen(command, cwd=repository, **pipes) as first:
-        try:
-            while not list(out.glob(".shard*.part")):
-                assert first.poll() is None, first.communicate()[1]
-                time.sleep(0.05)
-            first.send_signal(signal.SIGSTOP)
-            second = run_module("tfmammo.data.build", *arguments)
-            first.send_signal(signal.SIGCONT)
-            said = first.communicate(timeout=200)[1]
-        finally:
-            first.kill()
-    last = second.stderr.splitlines()[-1]
-    assert second.returncode == 2 and last.startswith(f"error: {out}: another process is at work")
-    assert first.returncode == 0, said
-    assert read_manifest(out).count > 0
 
 
 @pytest.mark.slow

@@ -16,7 +16,7 @@ from tfmammo.data.extraction import (
     make_sampler,
     make_shape_patches,
 )
-from tfmammo.data.patches import Patch, stack_patches
+from tfmammo.data.patches import stack_patches
 from tfmammo.data.whole import make_whole
 from tfmammo.errors import DataError
 from tfmammo.mammogram import Lesion, MaskedLesion, Skipped
@@ -83,23 +83,6 @@ def test_padding_is_black_and_outside_the_mask():
     two = make_noisy(whole, make_rectangle(10, 10, 30, 30))
     assert extract(two, skipped=skipped, context=1.5).ids.tolist() == ["a#1"]
     assert "lesion 0: its patch is larger than the mammogram" in skipped.reasons["a"]
-
-
-def test_pixels_are_read_once_and_only_where_wanted():
-    reads = []
-
-    def read():
-        reads.append(1)
-        return draw_noise()
-
-    asymmetry = make_rectangle(10, 10, 20, 20, kind="asymmetry")
-    mammogram = make_noisy(SQUARE, make_rectangle(10, 10, 20, 20), read=read)
-    extract(mammogram, make_noisy(asymmetry, name="b", read=read), make_noisy(read=read))
-    assert len(reads) == 1
-    # random ones, one at a time
-    stream = extract_patches(mammogram, configure(), Skipped(), 10**9)
-    assert len(reads) == 1
-    assert isinstance(next(stream), Patch) and next(stream).id[3:] == "@1" and len(reads) == 2
 
 
 def test_a_mask_file_is_read_for_wanted_kinds_only_and_a_broken_one_is_a_skip():
@@ -225,6 +208,17 @@ def find_corner(patch, image):
     windows = np.lib.stride_tricks.sliding_window_view(image[..., 0], patch.shape[:2])
     ((top, left),) = np.argwhere(np.isclose(windows, patch[..., 0], atol=1e-6).all(axis=(2, 3)))
     return int(top), int(left)
+
+
+def test_patches_near_a_lesion_hold_as_much_breast_as_asked_for():
+    image = draw_noise() * np.float32(0.5) + np.float32(0.5)
+    image[:, 60:] = 0  # background
+    record = make_noisy(make_rectangle(48, 50, 52, 58), read=lambda: image, laterality="L")
+    dark, any_dark = (
+        (draw(record, **asked).images == 0).mean(axis=(1, 2, 3))
+        for asked in ({}, {"lesion_tissue": 0})
+    )
+    assert len(dark) == 30 and 0 < dark.max() <= 0.1 and any_dark.max() > 0.2
 
 
 def test_offset_patches_are_windows_near_the_lesion():

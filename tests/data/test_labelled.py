@@ -1,5 +1,7 @@
 """Labelled patches of lesions and of normal tissue: their classes, and the windows of both."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -82,14 +84,6 @@ def test_a_missing_class_is_one_sentence(pathologies, named):
         label(make_records(*pathologies))
 
 
-def test_every_lesion_counts_where_pathology_is_not_asked_for():
-    patches = label(make_records("malignant", "benign", ""), malignant=False)
-    assert set(patches.labels) == {0, 2} and patches.balanced_classes == 2
-    np.testing.assert_array_equal(patches.labels == 2, patches.kinds == "normal")
-    near = {name.partition("#")[0] for name in patches.ids[patches.labels == 0]}
-    assert near == {"m0", "m1", "m2"}
-
-
 # Windows
 
 
@@ -114,6 +108,16 @@ def test_tissue_has_the_windows_of_lesions(mammograms):
         np.testing.assert_allclose(
             np.percentile(drawn, quartiles), np.percentile(windows, quartiles), rtol=0.1
         )
+
+
+def test_resampled_mammograms_have_smaller_windows(mammograms):
+    """Half as many px a mm, so windows of half as many px, which are enlarged twice as much."""
+    records = [replace(record, spacing=(0.1, 0.1)) for record in mammograms]
+    ids = [f"{record.image_id}#0" for record in records]
+    preprocess = DATA.preprocess.model_copy(update={"spacing": 0.2})
+    coarse = DATA.model_copy(update={"preprocess": preprocess})
+    doubled = [2 * value for value in measure_scale(records, DATA, ids)]
+    assert measure_scale(records, coarse, ids) == pytest.approx(doubled)
 
 
 def test_blending_draws_tissue_at_that_scale(mammograms):

@@ -43,15 +43,10 @@ def test_the_fingerprint_follows_the_contents():
     images[0, 0, 0, 0] = 0
     masks = some.masks.copy()
     masks[0, 0, 0, 0] ^= 1
-    others = [
-        replace(some, images=images),
-        replace(some, masks=masks),
-        replace(some, patient_ids=some.patient_ids[::-1]),
-        replace(some, ids=some.ids[::-1]),
-        some.with_labels([1, 2, 3]),
-        some.with_labels([1, 2, 4]),
-        some.take([1, 0, 2]),
-    ]
+    changes = {"images": images, "masks": masks, "patient_ids": some.patient_ids[::-1]}
+    changes["ids"] = some.ids[::-1]
+    others = [replace(some, **{name: value}) for name, value in changes.items()]
+    others += [some.with_labels([1, 2, 3]), some.with_labels([1, 2, 4]), some.take([1, 0, 2])]
     assert len({some.fingerprint(), *(other.fingerprint() for other in others)}) == 8
     facts = {name: np.array(["x", "yy", ""]) for name in FACTS}
     same = replace(some, patient_ids=some.patient_ids.astype("<U40"), **facts)

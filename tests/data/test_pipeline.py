@@ -76,13 +76,6 @@ def records(tmp_path):
     return make
 
 
-@pytest.fixture(params=[16, 2**25])
-def block(request, monkeypatch):
-    """How many records are shuffled at once: fewer than there are, or more."""
-    monkeypatch.setattr(pipeline, "BLOCK_BYTES", request.param * 2 * 16)
-    return request.param
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize(("is_streamed", "augment"), [(0, 0), (0, 1), (1, 1)])
 def test_the_same_seed_gives_the_same_batches_whatever_the_global_seed(
@@ -97,9 +90,13 @@ def test_the_same_seed_gives_the_same_batches_whatever_the_global_seed(
     assert not np.array_equal(found[1], found[2])
 
 
-@pytest.mark.parametrize("start", [1, 2, 5, 9])
-def test_start_step_equals_skipping(start):
-    data = patches(5)  # batches of 3 cross the epochs' borders
+@pytest.mark.slow
+@pytest.mark.parametrize("start", [2, 9, 29])
+@pytest.mark.parametrize("is_streamed", [False, True])
+def test_start_step_equals_skipping(records, monkeypatch, start, is_streamed):
+    monkeypatch.setattr(pipeline, "BLOCK_BYTES", 16 * 2 * 16)
+    # batches of 3 cross the borders of epochs of 5, or of blocks (16, 32) and epochs (40, 80)
+    data = records(40, 7) if is_streamed else patches(5)
     whole = drawn(data, start + 4, batch_size=3, augment=True)
     rest = drawn(data, 4, batch_size=3, augment=True, start_step=start)
     np.testing.assert_array_equal(rest, whole[:, start:])
@@ -166,8 +163,12 @@ def test_two_replicas_share_the_batches_of_one(tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("count", "shards"), [(1, 1), (40, 7)])
-def test_every_epoch_is_a_permutation_of_what_loading_gives(records, block, count, shards):
+@pytest.mark.parametrize(("count", "shards", "block"), [(1, 1, 16), (40, 7, 16), (40, 7, 2**25)])
+def test_every_epoch_is_a_permutation_of_what_loading_gives(
+    records, monkeypatch, count, shards, block
+):
+    """Fewer records are shuffled at once than there are, or all."""
+    monkeypatch.setattr(pipeline, "BLOCK_BYTES", block * 2 * 16)
     for data in (records(count, shards), patches(count)):
         order = draw_epochs(data, count, 3)
         assert count == 1 or len(np.unique(order, axis=0)) == 3
@@ -175,15 +176,6 @@ def test_every_epoch_is_a_permutation_of_what_loading_gives(records, block, coun
 
 def test_only_the_wanted_records_come(records):
     draw_epochs(records(12, 3).take([11, 1, 2, 0]), 4, 2)
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("start", [6, 29])
-def test_a_stream_that_starts_later_equals_skipping(records, block, start):
-    data = records(40, 7)  # batches of 3 cross the borders of blocks (16, 32) and epochs (40, 80)
-    whole = drawn(data, start + 4, batch_size=3, augment=True)
-    rest = drawn(data, 4, batch_size=3, augment=True, start_step=start)
-    np.testing.assert_array_equal(rest, whole[:, start:])
 
 
 def test_streams_mix_the_shards(records):

@@ -122,6 +122,15 @@ def test_a_mammogram_is_scaled_by_one_factor_and_filled_with_0(rows, cols, canva
     np.testing.assert_allclose(scale, (scaled[0] / rows, scaled[1] / cols))
 
 
+def test_grey_values_are_stretched_without_the_padding():
+    pixels = draw_pixels(MASS.box, 0.55)
+    square, _ = letterbox(pixels, CONFIG)
+    np.testing.assert_allclose(square[[0, 30], [0, 2], 0], [0.5, 0], atol=1e-6)
+    assert square.max() == 1
+    windowed, _ = letterbox(pixels, CONFIG.model_copy(update={"window": (0.05, 0.55)}))
+    np.testing.assert_allclose(windowed[[0, 30], [0, 2], 0], [1, 0.1], atol=1e-6)
+
+
 def test_take_and_fingerprint_know_the_boxes():
     whole = make(*(make_flat(i, MASS) for i in range(3)))
     moved = replace(whole, boxes=whole.boxes / 2)
