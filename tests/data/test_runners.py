@@ -35,9 +35,6 @@ WORK = """
     def die(part):
         os._exit(1)
 
-    def note_process(path):
-        Path(path).write_text(str(os.getpid()))
-
     if __name__ == "__main__":
         cli.run(lambda: runners.run([sys.argv[1]] * 3, wait, runners.Runner(2)))
 """
