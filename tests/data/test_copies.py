@@ -44,14 +44,6 @@ def size(lesion):
     return bottom - top, right - left
 
 
-def test_the_box_of_two_outlines_holds_both():
-    outlines = make_square(5, 10, 8).outlines + make_square(25, 30, 8).outlines
-    two = make_mammogram(Lesion("mass", (5, 10, 33, 38), outlines))
-    for mirrored, expected in ((False, (5, 10, 33, 38)), (True, (5, COLS - 38, 33, COLS - 10))):
-        (lesion,) = transform(two, mirrored=mirrored).lesions
-        assert lesion.box == expected and len(lesion.outlines) == 2
-
-
 def test_a_mirrored_image_and_its_lesion_are_numpys():
     pixels = np.random.default_rng(0).random((ROWS, COLS, 1), np.float32)
     facts = {"laterality": "L", "spacing": (0.1, 0.2)}
@@ -110,12 +102,3 @@ def test_copies_are_spread_evenly_and_more_begin_with_the_fewer():
     times = [sum(one.image_id.split("~")[0] == name for one in every) for name in masses]
     assert sum(times) == 23 and max(times) - min(times) <= 1
     assert {one.patient_id for one in every} <= {record.patient_id for record in records}
-
-
-def test_angles_and_factors_stay_in_their_ranges():
-    one = make_mammogram(make_square(15, 25, 9), spacing=(1.0, 1.0))
-    copies = copy([one], copies=60, rotate=0, resize=(0.8, 1.25))
-    factors = np.array([1 / each.spacing[0] for each in copies])
-    assert factors.min() >= 0.8 and factors.max() <= 1.25 and np.ptp(factors) > 0.3
-    upright = copy([one], copies=60, rotate=0, resize=(1, 1))
-    assert len({each.lesions[0].box for each in upright}) == 2  # mirrored or not

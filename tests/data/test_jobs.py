@@ -38,19 +38,9 @@ def test_what_an_archive_states_decides_its_fingerprint():
     lesion = make_rectangle(10, 20, 30, 40)
     mammogram = make_noisy(lesion, name="a", read=refuse)
     other = make_noisy(name="b", read=refuse)
-    changes = {
-        "patient_id": "another",
-        "image_id": "another",
-        "rows": 1,
-        "cols": 1,
-        "spacing": (1.0, 1.0),
-        "laterality": "R",
-        "view": "XCCL",
-        "pathology": "malignant",
-        "official_split": "test",
-        "chest_wall": "R",
-        "lost": (Lost("mass"),),
-    }
+    texts = ("patient_id", "image_id", "laterality", "view", "pathology", "official_split")
+    changes = dict.fromkeys(texts, "another") | {"rows": 1, "cols": 1, "spacing": (1.0, 1.0)}
+    changes |= {"chest_wall": "R", "lost": (Lost("mass"),)}
     variants = [replace(mammogram, **{name: value}) for name, value in changes.items()]
     for changed in (
         replace(lesion, pathology="malignant"),

@@ -84,14 +84,6 @@ def test_a_missing_class_is_one_sentence(pathologies, named):
         label(make_records(*pathologies))
 
 
-def test_every_lesion_counts_where_pathology_is_not_asked_for():
-    patches = label(make_records("malignant", "benign", ""), malignant=False)
-    assert set(patches.labels) == {0, 2} and patches.balanced_classes == 2
-    np.testing.assert_array_equal(patches.labels == 2, patches.kinds == "normal")
-    near = {name.partition("#")[0] for name in patches.ids[patches.labels == 0]}
-    assert near == {"m0", "m1", "m2"}
-
-
 # Windows
 
 

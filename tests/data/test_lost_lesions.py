@@ -58,9 +58,7 @@ def test_a_patch_of_the_whole_image_shows_all_lesions_or_is_none():
     assert len(extraction.make_patches([WHOLE], config, Skipped()).ids) == 1
     with pytest.raises(DataError):
         extraction.make_patches([lose(WHOLE)], config, Skipped())
-
-
-def test_patches_around_its_other_lesions_stay():
+    # patches around its other lesions stay
     config = DataConfig(**DATA, size=32)
     assert len(extraction.make_patches([lose(WHOLE)], config, Skipped()).ids) == 1
 

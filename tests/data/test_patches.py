@@ -5,7 +5,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from tfmammo.data.patches import TEXTS, Patch, Patches, stack_patches, worst_pathology
+from tfmammo.data.patches import TEXTS, Patch, Patches, stack_patches
 from tfmammo.errors import DataError
 
 FACTS = ("kinds", "pathologies", "shapes", "margins", "official_splits")
@@ -43,15 +43,10 @@ def test_the_fingerprint_follows_the_contents():
     images[0, 0, 0, 0] = 0
     masks = some.masks.copy()
     masks[0, 0, 0, 0] ^= 1
-    others = [
-        replace(some, images=images),
-        replace(some, masks=masks),
-        replace(some, patient_ids=some.patient_ids[::-1]),
-        replace(some, ids=some.ids[::-1]),
-        some.with_labels([1, 2, 3]),
-        some.with_labels([1, 2, 4]),
-        some.take([1, 0, 2]),
-    ]
+    changes = {"images": images, "masks": masks, "patient_ids": some.patient_ids[::-1]}
+    changes["ids"] = some.ids[::-1]
+    others = [replace(some, **{name: value}) for name, value in changes.items()]
+    others += [some.with_labels([1, 2, 3]), some.with_labels([1, 2, 4]), some.take([1, 0, 2])]
     assert len({some.fingerprint(), *(other.fingerprint() for other in others)}) == 8
     facts = {name: np.array(["x", "yy", ""]) for name in FACTS}
     same = replace(some, patient_ids=some.patient_ids.astype("<U40"), **facts)
@@ -85,14 +80,6 @@ def test_wrong_arrays_are_refused(change, message):
         replace(make_patches(), **change)
 
 
-def test_labels_are_carried():
-    some = make_patches(5)
-    labelled = some.with_labels([3, 1, 4, 1, 5])
-    assert len(some.labels) == 0 and labelled.labels.dtype == np.int32
-    assert labelled.take([4, 0]).labels.tolist() == [5, 3] and len(some.take([4, 0]).labels) == 0
-    assert len(labelled.concatenate(some).labels) == 0
-
-
 def test_stack_keeps_order_and_facts():
     some = make_patches(3)
     rows = [
@@ -106,17 +93,3 @@ def test_stack_keeps_order_and_facts():
     assert [patch.shape for patch in stacked] == ["", "c", "cc"]
     with pytest.raises(DataError, match="no patch to stack"):
         stack_patches([])
-
-
-@pytest.mark.parametrize(
-    ("pathologies", "worst"),
-    [
-        (["benign", "", "malignant", "normal"], "malignant"),
-        (["normal", "", "benign"], "benign"),
-        (["", "normal"], "normal"),
-        ([""], ""),
-        ([], ""),
-    ],
-)
-def test_the_worst_pathology(pathologies, worst):
-    assert worst_pathology(pathologies) == worst

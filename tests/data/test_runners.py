@@ -35,9 +35,6 @@ WORK = """
     def die(part):
         os._exit(1)
 
-    def note_process(path):
-        Path(path).write_text(str(os.getpid()))
-
     if __name__ == "__main__":
         cli.run(lambda: runners.run([sys.argv[1]] * 3, wait, runners.Runner(2)))
 """
@@ -112,20 +109,6 @@ def test_a_part_that_fails_stops_the_work_with_its_reason(work, processes):
 def test_a_worker_that_is_killed_stops_the_work(work):
     with pytest.raises(DataError, match="--jobs"):
         runners.run(["a", "b"], work.die, Runner(2))
-
-
-def test_one_process_is_this_one_and_so_is_that_of_a_single_part(work, tmp_path):
-    runners.run([tmp_path / "a", tmp_path / "b"], work.note_process, Runner(1))
-    runners.run([tmp_path / "c"], work.note_process, Runner(8))
-    runners.run([], work.note_process, Runner(8))
-    assert {(tmp_path / name).read_text() for name in "abc"} == {str(os.getpid())}
-
-
-def test_progress_is_logged_now_and_then(caplog):
-    caplog.set_level("INFO")
-    runners._log_progress(iter([None] * 5), 5, every=100)
-    runners._log_progress(iter([None] * 3), 5, every=0)
-    assert caplog.messages == [f"{count} of 5 parts" for count in (1, 2, 3)]
 
 
 @pytest.mark.long

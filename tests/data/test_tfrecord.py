@@ -49,14 +49,6 @@ def test_the_form_of_a_record():
     }
 
 
-def test_equal_patches_give_equal_bytes():
-    record = encode(BLACK)
-    names = sorted(tf.train.Example.FromString(record).features.feature)
-    # each name as a field 1 of its length
-    places = [record.index(bytes([10, len(name)]) + name.encode()) for name in names]
-    assert places == sorted(places) and len(places) == 9
-
-
 def test_round_trip_to_a_grey_value():
     ours = make_patch(0, 16)
     image, mask = decode(encode(ours), 16)
@@ -69,19 +61,6 @@ def test_round_trip_to_a_grey_value():
     assert image.ravel().tolist() == [0, 1, np.float32(32768 / 65535), 0]
     with pytest.raises(DataError, match="not of 8 px"):
         decode(encode(ours), 8)
-
-
-def test_loading_gives_the_patches_back_in_order(seven):
-    root, patches = seven
-    for order in (list(range(7)), [6, 0, 3], [4, 5, 1, 2], []):
-        taken = Records.open(root).take(order)
-        loaded = taken.load()
-        for name, single in (("ids", "id"), ("patient_ids", "patient_id"), ("shapes", "shape")):
-            expected = [getattr(patches[i], single) for i in order]
-            assert getattr(loaded, name).tolist() == getattr(taken, name).tolist() == expected
-        for image, mask, i in zip(loaded.images, loaded.masks, order, strict=True):
-            np.testing.assert_allclose(image, patches[i].image, atol=1e-5)
-            np.testing.assert_array_equal(mask, patches[i].mask)
 
 
 def test_patches_in_memory_and_on_disk_have_one_interface(seven):

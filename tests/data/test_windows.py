@@ -7,7 +7,7 @@ from tests.small_mammograms import make_noisy
 from tfmammo.archives import cdd_cesm
 from tfmammo.config import DataConfig
 from tfmammo.data import sampling
-from tfmammo.data.windows import crop_image, crop_window, extract_window, square_window
+from tfmammo.data.windows import crop_image, crop_window, square_window
 from tfmammo.mammogram import Skipped
 
 
@@ -61,21 +61,6 @@ BOX = (40, 50, 60, 61)  # 20 x 11 px
 )
 def test_crop_modes_by_hand(values, box, window):
     assert crop_window(box, make_noisy(), DataConfig(**values)) == window
-
-
-@pytest.mark.parametrize("value", [0.0, 0.3, 0.5, 1 / 3])
-def test_a_constant_window_is_an_error_and_no_stretched_rounding_error(value):
-    image = np.full((90, 70, 1), value, np.float32)
-    with pytest.raises(ValueError, match="the image is constant"):
-        extract_window(image, (5, 5, 80, 60), DataConfig(size=64))
-    windowed = extract_window(image, (5, 5, 80, 60), DataConfig(size=64, window=(0, 2)))
-    np.testing.assert_allclose(windowed, np.full((64, 64, 1), value / 2), atol=1e-6)
-
-
-def test_what_is_seen_beyond_the_border_is_0():
-    image = np.ones((40, 40, 1), np.float32)
-    window = extract_window(image, (-20, 0, 20, 40), DataConfig(size=40, window=(0, 1)))
-    assert not window[:20].any() and (window[20:] == 1).all()
 
 
 @pytest.mark.data

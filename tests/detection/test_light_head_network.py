@@ -12,14 +12,12 @@ from tests.updates import assert_descends, read_weights
 from tfmammo import config as configuration
 from tfmammo.archives import phantom
 from tfmammo.config import DataConfig, Experiment, TrackingConfig, TrainingConfig
-from tfmammo.data.pipeline import batches
 from tfmammo.data.whole import letterbox, make_whole
 from tfmammo.detection import light_head_rcnn, regions
 from tfmammo.detection.detections import OUTPUTS, Detector
 from tfmammo.detection.light_head_rcnn import (
     LightHeadRCNN,
     LightHeadRCNNConfig,
-    large_separable,
     write,
 )
 from tfmammo.detection.training import validate
@@ -74,12 +72,6 @@ def test_the_papers_values_are_the_defaults(repository):
     assert square.data.shape == (320, 320)
 
 
-def test_parameters_of_the_large_separable_convolution():
-    x = keras.Input((4, 4, 2048))
-    network = keras.Model(x, large_separable(x, 15, 256, 490))
-    assert network.count_params() == 19_493_332 and network.output_shape == (None, 4, 4, 490)
-
-
 @pytest.mark.parametrize(
     ("blocks", "published"), [((3, 4, 6, 3), "ResNet50"), ((3, 4, 23, 3), "ResNet101")]
 )
@@ -95,15 +87,15 @@ def test_parameters_of_the_papers_network(blocks, published, monkeypatch):
     head = (490 * 2048 + 2048) + (2048 * 2 + 2) + (2048 * 4 + 4)
     assert model.networks["detector"].count_params() == resnet + rpn + 19_493_332 + head
     shapes = [answer.shape for answer in model.backbone.outputs]
-    assert shapes == [(None, 240), (None, 240, 4), (None, 4, 4, 490)]
+    assert shapes == [(None, 240), (None, 240, 4), (None, 4, 4, 490)], "stride 16"
+    assert model.backbone.get_layer("conv5_block1_2_conv").dilation_rate == (2, 2)
     original = build_without_memory(
         lambda: getattr(keras.applications, published)(weights=None, include_top=False), monkeypatch
     )
     for layer in original.layers:
         if layer.weights:  # takes the published weights
-            assert [weight.shape for weight in model.backbone.get_layer(layer.name).weights] == [
-                weight.shape for weight in layer.weights
-            ]
+            ours = model.backbone.get_layer(layer.name).weights
+            assert [each.shape for each in ours] == [each.shape for each in layer.weights]
 
 
 @pytest.mark.slow
@@ -145,20 +137,8 @@ def test_a_step_leaves_frozen_normalisations_as_they_are(monkeypatch):
 def test_pretrained_weights_of_another_network_are_refused(tmp_path):
     with pytest.raises(WeightsError, match="nowhere.h5"):
         pretrained.resnet101(str(tmp_path / "nowhere.h5"))
-    with pytest.raises(
-        WeightsError,
-        match="ResNet-101 is read from Keras's .h5 without top alone, resnet101_weights",
-    ):
+    with pytest.raises(WeightsError, match="ResNet-101 is read from Keras's .h5 without top"):
         pretrained.resnet101("weights.npz")
-
-
-def test_c5_is_dilated_and_c4_and_c5_have_stride_16():
-    model = make_model(96)
-    named = {layer.name: layer for layer in model.backbone.layers}
-    for block, dilation, stride, channels in (("conv4", 1, 2, 64), ("conv5", 2, 1, 128)):
-        assert named[f"{block}_block1_2_conv"].dilation_rate == (dilation, dilation)
-        assert named[f"{block}_block1_1_conv"].strides == (stride, stride)
-        assert named[f"{block}_block1_3_conv"].output.shape == (None, 6, 6, channels)
 
 
 @pytest.mark.parametrize(
@@ -199,14 +179,8 @@ def test_the_first_losses_by_hand():
     assert 0 < positive.sum() < sampled < 144
     top, left, bottom, right = anchors[positive].T
     heights, widths = bottom - top, right - left
-    delta = np.stack(
-        [
-            (32 / 64 - (top + bottom) / 2) / heights,
-            (24 / 64 - (left + right) / 2) / widths,
-            np.log(0.375 / heights),
-            np.log(0.375 / widths),
-        ]
-    )
+    centres = (32 / 64 - (top + bottom) / 2) / heights, (24 / 64 - (left + right) / 2) / widths
+    delta = np.stack([*centres, np.log(0.375 / heights), np.log(0.375 / widths)])
     l1 = np.where(np.abs(delta) < 1 / 9, delta**2 * 4.5, np.abs(delta) - 1 / 18).sum()
     losses = floats(model.train_step(data))
     assert losses["rpn_classification"] == pytest.approx(np.log(2), rel=1e-5)
@@ -266,11 +240,9 @@ def test_the_network_descends_the_sum_of_its_four_losses():
 
     before = read_weights(model)["detector"]
     assert_descends(model, reference, data, detector=loss)
-    moved = [
-        not np.array_equal(*pair)
-        for pair in zip(before, read_weights(model)["detector"], strict=True)
-    ]
-    assert all(moved) and len(moved) > 50, "gradients reach every part"
+    pairs = list(zip(before, read_weights(model)["detector"], strict=True))
+    assert len(pairs) > 50
+    assert not any(np.array_equal(*pair) for pair in pairs), "gradients reach every part"
 
 
 def test_the_optimizer_has_the_configs_values():
@@ -279,46 +251,22 @@ def test_the_optimizer_has_the_configs_values():
     assert optimizer.get_config() == pytest.approx({"epsilon": 1e-7, "name": "detector"} | values)
 
 
-@pytest.fixture(scope="module")
-def losses_of():
-    """Make a function batch -> losses of the first step from the same weights.
-
-    Its graph is traced once.
-    """
-    keras.config.set_dtype_policy("float32")
-    model = make_model()
-    state = [*model.networks["detector"].variables, *model.optimizers["detector"].variables]
-    start = [variable.numpy() for variable in state]
-    step = tf.function(model.train_step)
-
-    def losses(data):
-        for variable, value in zip(state, start, strict=True):
-            variable.assign(value)
-        return floats(step(data))
-
-    return losses
-
-
 @pytest.mark.long
-def test_boxes_that_are_not_there_do_not_count(losses_of):
+def test_boxes_that_are_not_there_do_not_count():
+    def losses_of(data):
+        return floats(make_model().train_step(data))
+
     data = batch()
     first = data["boxes"][:, :1]
     flat = data | {"boxes": tf.concat([first, [[[0.5, 0.1, 0.5, 0.9]]] * 2], axis=1)}
     alone = data | {"boxes": first, "classes": data["classes"][:, :1]}
-    expected = floats(make_model().train_step(alone))
+    expected = losses_of(alone)
     for other in (data, flat):
         assert losses_of(other) == pytest.approx(expected, rel=1e-4)
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("of", ["both", "one"])
-def test_mammograms_without_lesions_have_defined_losses(losses_of, of):
-    data = batch()
-    empty = tf.zeros_like(data["boxes"])
-    boxes = empty if of == "both" else tf.concat([empty[:1], data["boxes"][1:]], axis=0)
-    losses = losses_of(data | {"boxes": boxes})
+    # mammograms without lesions have defined losses
+    losses = losses_of(data | {"boxes": tf.zeros_like(data["boxes"])})
     assert all(np.isfinite(list(losses.values())))
-    assert (losses["rpn_localisation"] == 0) == (losses["localisation"] == 0) == (of == "both")
+    assert losses["rpn_localisation"] == losses["localisation"] == 0
     assert losses["classification"] > 0 and losses["rpn_classification"] > 0
 
 
@@ -342,7 +290,6 @@ def test_random_samples_follow_from_the_step_and_the_seed():
 def test_detections_have_their_form():
     model = make_model(classes=2, detections=7)
     data = batch()
-    before = [variable.numpy() for variable in model.networks["detector"].variables]
     outputs = {name: value.numpy() for name, value in model.detect(data["image"]).items()}
     boxes, scores, classes, count = outputs.values()
     assert tuple(outputs) == OUTPUTS and boxes.shape == (2, 7, 4) and count.shape == (2,)
@@ -353,8 +300,6 @@ def test_detections_have_their_form():
     panels = model.sample({**data, "mask": data["image"]})
     assert list(panels) == ["image", "detected", "truth"]
     assert panels["detected"].shape == (2, SIZE, SIZE, 1)
-    for variable, value in zip(model.networks["detector"].variables, before, strict=True):
-        np.testing.assert_array_equal(variable, value)
 
 
 @pytest.mark.slow
@@ -373,15 +318,10 @@ def test_mixed_precision_has_the_same_first_losses(policy):
 
 def oblong():
     """A bright square of 24 px on a canvas of 96 x 64 px: other parts of its rows and columns."""
-    random = np.random.default_rng(0)
-    image = random.uniform(0, 0.2, (2, 96, 64, 1)).astype(np.float32)
+    image = np.random.default_rng(0).uniform(0, 0.2, (2, 96, 64, 1)).astype(np.float32)
     image[:, 52:76, 12:36] += 0.7
     boxes = np.tile(np.array([52 / 96, 12 / 64, 76 / 96, 36 / 64], np.float32), (2, 1, 1))
-    return {
-        "image": tf.constant(image),
-        "boxes": tf.constant(boxes),
-        "classes": tf.zeros([2, 1], tf.int32),
-    }
+    return {"image": tf.constant(image), "boxes": boxes, "classes": tf.zeros([2, 1], tf.int32)}
 
 
 @pytest.fixture(scope="module")
@@ -404,45 +344,24 @@ def test_it_learns_where_the_lesion_is(taught):
     assert (regions.iou(outputs["boxes"], oblong()["boxes"]).numpy()[:, 0] > 0.7).all()
 
 
-@pytest.fixture(scope="module")
-def saved(taught, tmp_path_factory):
-    """(the function of the saved model, the card's part)."""
-    folder = tmp_path_factory.mktemp("saved")
-    described = write(taught[0], folder)["detector"]
-    loaded = tf.saved_model.load(str(folder / "detector"))
-
-    def serve(image):
-        colour = 255 * np.repeat(image, 3, axis=-1)
-        return loaded.signatures["serving_default"](input_tensor=tf.constant(colour))
-
-    return serve, described
-
-
 @pytest.mark.slow
-def test_the_saved_model_gives_the_same_boxes_as_the_live_one(taught, saved):
-    (model, _) = taught
-    (serve, described) = saved
+def test_the_saved_model_gives_the_same_boxes_as_the_live_one(taught, tmp_path):
+    model, _ = taught
+    described = write(model, tmp_path)["detector"]
     assert set(described["outputs"]) == set(OUTPUTS)
     assert list(described["inputs"]) == ["input_tensor"]
     assert len(described["variables"]) == len(model.networks["detector"].variables)
     image = oblong()["image"]
     live = model.detect(image)
-    answer = serve(image)
+    colour = tf.constant(255 * np.repeat(image, 3, axis=-1))
+    served = tf.saved_model.load(str(tmp_path / "detector"))
+    answer = served.signatures["serving_default"](input_tensor=colour)
     sure = int(np.sum(live["detection_scores"].numpy()[0] > 0.3))
     assert sure >= 1
     for name, more in (("detection_boxes", 0), ("detection_classes", 1)):
         np.testing.assert_allclose(answer[name][:, :sure], live[name][:, :sure] + more, atol=1e-4)
     np.testing.assert_allclose(answer["detection_scores"], live["detection_scores"], atol=1e-3)
     np.testing.assert_array_equal(answer["num_detections"], live["num_detections"])
-
-
-@pytest.mark.slow
-def test_the_saved_model_takes_images_of_any_size(saved):
-    """The lower half twice as large fills the canvas in its columns alone."""
-    double = np.repeat(np.repeat(oblong()["image"][:1, 48:], 2, axis=1), 2, axis=2)
-    box = saved[0](double)["detection_boxes"][:, :1]
-    truth = tf.constant([[[4 / 48, 12 / 64, 28 / 48, 36 / 64]]])
-    assert regions.iou(box, truth).numpy()[0, 0, 0] > 0.5
 
 
 @pytest.mark.slow
@@ -524,28 +443,6 @@ def test_no_proposal_is_narrower_than_a_pixel_of_either_side():
         narrow = deltas + tf.constant(one_side, tf.float32)
         assert not model.propose(objectness, narrow)[1].numpy().any()
     assert model.propose(objectness, tf.zeros_like(deltas))[1].numpy().any()
-
-
-@pytest.mark.slow
-@pytest.mark.nightly
-def test_it_finds_the_masses_of_eight_mammograms_that_it_knows():
-    data = DataConfig(size=256, kinds=("mass",))
-    whole = make_whole(phantom.read(count=12), data, Skipped(), normal=False).take(range(8))
-    few = {"proposals_before": 300, "proposals": 100, "hard_examples": 64}
-    few |= {"filters": 16, "rpn_width": 64, "middle": 32, "units": 128, "learning_rate": 1e-3}
-    few |= {"kernel": 15, "bins": 7, "channels": 10, "anchor_scales": (1.0, 2.0, 4.0)}
-    model = make_model(256, **few)
-    step = tf.function(model.train_step)
-    functions = model.functions()
-    metrics = {}
-    for number, some in enumerate(batches(whole, 4, 0, augment=False), 1):
-        step(some)
-        if number % 50 == 0:
-            metrics = validate(functions, whole)
-        # recall 1 from 0.25 false positives per image on
-        if number == 400 or metrics.get("froc") == 1:
-            break
-    assert metrics["froc"] == 1
 
 
 @pytest.mark.slow

@@ -29,23 +29,11 @@ from tfmammo.tracking.export import FORMAT, read_card
 HAS_EXTRA = importlib.util.find_spec("object_detection") is not None
 needs_extra = pytest.mark.skipif(not HAS_EXTRA, reason='needs pip install "tfmammo[detection]"')
 SIZE = 128
-SMALL = {
-    "depth": 10,
-    "filters": 16,
-    "fully_connected": 32,
-    "proposals": 32,
-    "rois": 16,
-    "detections": 5,
-}
+SMALL = {"depth": 10, "filters": 16, "fully_connected": 32}
+SMALL |= {"proposals": 32, "rois": 16, "detections": 5}
 CONFIG = MaskRCNNConfig(
     **SMALL, anchor_scale=4, lambda_loc=2, lambda_seg=3, learning_rate=1e-3, warmup=0
 )
-
-
-def lengths(config, **training):
-    """The stages with their steps, or their epochs where no steps are given."""
-    stages = config.stages(TrainingConfig(**training))
-    return [(stage, one.steps if "steps" in training else one.epochs) for stage, one in stages]
 
 
 @pytest.mark.parametrize(
@@ -54,11 +42,9 @@ def lengths(config, **training):
         ({}, {"epochs": 40}, [30, 30, 40]),  # the paper's
         ({}, {"steps": 1000, "epochs": 40}, [300, 300, 400]),
         ({"heads_epochs": 0}, {"epochs": 5}, [0, 30, 5]),
-        ({"heads_epochs": 0, "upper_epochs": 0}, {"epochs": 5}, [0, 0, 5]),
         ({"heads_epochs": 0, "upper_epochs": 0}, {"steps": 400, "epochs": 40}, [0, 0, 400]),
         ({"heads_epochs": 1, "upper_epochs": 98}, {"steps": 50, "epochs": 1}, [1, 48, 1]),
         ({"checkpoint": None}, {"epochs": 40}, [0, 0, 40]),  # what is frozen would be random
-        ({"checkpoint": None, "heads_epochs": 0}, {"epochs": 5}, [0, 0, 5]),
     ],
 )
 def test_the_stages(values, training, expected):
@@ -198,20 +184,16 @@ class TestNetwork:
         """The mask is the union's part within the box; classes count from 1."""
         image, labels = model._targets(batch())
         assert image.shape == (2, SIZE, SIZE, 3)
-        np.testing.assert_allclose(
-            labels["gt_boxes"][0, :2], [[20, 30, 60, 70], [-1] * 4], atol=1e-3
-        )
+        boxes = labels["gt_boxes"][0, :2]
+        np.testing.assert_allclose(boxes, [[20, 30, 60, 70], [-1] * 4], atol=1e-3)
         assert labels["gt_classes"][0, :2].numpy().tolist() == [1, -1]
         # at the border interpolation reaches out of the box
         mask = labels["gt_masks"][0, 0].numpy()[4:-4, 4:-4]
         assert labels["gt_masks"].shape[2:] == (112, 112), "2.8 to a px"
         assert mask[:46, :46].max() == 0 and mask[58:].min() == mask[:, 58:].min() == 1
         # 0.1 and 0.9 by the means and standard deviations of ImageNet's channels
-        np.testing.assert_allclose(
-            image[0, 0, 0],
-            [(0.1 - 0.485) / 0.229, (0.1 - 0.456) / 0.224, (0.1 - 0.406) / 0.225],
-            rtol=1e-4,
-        )
+        expected = [(0.1 - 0.485) / 0.229, (0.1 - 0.456) / 0.224, (0.1 - 0.406) / 0.225]
+        np.testing.assert_allclose(image[0, 0, 0], expected, rtol=1e-4)
 
     def test_a_step_and_boxes_on_a_canvas_of_odd_multiples_of_64_px(self):
         """3 x 5 cells of the pyramid's highest level; the mass is 40 x 40 px of 192 x 320."""
@@ -262,56 +244,40 @@ class TestNetwork:
         for value, expected in zip(before, values(model), strict=True):
             np.testing.assert_array_equal(value, expected)
         later.train_step(batch())
-        moved = {
-            id(v)
-            for v, value in zip(later.networks["detector"].variables, before, strict=True)
-            if not np.array_equal(v, value)
-        }
+        pairs = zip(later.networks["detector"].variables, before, strict=True)
+        moved = {id(variable) for variable, value in pairs if not np.array_equal(variable, value)}
         layers = later.model.backbone.layers
         split = [layer.name for layer in layers].index("block_group_l3") + 1
         frozen = layers if stage == "heads" else layers[:split]
         assert sum(len(layer.variables) for layer in frozen) > 20
-        assert not moved & {id(variable) for layer in frozen for variable in layer.variables}, (
-            "averages of BatchNorm among them"
-        )
-        upper = [variable for layer in layers[split:] for variable in layer.variables]
-        assert (
-            len(moved & {id(variable) for variable in upper}) > 0.9 * len(upper) or stage == "heads"
-        )
-        pyramid = later.model.decoder.trainable_variables
-        assert len(moved & {id(variable) for variable in pyramid}) > 0.5 * len(pyramid)
+        # averages of BatchNorm among them
+        assert not moved & {id(variable) for layer in frozen for variable in layer.variables}
+        upper = {id(variable) for layer in layers[split:] for variable in layer.variables}
+        assert len(moved & upper) > 0.9 * len(upper) or stage == "heads"
+        pyramid = {id(variable) for variable in later.model.decoder.trainable_variables}
+        assert len(moved & pyramid) > 0.5 * len(pyramid)
 
     def test_resnet_pyramid_and_proposals_start_from_a_checkpoint_and_the_rest_does_not(
         self, model, exported
     ):
-        other = MaskRCNN(
-            CONFIG.model_copy(update={"checkpoint": exported / mask_rcnn.CHECKPOINT}), SIZE, 2
-        )
+        config = CONFIG.model_copy(update={"checkpoint": exported / mask_rcnn.CHECKPOINT})
+        ours, theirs = MaskRCNN(config, SIZE, 2).model, model.model
         for name in ("backbone", "decoder", "rpn_head"):
-            pairs = zip(
-                *(by_layer(getattr(detector.model, name)) for detector in (other, model)),
-                strict=True,
-            )
-            assert all(np.array_equal(mine, theirs) for mine, theirs in pairs), name
-        mine, theirs = (
-            detector.model.mask_head.trainable_variables[0].numpy() for detector in (other, model)
-        )
-        assert not np.array_equal(mine, theirs)
+            variables = (by_layer(getattr(detector, name)) for detector in (ours, theirs))
+            assert all(np.array_equal(*pair) for pair in zip(*variables, strict=True)), name
+        one, other = (each.mask_head.trainable_variables[0].numpy() for each in (ours, theirs))
+        assert not np.array_equal(one, other)
 
     def test_the_resnets_batch_norm_stays_as_its_checkpoint_has_it(self, exported):
         config = CONFIG.model_copy(update={"checkpoint": exported / mask_rcnn.CHECKPOINT})
         detector = MaskRCNN(config, SIZE, 1)
-        layers = [
-            layer
-            for layer in detector.model.backbone.submodules
-            if type(layer).__name__ == "BatchNormalization"
-        ]
+        backbone = detector.model.backbone
+        layers = [m for m in backbone.submodules if type(m).__name__ == "BatchNormalization"]
         norms = {id(variable) for layer in layers for variable in layer.variables}
-        variables = detector.model.backbone.variables
-        before = [variable.numpy() for variable in variables]
+        before = [variable.numpy() for variable in backbone.variables]
         detector.train_step(batch())
         assert len(layers) == 13
-        for variable, value in zip(variables, before, strict=True):
+        for variable, value in zip(backbone.variables, before, strict=True):
             assert np.array_equal(variable, value) == (id(variable) in norms)
 
     def test_a_wrong_checkpoint_is_one_sentence(self, exported, model):
@@ -323,21 +289,17 @@ class TestNetwork:
 
     def test_the_export_finds_what_the_live_network_finds(self, model, exported):
         image = batch()["image"].numpy()[:1]
-        predictions = Detector.load(exported).predict(
-            Mammogram("made", "p", "i", SIZE, SIZE, partial(np.copy, image[0]))
-        )
+        mammogram = Mammogram("made", "p", "i", SIZE, SIZE, partial(np.copy, image[0]))
+        predictions = Detector.load(exported).predict(mammogram)
         # percentiles 0 and 100: what the detector sees reaches from 0 to 1
         live = {name: value[0].numpy() for name, value in model.detect((image - 0.1) / 0.8).items()}
         count = int(live["num_detections"])
         assert len(predictions) == count > 0 and predictions.masks.shape == (count, SIZE, SIZE)
-        np.testing.assert_allclose(
-            predictions.boxes, live["detection_boxes"][:count] * SIZE, atol=0.01 * SIZE
-        )
+        expected = live["detection_boxes"][:count] * SIZE
+        np.testing.assert_allclose(predictions.boxes, expected, atol=0.01 * SIZE)
         np.testing.assert_allclose(predictions.scores, live["detection_scores"][:count], atol=1e-3)
-        assert (
-            live["detection_masks"].shape == (5, 28, 28)
-            and 0 <= live["detection_masks"].min() <= live["detection_masks"].max() <= 1
-        )
+        masks = live["detection_masks"]
+        assert masks.shape == (5, 28, 28) and 0 <= masks.min() <= masks.max() <= 1
         for box, mask in zip(predictions.boxes, predictions.masks, strict=True):
             rows, cols = np.nonzero(mask)
             outside = (rows + 1 < box[0]) | (rows > box[2]) | (cols + 1 < box[1]) | (cols > box[3])
@@ -355,27 +317,18 @@ class TestNetwork:
 def test_two_steps_of_each_stage(repository, tmp_path, exported, stages):
     """Every stage has a folder of its own; the last one's export is the run's."""
     overrides = [
-        "data.size=128",
-        "data.phantoms=12",
-        "data.folds=2",
-        "training.batch_size=2",
-        "training.epoch_samples=4",
-        "training.epochs=1",
+        *("data.size=128", "data.phantoms=12", "data.folds=2", "training.batch_size=2"),
+        *("training.epoch_samples=4", "training.epochs=1"),
         f"model.checkpoint={exported / mask_rcnn.CHECKPOINT}",
-        "model.heads_epochs=1",
-        f"model.upper_epochs={int('upper' in stages)}",
+        *("model.heads_epochs=1", f"model.upper_epochs={int('upper' in stages)}"),
         "model.anchor_scale=4",
         *(f"model.{name}={value}" for name, value in SMALL.items()),
         "tracking.system_metrics=false",
         f"tracking.uri=sqlite:///{tmp_path}/mlflow.db",
     ]
-    command = [
-        sys.executable,
-        str(repository / "train/mask_rcnn.py"),
-        "--config",
-        str(repository / "configs/mask_rcnn.yaml"),
-    ]
-    command += ["--output", str(tmp_path / "run"), "--set", *overrides]
+    config = repository / "configs/mask_rcnn.yaml"
+    command = [sys.executable, repository / "train/mask_rcnn.py", "--config", config]
+    command += ["--output", tmp_path / "run", "--set", *overrides]
     environment = {**os.environ, "CUDA_VISIBLE_DEVICES": "-1", "PYTHONPATH": str(repository)}
     done = subprocess.run(
         command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=2900
@@ -383,10 +336,8 @@ def test_two_steps_of_each_stage(repository, tmp_path, exported, stages):
     assert done.returncode == 0, done.stderr
     cards = [read_card(tmp_path / "run" / folder / "export") for folder in (*stages, ".")]
     assert [card["step"] for card in cards] == [2] * len(cards)
-    assert all(
-        card["serves"] == "saved_model" and set(card["metrics"]) >= {"recall", "froc"}
-        for card in cards
-    )
+    for card in cards:
+        assert card["serves"] == "saved_model" and set(card["metrics"]) >= {"recall", "froc"}
     assert cards[0]["train_patients"] == cards[-1]["train_patients"] and cards[-1]["train_patients"]
     mammogram = next(record for record in phantom.read(count=4) if record.lesions)
     predictions = Detector.load(tmp_path / "run").predict(mammogram)

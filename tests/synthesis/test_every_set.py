@@ -29,7 +29,6 @@ CASES = [
     ("infilling", "8", "png"),
     ("infilling", "12", "png"),
     ("infilling", "dicom", "dicom"),
-    ("infilling", "8", "dicom"),
     ("percentiles", "8", "png"),
     ("can", "8", "dicom"),
     ("blending", "mixed", "tfrecord"),

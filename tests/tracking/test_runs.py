@@ -32,10 +32,8 @@ class Model(keras.Model):
 
     def __init__(self):
         super().__init__(name="tiny")
-        network = keras.Sequential(
-            [keras.Input((4, 4, 1)), keras.layers.Conv2D(1, 1, activation="sigmoid")]
-        )
-        self.networks = {"inverter": network}
+        layer = keras.layers.Conv2D(1, 1, activation="sigmoid")
+        self.networks = {"inverter": keras.Sequential([keras.Input((4, 4, 1)), layer])}
 
     def functions(self):
         @tf.function(input_signature=[tf.TensorSpec([None, 4, 4, 1], tf.float32, "image")])
@@ -116,17 +114,6 @@ def test_no_parameter_and_no_tag_holds_a_stores_password(folder):
     content = (folder / "mlflow.db").read_bytes()
     assert b"geheim" not in content and b"ge/heim" not in content
     assert b"postgresql://db/runs" in content
-
-
-def test_the_experiments_values_are_parameters(folder):
-    model = {"filters": [64, 128], "gan": {"lambda_1": 10.0}, "note": "x" * 7000}
-    run = Run(experiment(model, uri=store_uri()), folder / "output")
-    parameters = stored(run).data.params
-    assert parameters["name"] == "tiny" and parameters["data.size"] == "256"
-    assert parameters["model.filters"] == "[64, 128]" and parameters["model.gan.lambda_1"] == "10.0"
-    assert parameters["model.note"] == "x" * 6000
-    # an address may hold a password
-    assert "tracking.experiment" in parameters and "tracking.uri" not in parameters
 
 
 def test_metrics_keep_their_steps_and_times_however_many_they_are(folder):
@@ -233,9 +220,7 @@ def test_a_store_that_fails_later_does_not_stop_a_training(folder, exported, cap
 
 
 def test_after_a_failure_the_store_is_left_alone_for_a_while(folder, exported):
-    """But a version is registered all the same, and a run ends even if its last metrics are
-    refused.
-    """
+    """A version is registered all the same, and a run ends even if metrics are refused."""
     run = Run(experiment(), folder / "output")
     run.log_metrics({"a bad name?": 1.0}, step=1)
     run.log_metrics({"loss": 1.0}, step=2)
@@ -252,10 +237,8 @@ def test_after_a_failure_the_store_is_left_alone_for_a_while(folder, exported):
     ("folder", "name"),
     [
         ("runs/can/fold0", "can/fold0"),
-        ("runs/can/round2/fold0/64px", "can/round2/fold0/64px"),
         ("runs/can-phantom-1a2b3c4d", "can-phantom-1a2b3c4d"),
         ("runs/cans/fold0", "can/cans/fold0"),
-        ("runs/table1/fold0/seed2", "can/table1/fold0/seed2"),
         ("/fold1", "can/fold1"),
         ("out", "can/out"),
     ],
@@ -304,13 +287,6 @@ def test_an_export_that_is_registered_again_stays_one_version(folder, tmp_path):
     assert "0123456789ab" not in text
 
 
-def test_two_trainings_may_make_a_registered_model_at_once(folder, exported, monkeypatch):
-    run = Run(experiment(), folder / "output")
-    client().create_registered_model("tfmammo-tiny")  # by the other one, after this one looked
-    monkeypatch.setattr(mlflow.MlflowClient, "search_registered_models", lambda *_, **__: [])
-    assert run.register(exported, 1, {}, best=False) == "1"
-
-
 def test_a_run_whose_start_fails_is_ended(folder, monkeypatch):
     def refuse(*_):
         raise OSError("no parameters today")
@@ -351,13 +327,8 @@ def test_versions_carry_tags_and_best_moves(folder, exported):
     assert run.register(exported, 1000, {"validation_dice": 0.7}, best=False) == "2"
     version = client().get_model_version_by_alias("tfmammo-tiny", "best")
     assert version.version == 1 and version.run_id == run.id and version.status == "READY"
-    expected = {
-        "step": "500",
-        "validation_dice": "0.712346",
-        "git_commit": "c0ffee",
-        "data_fingerprint": "0123456789ab",
-    }
-    assert version.tags == expected
+    origin = {"git_commit": "c0ffee", "data_fingerprint": "0123456789ab"}
+    assert version.tags == origin | {"step": "500", "validation_dice": "0.712346"}
     assert run.register(exported, 1500, {"validation_dice": 0.8}, best=True) == "3"
     assert client().get_model_version_by_alias("tfmammo-tiny", "best").version == 3
 
@@ -373,6 +344,13 @@ def test_another_runs_best_stays_until_it_is_compared(folder, exported, caplog):
     client().delete_registered_model_alias("tfmammo-tiny", "best")
     second.register(exported, 20, {}, best=True)
     assert client().get_model_version_by_alias("tfmammo-tiny", "best").version == 3
+
+
+def test_two_trainings_may_make_a_registered_model_at_once(folder, exported, monkeypatch):
+    run = Run(experiment(), folder / "output")
+    client().create_registered_model("tfmammo-tiny")  # by the other one, after this one looked
+    monkeypatch.setattr(mlflow.MlflowClient, "search_registered_models", lambda *_, **__: [])
+    assert run.register(exported, 1, {}, best=False) == "1"
 
 
 def test_a_version_keeps_its_weights_when_a_resumed_training_registers_the_same_step(
@@ -443,8 +421,6 @@ def test_local_handles(exported, tmp_path):
         assert resolve(handle) == output / "export"
     (output / "export").rename(output / ".export.old")  # what a crash between two moves leaves
     assert resolve(output) == resolve(output / "export") == output / ".export.old"
-    with pytest.raises(TrackingError, match=f"^{tmp_path}: contains no export"):
-        resolve(tmp_path)
     with pytest.raises(TrackingError, match="^nowhere: "):
         resolve("nowhere")
 
@@ -467,18 +443,6 @@ def test_the_commit_of_a_checkout(tmp_path):
         expected = {"git_commit": git("rev-parse", "HEAD"), "git_dirty": dirty}
         assert read_git_state(file) == expected
     assert read_git_state(tmp_path / "untracked.py") == {}
-
-
-def test_nothing_is_printed_and_no_global_state_is_left(folder, exported, capfd):
-    before = mlflow.get_tracking_uri(), dict(os.environ)
-    run = Run(experiment(), folder / "output")
-    run.log_metrics({"loss": 1.0}, step=1)
-    run.log_image("grid", np.zeros((2, 2), np.uint8), step=1)
-    run.register(exported, 1, {}, best=True)
-    resolve("models:/tfmammo-tiny@best")
-    run.close()
-    assert capfd.readouterr() == ("", "") and mlflow.active_run() is None
-    assert (mlflow.get_tracking_uri(), dict(os.environ)) == before
 
 
 def test_system_metrics_are_sampled_where_wanted(folder, monkeypatch):
@@ -536,12 +500,8 @@ Run(Experiment[dict](name="tiny", tracking=tracking, model={}), output).close()
 """
     command = [sys.executable, "-c", program]
     environment = {key: value for key, value in os.environ.items() if key != "MLFLOW_TRACKING_URI"}
-    both = [
-        subprocess.Popen(
-            [*command, name], cwd=tmp_path, env=environment, stderr=subprocess.PIPE, text=True
-        )
-        for name in ("first", "second")
-    ]
+    options = {"cwd": tmp_path, "env": environment, "stderr": subprocess.PIPE, "text": True}
+    both = [subprocess.Popen([*command, name], **options) for name in ("first", "second")]
     for process in both:
         _, said = process.communicate(timeout=200)
         assert process.returncode == 0, said

@@ -41,11 +41,6 @@ def check(model, functions, **training):
     contract.check_model(model, functions, TrainingConfig(**training))
 
 
-def test_a_model_that_keeps_the_contract_passes():
-    model = Model()
-    check(model, model.functions())
-
-
 @pytest.mark.parametrize(
     ("name", "value"),
     [

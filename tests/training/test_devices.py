@@ -8,7 +8,7 @@ import pytest
 import tensorflow as tf
 from pydantic import ValidationError
 
-from tfmammo.config import Experiment, TrainingConfig
+from tfmammo.config import TrainingConfig
 from tfmammo.errors import ConfigError
 from tfmammo.training import devices
 
@@ -16,7 +16,6 @@ from tfmammo.training import devices
 @pytest.mark.parametrize(
     ("capabilities", "policy"),
     [
-        ([(7, 0)], "mixed_float16"),  # V100
         ([(7, 5)], "mixed_float16"),  # T4
         ([(8, 0)], "mixed_bfloat16"),  # A100
         ([(9, 0), (9, 0)], "mixed_bfloat16"),  # H100
@@ -54,9 +53,7 @@ def test_auto_precision_follows_the_cpu(monkeypatch, vendor, flags, policy):
 
 @pytest.fixture
 def two_gpus(monkeypatch):
-    """TensorFlow says that there are two GPUs; a strategy over several devices is the list of their
-    names.
-    """
+    """Two GPUs, says TensorFlow; a strategy over several devices is the list of their names."""
     there = {"GPU": ["GPU:0", "GPU:1"], "CPU": ["CPU:0"]}
 
     def listed(kind=None):
@@ -112,14 +109,6 @@ def test_devices_that_make_no_sense_are_refused(values, error, named):
         devices.choose_strategy(TrainingConfig(**values))
 
 
-def test_a_training_may_go_on_with_other_devices():
-    one, other = (
-        Experiment[dict](name="x", training=TrainingConfig(devices=wanted), model={})
-        for wanted in (None, 2)
-    )
-    assert one.identity() == other.identity()
-
-
 TWO_CPUS = """
 import tensorflow as tf
 tf.config.set_logical_device_configuration(tf.config.list_physical_devices("CPU")[0], [tf.config.LogicalDeviceConfiguration()] * 2)
@@ -135,9 +124,7 @@ for wanted in (None, 1, 2, ["CPU:1", "CPU:0"], ["CPU:1"]):
 
 @pytest.mark.long
 def test_logical_cpus_share_a_training():
-    done = subprocess.run(
-        [sys.executable, "-c", TWO_CPUS], capture_output=True, text=True, timeout=300
-    )
-    assert done.stdout.splitlines() == ["1 CPU:0", "1 CPU:0", "2 CPU:0", "2 CPU:1", "1 CPU:1"], (
-        done.stderr
-    )
+    options = {"capture_output": True, "text": True, "timeout": 300}
+    done = subprocess.run([sys.executable, "-c", TWO_CPUS], **options)
+    expected = ["1 CPU:0", "1 CPU:0", "2 CPU:0", "2 CPU:1", "1 CPU:1"]
+    assert done.stdout.splitlines() == expected, done.stderr

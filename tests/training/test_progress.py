@@ -29,15 +29,6 @@ def test_the_first_estimate_does_not_count_graph_building(clock, caplog):
     ]
 
 
-def test_the_whole_time_is_told_once_from_the_steps_alone(clock):
-    told = []
-    with progress.Progress("can", 500, 210_000, lambda *said: told.append(said)) as shown:
-        for step, seconds in ((510, 60), (520, 3), (530, 3), (540, 3)):
-            clock.now += seconds
-            shown.update(step, {})
-    assert told == [(210_000, pytest.approx(0.3))]
-
-
 @pytest.mark.slow
 def test_the_whole_time_stands_in_a_frame(capsys):
     announce_duration(210_000, 0.6)

@@ -28,21 +28,11 @@ from tfmammo.models.can import CAN, CANConfig
 from tfmammo.tracking.export import read_card
 from tfmammo.training import loop, script, workers
 
-OVERRIDES = [
-    "data.size=32",
-    "data.phantoms=12",
-    "training.precision=float32",
-    "training.steps_per_loop=1",
-    "training.checkpoint_every=2",
-    "training.validate_every=1000000",
-    "training.grid_every=1000000",
-    "training.batch_size=2",
-    "tracking.system_metrics=false",
-    "tracking.register_models=false",
-    "model.filters=[4,8]",
-    "model.discriminator_filters=4",
-    "model.dropout=0",
-]
+OVERRIDES = ["data.size=32", "data.phantoms=12", "training.precision=float32"]
+OVERRIDES += ["training.steps_per_loop=1", "training.checkpoint_every=2", "training.batch_size=2"]
+OVERRIDES += ["training.validate_every=1000000", "training.grid_every=1000000"]
+OVERRIDES += ["tracking.system_metrics=false", "tracking.register_models=false"]
+OVERRIDES += ["model.filters=[4,8]", "model.discriminator_filters=4", "model.dropout=0"]
 FOREVER = 1_000_000  # steps
 
 
@@ -54,9 +44,7 @@ def tf_config(index, *ports, kind="worker", cluster=None):
 
 @contextmanager
 def running(repository, folder, uri, steps, count=2):
-    """The same training in `count` processes; yields them, the chief first, and ends those that are
-    left.
-    """
+    """Run one training in `count` processes; yield them, the chief first, and end what is left."""
     ports = find_free_ports(count)
     overrides = [f"training.steps={steps}", "training.strategy=multi_worker", f"tracking.uri={uri}"]
     command = [sys.executable, str(repository / "train/can.py"), "--output", "run"]
@@ -65,11 +53,8 @@ def running(repository, folder, uri, steps, count=2):
     for index in range(count):
         own = {"TF_CONFIG": tf_config(index, *ports), "TF_NUM_INTRAOP_THREADS": "1"}
         with (folder / f"{index}.log").open("w") as log:
-            processes.append(
-                subprocess.Popen(
-                    command, cwd=folder, env={**os.environ, **own}, stdout=log, stderr=log
-                )
-            )
+            options = {"cwd": folder, "env": {**os.environ, **own}, "stdout": log, "stderr": log}
+            processes.append(subprocess.Popen(command, **options))
     try:
         yield processes
     finally:
@@ -99,17 +84,16 @@ def wait_for_progress(folder, processes):
         time.sleep(0.1)
 
 
+LOSSES = ("_loss", "image_l1", "mask_l2")
+
+
 def history(uri, output):
     """{loss: [(step, value), ...]} of a run."""
     import mlflow
 
     client = mlflow.MlflowClient(uri)
     run = (output / "mlflow_run_id").read_text().strip()
-    names = [
-        name
-        for name in client.get_run(run).data.metrics
-        if name.endswith("_loss") or name in ("image_l1", "mask_l2")
-    ]
+    names = [name for name in client.get_run(run).data.metrics if name.endswith(LOSSES)]
     return {
         name: sorted((found.step, found.value) for found in client.get_metric_history(run, name))
         for name in names
@@ -160,9 +144,7 @@ def test_two_workers_are_one_process_with_the_whole_batch_and_resume(
 
 @pytest.fixture(scope="module")
 def stopped(tmp_path_factory, empty_store):
-    """The folder that the next three tests leave to each other: killed, then stopped, then
-    finished. A store of their own is in it.
-    """
+    """The next three tests leave each other this folder: killed, stopped, finished."""
     folder = tmp_path_factory.mktemp("workers")
     shutil.copyfile(empty_store, folder / "mlflow.db")
     return folder
@@ -180,10 +162,8 @@ def test_when_a_worker_is_killed_the_others_end_and_say_so(repository, stopped, 
     assert codes[victim] == -signal.SIGKILL and codes[1 - victim] == 2, said
     assert time.monotonic() - start < 120
     last = said[1 - victim].strip().splitlines()[-1]
-    assert (
-        last.startswith(f"error: worker {victim} is gone")
-        and "the same command on all 2 workers goes on from the last checkpoint" in last
-    )
+    assert last.startswith(f"error: worker {victim} is gone")
+    assert "the same command on all 2 workers goes on from the last checkpoint" in last
 
 
 @pytest.mark.long
@@ -207,15 +187,12 @@ def test_what_was_killed_and_stopped_is_finished_by_another_number_of_workers(re
     if not saved_step(stopped):
         pytest.skip("goes on from what the tests before it leave")
     steps = saved_step(stopped) + 2
-    with running(
-        repository, stopped, f"sqlite:///{stopped}/mlflow.db", steps, count=1
-    ) as processes:
+    store = f"sqlite:///{stopped}/mlflow.db"
+    with running(repository, stopped, store, steps, count=1) as processes:
         codes, said = ended(processes, stopped)
     assert codes == [0], said
-    assert (
-        f"from step {steps - 2:,} to step {steps:,}" in said[0]
-        and read_card(stopped / "run/export")["step"] == steps
-    )
+    assert f"from step {steps - 2:,} to step {steps:,}" in said[0]
+    assert read_card(stopped / "run/export")["step"] == steps
 
 
 WITH_CHIEF = {"worker": ["b:2", "c:3"], "chief": ["a:1"]}
@@ -314,16 +291,14 @@ def test_wrong_variables_of_slurm_are_one_sentence(monkeypatch, wrong):
 
 @pytest.mark.parametrize("parts", [2, 3])
 def test_shares_stand_one_behind_the_other_in_the_whole_batch(random_patches, parts):
-    whole = list(islice(batches(random_patches(8), 6, 0, True, 3), 5))
-    shares = [
-        list(islice(batches(random_patches(8), 6, 0, True, 3, (part, parts)), 5))
-        for part in range(parts)
-    ]
-    for step, expected in enumerate(whole):
+    def draw(*part):
+        return list(islice(batches(random_patches(8), 6, 0, True, 3, *part), 5))
+
+    shares = [draw((part, parts)) for part in range(parts)]
+    for step, expected in enumerate(draw()):
         for name, values in expected.items():
-            np.testing.assert_array_equal(
-                np.concatenate([share[step][name] for share in shares]), values
-            )
+            joined = np.concatenate([share[step][name] for share in shares])
+            np.testing.assert_array_equal(joined, values)
 
 
 def test_a_process_by_itself_is_a_group(random_patches):
