@@ -281,7 +281,7 @@ def test_the_real_crop_that_the_table_calls_a_mask(real_data, tmp_path):
     image_path, path_of_crop, path_of_mask = (tmp_path / path for path in row.paths)
     path_of_mask.parent.mkdir(parents=True)
     (crop,) = (real_data / "cbis-ddsm" / "dicom").glob("*.dcm")
-    shutil.copy(crop, path_of_mask)
+    shutil.copyfile(crop, path_of_mask)  # which may be written to
     # an image of the crop's own shape, so that its size does not give it away
     rows, cols = 1129 // 2, 1065 // 2
     write_dicom(image_path, np.zeros((rows, cols), np.uint16), 16, Modality="MG")
