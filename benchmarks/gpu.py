@@ -33,7 +33,6 @@ import itertools
 import json
 import multiprocessing
 import shutil
-import signal
 import subprocess
 import sys
 import tarfile
@@ -44,6 +43,7 @@ from typing import Any
 
 import gpu_step
 import numpy as np
+from gpu_step import Job, read_jobs
 
 MEGABYTE = 10**6
 STATE_MB = 40  # of a job's state, and of its weights
@@ -61,7 +61,6 @@ IMPORTED = [
     ),
 ]
 ROOT = Path(__file__).resolve().parent.parent
-Job = dict[str, Any]
 
 
 def main() -> None:
@@ -70,22 +69,18 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     commands = parser.add_subparsers(required=True)
-    command = commands.add_parser("queue")
-    command.add_argument("jobs", type=Path)
-    command.add_argument("queue", type=Path)
-    command.add_argument("--mb", type=float, default=60, help="of QUEUE/next, at most (60)")
-    command.set_defaults(run=prepare_queue)
+    for name, source, run in (("queue", "jobs", prepare_queue), ("collect", "out", collect)):
+        command = commands.add_parser(name)
+        command.add_argument(source, type=Path)
+        command.add_argument("queue", type=Path)
+        command.add_argument("--mb", type=float, default=60, help="of QUEUE/next, at most (60)")
+        command.set_defaults(run=run)
     command = commands.add_parser("next")
     command.add_argument("folder", type=Path)
     command.add_argument("out", type=Path)
     command.add_argument("--minutes", type=float, default=12, help="until it has ended (12)")
     command.add_argument("--together", type=int, default=4, help="jobs that run at once (4)")
     command.set_defaults(run=run_next)
-    command = commands.add_parser("collect")
-    command.add_argument("out", type=Path)
-    command.add_argument("queue", type=Path)
-    command.add_argument("--mb", type=float, default=60, help="of QUEUE/next, at most (60)")
-    command.set_defaults(run=collect)
     command = commands.add_parser("show")
     command.add_argument("queue", type=Path)
     command.set_defaults(run=lambda options: show(options.queue, read_jobs(options.queue)))
@@ -102,15 +97,6 @@ def main() -> None:
     command.set_defaults(run=lambda o: gpu_step.Run(o.folder, o.job).train(o.minutes))
     options = parser.parse_args()
     options.run(options)
-
-
-def read_jobs(queue: Path) -> list[Job]:
-    """Read the jobs of a queue, in their order."""
-    path = queue / "queue.json"
-    if not path.exists():
-        raise SystemExit(f"{path}: no such file; is this the folder of a queue?")
-    jobs: list[Job] = json.loads(path.read_text(encoding="utf-8"))["jobs"]
-    return jobs
 
 
 def write_jobs(queue: Path, jobs: Sequence[Job]) -> None:
@@ -209,8 +195,7 @@ def prepare_job(options: argparse.Namespace, spec: Job) -> Job:
 
 def complete_job(queue: Path, spec: Job, job: Job, megabytes: float) -> Job:
     """Add to a job how its state travels, and how large its part of an answer is at most."""
-    meta_path = queue / "programs" / job["program"] / "meta.json"
-    meta = json.loads(meta_path.read_text(encoding="utf-8"))
+    meta = gpu_step.read_meta(queue / "programs" / job["program"])
     size = sum((queue / path).stat().st_size for path in list_files(queue, job))
     room = MEGABYTE * (megabytes - 1) - size  # of QUEUE/next, beside scripts and tables
     state = choose_state(meta["variables"], min(room, STATE_MB * MEGABYTE))
@@ -230,7 +215,7 @@ def complete_job(queue: Path, spec: Job, job: Job, megabytes: float) -> Job:
 def list_files(queue: Path, job: Job) -> list[Path]:
     """List the files that a job needs on the machine with the GPU, relative to the queue."""
     program = queue / "programs" / job["program"]
-    meta = json.loads((program / "meta.json").read_text(encoding="utf-8"))
+    meta = gpu_step.read_meta(program)
     files = [queue / "data" / job["data"], *program.iterdir()]
     files += [queue / "programs" / meta["frozen"]] if "frozen" in meta else []
     run = queue / "runs" / job["name"]
@@ -278,10 +263,8 @@ def run_next(options: argparse.Namespace) -> None:
     waiting = [job for job in read_jobs(folder) if not is_finished(folder, job)]
     started: list[Job] = []
     running: dict[str, subprocess.Popen[bytes]] = {}
-    stops: list[int] = []
     told: set[str] = set()  # the jobs that have been stopped
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, lambda number, frame: stops.append(number))
+    stops = gpu_step.collect_stops()
     options.out.mkdir(parents=True, exist_ok=True)
     with share_gpu():
         renewed = time.monotonic()
@@ -321,9 +304,11 @@ def share_gpu() -> Iterator[None]:
     """Within, NVIDIA's MPS lets processes use a GPU at the same time, where it is installed."""
     service = shutil.which("nvidia-cuda-mps-control")
     is_ours = service is not None and subprocess.run([service, "-d"]).returncode == 0
-    yield
-    if service and is_ours:
-        subprocess.run([service], input=b"quit\n")
+    try:
+        yield
+    finally:
+        if service and is_ours:
+            subprocess.run([service], input=b"quit\n")
 
 
 def start_job(folder: Path, job: Job, minutes: float) -> subprocess.Popen[bytes]:
@@ -408,15 +393,14 @@ def write_masks(options: argparse.Namespace) -> None:
     import cv2
 
     job = gpu_step.find_job(options.queue, options.job)
-    meta_path = options.queue / "programs" / job["program"] / "meta.json"
-    about = json.loads(meta_path.read_text(encoding="utf-8"))["measure"]
+    about = gpu_step.read_meta(options.queue / "programs" / job["program"])["measure"]
     if about["real"] != "mask":
         raise SystemExit(f"{options.job}: its answers are no masks")
     path = options.queue / "runs" / options.job / f"answer-{about['function']}.npz"
-    with np.load(path) as answer, np.load(options.queue / "data" / job["data"]) as data:
-        if str(answer["of"]) != gpu_step.identify(options.queue, job):
-            raise SystemExit(f"{path}: is of another program, seed or patches")
-        masks, names = answer["answer"][..., 0] > 127, data["test_names"]
+    answer = gpu_step.read_own(path, gpu_step.identify(options.queue, job))["answer"]
+    masks = answer[..., 0] > 127
+    with np.load(options.queue / "data" / job["data"]) as data:
+        names = data["test_names"]
     options.folder.mkdir(parents=True)
     for name, mask in zip(names, masks, strict=True):
         cv2.imwrite(str(options.folder / f"{name}.png"), mask.astype(np.uint8))

@@ -128,7 +128,7 @@ def compare(options: argparse.Namespace) -> None:
 
 def compare_step(folder: Path, faster: str, options: argparse.Namespace) -> dict[str, Any]:
     """Start both sides, compare their first losses, and let them take turns."""
-    meta = json.loads((folder / "meta.json").read_text(encoding="utf-8"))
+    meta = gpu_step.read_meta(folder)
     ours = MeasuredProcess(__file__, "ours", folder)
     ours.ask("ready")
     numbers = [

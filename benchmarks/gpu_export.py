@@ -333,7 +333,7 @@ def pack(
         experiment = progressive.set_kinds(experiment)
         if experiment.model.stages(experiment.data.size) != [experiment.data.size]:
             raise ConfigError("contextual: only the first stage can be trained; take model.start")
-        subsets = progressive._open_subsets(experiment, folder, [experiment.data.size])
+        subsets = progressive.open_subsets(experiment, folder, [experiment.data.size])
         train, held_out = subsets.train, subsets.inputs
         more["test_real"] = shorten(subsets.targets.images)
         blocks = 2 * int(np.log2(experiment.data.size // contextual.INNERMOST))
@@ -364,11 +364,7 @@ def write_model(queue: Path, name: str, folder: Path) -> None:
     if not path.exists():
         reason = "is not finished" if job["weights"] else "has weights too large to travel"
         raise SystemExit(f"{path}: there is none, because {name} {reason}")
-    with np.load(path) as file:
-        values = dict(file)
-    identity = gpu_step.identify(queue, job)
-    if str(values.pop("of")) != identity:
-        raise SystemExit(f"{path}: is of another program, seed or patches than {identity}")
+    values = gpu_step.read_own(path, gpu_step.identify(queue, job))
     card = json.loads((card_folder / "card.json").read_text(encoding="utf-8"))
     progress = json.loads((run / "progress.json").read_text(encoding="utf-8"))
     config = card["config"]

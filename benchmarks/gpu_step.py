@@ -28,6 +28,7 @@ STATE_SECONDS = 60  # after which a state is written, at the latest
 # had not ended. "bfloat16": every weight and Adam's moments in half as many bytes. "weights": the
 # networks' weights as float16, and Adam starts afresh. "none": nothing, it begins again.
 STATES = ("float32", "bfloat16", "weights", "none")
+Job = dict[str, Any]
 
 
 def is_frozen(about: dict[str, Any]) -> bool:
@@ -68,7 +69,7 @@ class Step:
         os.environ["XLA_PYTHON_CLIENT_PREALLOCATE"] = "false"
         import jax
 
-        self.meta = json.loads((folder / "meta.json").read_text(encoding="utf-8"))
+        self.meta = read_meta(folder)
         self.folder, self.seed = folder, seed
         self.device = jax.devices()[0]
         self.put = functools.partial(jax.device_put, device=self.device)
@@ -261,13 +262,11 @@ class Run:
         path = self.folder / "state.npz"
         if not path.exists():
             return 0
-        with np.load(path) as values:
-            if str(values["of"]) != self.identity:
-                raise SystemExit(f"{path}: is of {values['of']}, not of {self.identity}")
-            for i, about in enumerate(self.step.meta["variables"]):
-                if str(i) in values:
-                    self.step.state[i] = self.step.put(decode(values[str(i)], about["dtype"]))
-            return int(values["made"])
+        values = read_own(path, self.identity)
+        for i, about in enumerate(self.step.meta["variables"]):
+            if str(i) in values:
+                self.step.state[i] = self.step.put(decode(values[str(i)], about["dtype"]))
+        return int(values["made"])
 
     def write_state(self) -> None:
         """Write state.npz, or of a finished run weights.npz in its place."""
@@ -323,9 +322,7 @@ class Run:
 
     def train(self, minutes: float) -> None:
         """Take steps until the last one, a signal, or the end of the time; keep what there is."""
-        stops: list[int] = []  # a stop waits for the end of a chunk
-        for number in (signal.SIGINT, signal.SIGTERM):
-            signal.signal(number, lambda number, frame: stops.append(number))
+        stops = collect_stops()  # a stop waits for the end of a chunk
         began = kept = time.monotonic()
         take = compile_chunk(self.step, self.data, self.made, self.chunk)
         print(f"{self.step.device}: compiled in {time.monotonic() - began:.0f} s", flush=True)
@@ -349,16 +346,47 @@ class Run:
         self.keep(answers=True)
 
 
-def find_job(queue: Path, name: str) -> dict[str, Any]:
+def collect_stops() -> list[int]:
+    """Collect Ctrl-C and SIGTERM from now on, in place of what they do: a list that grows."""
+    stops: list[int] = []
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, lambda number, frame: stops.append(number))
+    return stops
+
+
+def read_meta(program: Path) -> dict[str, Any]:
+    """Read what is known of a program, by its folder."""
+    meta: dict[str, Any] = json.loads((program / "meta.json").read_text(encoding="utf-8"))
+    return meta
+
+
+def read_own(path: Path, identity: str) -> dict[str, np.ndarray]:
+    """Read the arrays of a run's file; refuse those of another program, seed or patches."""
+    with np.load(path) as file:
+        values = dict(file)
+    if str(of := values.pop("of")) != identity:
+        raise SystemExit(f"{path}: is of {of}, not of {identity}")
+    return values
+
+
+def read_jobs(queue: Path) -> list[Job]:
+    """Read the jobs of a queue, in their order."""
+    path = queue / "queue.json"
+    if not path.exists():
+        raise SystemExit(f"{path}: no such file; is this the folder of a queue?")
+    jobs: list[Job] = json.loads(path.read_text(encoding="utf-8"))["jobs"]
+    return jobs
+
+
+def find_job(queue: Path, name: str) -> Job:
     """Find a job of the queue by its name."""
-    jobs = json.loads((queue / "queue.json").read_text(encoding="utf-8"))["jobs"]
-    for job in jobs:
+    for job in read_jobs(queue):
         if job["name"] == name:
             return job
     raise SystemExit(f"{queue}: has no job {name}")
 
 
-def identify(queue: Path, job: dict[str, Any]) -> str:
+def identify(queue: Path, job: Job) -> str:
     """Name program, seed and patches, all that a run needs: it goes on with no others."""
     folder = queue / "programs" / job["program"]
     files = [(folder / name).read_bytes() for name in ("step.mlir.gz", "meta.json")]

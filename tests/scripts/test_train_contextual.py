@@ -147,7 +147,7 @@ def test_a_judge_chooses_the_weights_of_the_last_stage_alone(repository, monkeyp
     config = experiment(repository, "model.judge=runs/classifier", "model.fade_steps=1")
     monkeypatch.setattr(progressive.loop, "Training", instead_of_training(fit))
     monkeypatch.setattr(progressive, "read_card", lambda _: {"train_patients": []})
-    monkeypatch.setattr(progressive, "_open_subsets", lambda *_: subsets)
+    monkeypatch.setattr(progressive, "open_subsets", lambda *_: subsets)
     monkeypatch.setattr(progressive.Subsets, "downsample", lambda subsets, _: subsets)
     monkeypatch.setattr(progressive, "find_best_weights", lambda *_: tmp_path)
 

@@ -80,7 +80,7 @@ def train(
     sizes = model.stages(experiment.data.size)
     check_initial(experiment, sizes[0])
     check_fading(experiment, sizes, experiment.training.steps)
-    subsets = _open_subsets(experiment, output, sizes)
+    subsets = open_subsets(experiment, output, sizes)
     judge = _open_judge(experiment, subsets)
     if judge:
         seed = judge.card["config"]["training"]["seed"]
@@ -102,9 +102,10 @@ def train(
     return metrics, subsets.inputs
 
 
-def _open_subsets(
+def open_subsets(
     experiment: Experiment[ContextualConfig], output: Path, sizes: Sequence[int]
 ) -> Subsets:
+    """Open the patches of a training, and what it is validated on, at the sizes of its stages."""
     model = experiment.model
     malignant = model.positives == "malignant"
     data = datasets.pin_archive_split(experiment.data, output)
