@@ -1,11 +1,13 @@
 """What a training run takes from the model that it starts from, and what it says if they differ."""
 
+import os
 from argparse import Namespace
 
 import pytest
 
-from tfmammo import config
+from tfmammo import config, shipped
 from tfmammo.config import Experiment
+from tfmammo.detection.light_head_rcnn import LightHeadRCNNConfig
 from tfmammo.errors import ConfigError, ExportError
 from tfmammo.models.can import CAN, CANConfig
 from tfmammo.tracking import export
@@ -37,6 +39,8 @@ def test_widths_and_size_are_those_of_the_start_and_nothing_else_is(start):
     assert experiment.training.steps == 3
     assert parse(start, "data.size=32", "model.filters=[4,8,8]") == parse(start)
     assert parse("null") == plain
+    shipped_file = shipped.ROOT / "configs/can.yaml"  # states no more than its name
+    assert parse(start, name=os.path.relpath(shipped_file)) == parse(start)
 
 
 @pytest.mark.parametrize(
@@ -58,6 +62,17 @@ def test_a_config_of_ones_own_states_what_it_holds(start, tmp_path):
     path = tmp_path / "mine.yaml"
     path.write_text("name: can\nmodel: {lambda_1: 5}\n")
     assert parse(start, name=path).model.filters == (4, 8, 8)
+
+
+def test_the_detector_of_the_package_is_fine_tuned_without_its_settings():
+    values = ["training.initial=models:/zoo/light_head"]
+    options = Namespace(config="light_head_rcnn", set=values, output=None)
+    experiment = initial.parse_with_initial(Experiment[LightHeadRCNNConfig], options)
+    assert (experiment.data.size, experiment.data.canvas) == (384, None)
+    model = experiment.model
+    assert (model.weights, model.batch_norm, model.blocks) == ("none", "running", (1, 1, 1, 1))
+    assert model.anchor_scales == (1, 2, 4)
+    assert model.proposals == LightHeadRCNNConfig().proposals  # which no weight depends on
 
 
 def test_a_training_that_goes_on_does_not_need_its_start(start, tmp_path):

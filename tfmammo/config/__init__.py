@@ -1,6 +1,6 @@
 """Configs: YAML files and overrides, read into frozen pydantic models."""
 
-from tfmammo.config.parsing import LARGEST_WIDTH as LARGEST_WIDTH
+from tfmammo.config.parsing import FIXED as FIXED
 from tfmammo.config.parsing import TRAINING_CONFIG as TRAINING_CONFIG
 from tfmammo.config.parsing import Frozen as Frozen
 from tfmammo.config.parsing import Width as Width

@@ -48,7 +48,8 @@ class Frozen(BaseModel):
 
 
 LARGEST_WIDTH = 2**16  # of a layer; a hundred million channels take minutes to fill the memory
-Width = Annotated[int, Field(gt=0, le=LARGEST_WIDTH)]
+FIXED = "fixed by trained weights"  # annotates a field that training.initial decides
+Width = Annotated[int, Field(gt=0, le=LARGEST_WIDTH), FIXED]
 
 Schema = TypeVar("Schema", bound=BaseModel)
 

@@ -49,14 +49,14 @@ from __future__ import annotations
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import keras
 import numpy as np
 import tensorflow as tf
 from pydantic import Field, PositiveFloat, PositiveInt, model_validator
 
-from tfmammo.config import Experiment, Frozen
+from tfmammo.config import FIXED, Experiment, Frozen, Width
 from tfmammo.detection import regions
 from tfmammo.detection.detections import OUTPUTS
 from tfmammo.detection.saved_models import (
@@ -93,27 +93,29 @@ Tensors = dict[str, tf.Tensor]
 class LightHeadRCNNConfig(Frozen):
     """Network, anchors, samples and optimisation; see *Deviations* in the module."""
 
-    weights: str = "imagenet"
+    weights: Annotated[str, FIXED] = "imagenet"
     """Weights of the ResNet: "imagenet" (downloaded), the path of Keras's without top (.h5), or
     "none".
     """
-    filters: PositiveInt = 64
+    filters: Width = 64
     """Filters of the first stage."""
-    blocks: tuple[PositiveInt, PositiveInt, PositiveInt, PositiveInt] = (3, 4, 23, 3)
+    blocks: tuple[Width, Width, Width, Width] = (3, 4, 23, 3)
     """Blocks of each of the four stages: [3, 4, 23, 3] are ResNet-101's, [3, 4, 6, 3] ResNet-50's;
     other numbers need weights "none".
     """
-    batch_norm: Literal["frozen", "running"] = "frozen"
+    batch_norm: Annotated[Literal["frozen", "running"], FIXED] = "frozen"
     """Whether BatchNorm keeps the weights' statistics or estimates its own, see the module."""
     momentum: float = Field(default=0.9, ge=0, lt=1)
     """Decay of BatchNorm's running averages."""
-    rpn_width: PositiveInt = 512
+    rpn_width: Width = 512
     """Channels of the RPN."""
-    anchor_scales: tuple[PositiveFloat, ...] = Field(
+    anchor_scales: Annotated[tuple[PositiveFloat, ...], FIXED] = Field(
         default=(2.0, 4.0, 8.0, 16.0, 32.0), min_length=1
     )
     """Sizes of the anchors over the stride of 16 px."""
-    anchor_ratios: tuple[PositiveFloat, ...] = Field(default=(0.5, 1.0, 2.0), min_length=1)
+    anchor_ratios: Annotated[tuple[PositiveFloat, ...], FIXED] = Field(
+        default=(0.5, 1.0, 2.0), min_length=1
+    )
     """Height of the anchors over their width."""
     rpn_high: float = Field(default=0.7, gt=0, le=1)
     """IoU from which an anchor shows a lesion."""
@@ -129,17 +131,17 @@ class LightHeadRCNNConfig(Frozen):
     """Proposals before that suppression."""
     proposals: PositiveInt = 1000
     """Proposals after that suppression."""
-    kernel: PositiveInt = 15
+    kernel: Width = 15
     """Length of the large separable convolution."""
-    middle: PositiveInt = 256
+    middle: Width = 256
     """Inner channels of the large separable convolution."""
-    bins: PositiveInt = 7
+    bins: Width = 7
     """Rows and columns of the pooling."""
-    channels: PositiveInt = 10
+    channels: Width = 10
     """Maps for each bin."""
     samples: PositiveInt = 2
     """Points along either side of a bin."""
-    units: PositiveInt = 2048
+    units: Width = 2048
     """Units of the hidden layer."""
     foreground: float = Field(default=0.5, gt=0, le=1)
     """Least IoU of a region that shows a lesion."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 from argparse import Namespace
 from collections.abc import Mapping
@@ -13,7 +14,7 @@ from pydantic.fields import FieldInfo
 
 from tfmammo import config as configuration
 from tfmammo import shipped
-from tfmammo.config import LARGEST_WIDTH, Experiment, Width
+from tfmammo.config import FIXED, Experiment
 from tfmammo.errors import ConfigError, ExportError, name_key
 from tfmammo.tracking import export, models
 
@@ -24,7 +25,7 @@ def parse_with_initial(schema: type[Experiment[Any]], options: Namespace) -> Exp
     """Parse a training config; what `training.initial` fixes and nobody states is its card's.
 
     A shipped config states nothing: its widths are the paper's. A ConfigError where the config
-    states another width than the card.
+    contradicts the card.
     """
     experiment = configuration.parse(schema, options.config, options.set)
     uri = experiment.training.initial
@@ -40,14 +41,14 @@ def parse_with_initial(schema: type[Experiment[Any]], options: Namespace) -> Exp
             f"{_get(ours, key)}; leave out {key}"
         )
     if differing:
-        taken = [f"{key}={value}" for key, value in differing.items()]
+        taken = [f"{key}={json.dumps(value)}" for key, value in differing.items()]
         log.info("taken from %s: %s", uri, " ".join(taken))
         experiment = configuration.parse(schema, options.config, [*options.set, *taken])
     return experiment
 
 
 def _read_fixed(experiment: Experiment[Any], uri: str, output: Path | None) -> dict[str, Any]:
-    """Read the keys that the weights fix: the patches' size, and the model's widths.
+    """Read the keys that the weights fix: the images' size, and what the model marks as `FIXED`.
 
     A training run that goes on has them in its own folder.
     """
@@ -55,11 +56,16 @@ def _read_fixed(experiment: Experiment[Any], uri: str, output: Path | None) -> d
         config = configuration.read_yaml(output / configuration.TRAINING_CONFIG)
     else:
         config = export.read_card(models.resolve(uri, experiment.tracking.uri)).get("config", {})
-    widths = [
-        name for name, field in type(experiment.model).model_fields.items() if _is_width(field)
-    ]
-    keys = ["data.size", *(f"model.{name}" for name in widths)]
-    return {key: value for key in keys if (value := _get(config, key)) is not None}
+    fields = type(experiment.model).model_fields
+    model = [name for name, field in fields.items() if _is_fixed(field)]
+    parts = {"data": ("size", "canvas"), "model": model}
+    return {
+        f"{section}.{name}": content[name]
+        for section, names in parts.items()
+        for content in [config.get(section) or {}]
+        for name in names
+        if name in content
+    }
 
 
 def assign(networks: Mapping[str, keras.Model], uri: str, experiment: Experiment[Any]) -> Path:
@@ -82,17 +88,18 @@ def assign(networks: Mapping[str, keras.Model], uri: str, experiment: Experiment
     return folder
 
 
-def _is_width(field: FieldInfo) -> bool:
-    """Whether a field is a `Width` or a tuple of them."""
-    largest = [getattr(limit, "le", None) for limit in field.metadata]
-    return Width in get_args(field.annotation) or LARGEST_WIDTH in largest
+def _is_fixed(field: FieldInfo) -> bool:
+    """Whether a field is annotated as `FIXED`, or a tuple of what is."""
+    return FIXED in field.metadata or any(
+        FIXED in get_args(part) for part in get_args(field.annotation)
+    )
 
 
 def _list_stated(options: Namespace) -> set[str]:
     """List the keys that overrides, or a config of the user's own, state."""
     stated = {override.partition("=")[0].strip() for override in options.set}
     path = shipped.find_config(options.config)
-    if path.parent != shipped.ROOT / "configs":
+    if path.resolve().parent != shipped.ROOT / "configs":
         for section, content in configuration.read_yaml(path).items():
             stated |= (
                 {f"{section}.{key}" for key in content} if isinstance(content, Mapping) else set()
