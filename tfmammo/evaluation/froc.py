@@ -14,7 +14,7 @@ import numpy as np
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
-from tfmammo.evaluation.report import Report, join_subset
+from tfmammo.evaluation.report import Report
 from tfmammo.metrics.boxes import Matches
 from tfmammo.metrics.detection import (
     ALL_DETECTIONS,
@@ -30,7 +30,13 @@ from tfmammo.metrics.detection import (
 from tfmammo.metrics.jafroc import JafrocTest, Merit, choose_common_merit, jafroc, jafroc_test
 from tfmammo.metrics.plotting import draw_froc
 from tfmammo.metrics.rows import Fact
-from tfmammo.metrics.significance import FEWEST_PATIENTS, describe, describe_few, holm
+from tfmammo.metrics.significance import (
+    FEWEST_PATIENTS,
+    bound_share,
+    describe,
+    describe_few,
+    holm,
+)
 from tfmammo.metrics.summary import BOOTSTRAP, JACKKNIFE, Measure, Table, format_p
 
 RECALL = Measure("recall", "%", 100, 1)
@@ -88,8 +94,14 @@ class Detected:
         runs = [(0, 0)] * len(images) if is_pooled else runs
         curves = froc_by_run(images, runs, rates)
         values = {run: getattr(curve, of) for run, curve in curves.items()}
-        bounds = froc_interval(images, self.patients, rates, *self.bootstrap, of, runs=runs)
-        return *over_folds(values), *bounds
+        low, high = froc_interval(images, self.patients, rates, *self.bootstrap, of, runs=runs)
+        mean, deviation = over_folds(values)
+        if of == "tpr" and np.isfinite(low).all():  # resampling sees no variance in all or none
+            diseased = count_diseased(images, self.patients)
+            for place in np.flatnonzero((mean == 0) | (mean == 1)):
+                share = bound_share(bool(mean[place]), diseased, self.bootstrap[2])
+                low[place], high[place] = share
+        return mean, deviation, low, high
 
     def make_fact(
         self, measure: Measure, table: str, detector: str, key: str, *numbers: float
@@ -284,18 +296,19 @@ def add_runs(report: Report, detected: Detected) -> None:
     such as random boxes, is skipped where there are folds, because it is of all of them.
     """
     merit = choose_common_merit(detected.patients, *detected.matches.values())
-    merits = {
-        name: {run: jafroc(part, merit) for run, part in parts_with_lesions(images, runs).items()}
-        for name, (images, runs) in detected.matches.items()
-    }
+    merits, recalls = {}, {}
+    for name, (images, runs) in detected.matches.items():
+        parts = parts_with_lesions(images, runs)
+        merits[name] = {run: jafroc(part, merit) for run, part in parts.items()}
+        of_all = froc_by_run(images, runs, [ALL_DETECTIONS])
+        recalls[name] = {run: float(curve.tpr[0]) for run, curve in of_all.items()}
     folds = sorted({fold for of_name in merits.values() for fold, _ in of_name})
     body = []
     for name, of_name in merits.items():
         if {fold for fold, _ in of_name} != set(folds):
             continue
-        for (fold, seed), value in of_name.items():
-            subset = join_subset(f"fold={fold}", f"run={seed}")
-            report.facts.append(MERIT.make_fact("runs", name, merit, value, subset=subset))
+        report.facts += list_repeats(MERIT, name, merit, of_name)
+        report.facts += list_repeats(RECALL, name, name_rate("tpr", ALL_DETECTIONS), recalls[name])
         cells = [
             ", ".join(MERIT.show(of_name[one]) for one in sorted(of_name) if one[0] == fold)
             for fold in folds
@@ -303,6 +316,24 @@ def add_runs(report: Report, detected: Detected) -> None:
         body.append([detected.name(name), *cells])
     title = f"{merit.upper()} figure of merit of each run"
     report.tables.append(Table(title, [detected.kind, *(f"fold {fold}" for fold in folds)], body))
+
+
+def list_repeats(
+    measure: Measure, detector: str, key: str, values: Mapping[Run, float]
+) -> Iterator[Fact]:
+    """List the value of each fold, or with several seeds the mean over folds of each seed.
+
+    `values` are by (fold, seed).
+    """
+    seeds = sorted({seed for _, seed in values})
+    if len(seeds) == 1:
+        for fold, seed in sorted(values):
+            value, subset = values[fold, seed], f"fold={fold}"
+            yield measure.make_fact("folds", detector, key, value, subset=subset)
+        return
+    for number in seeds:
+        value = float(np.mean([value for (_, seed), value in values.items() if seed == number]))
+        yield measure.make_fact("runs", detector, key, value, subset=f"run={number}")
 
 
 def measure_seconds(seconds: Iterable[tuple[int, float]]) -> float:

@@ -168,7 +168,7 @@ def test_the_summary_counts_claims_and_names_decided_ones():
         in text
     )
     assert "| [CAN](can.md) | 5 | 1 | 0 | 0 | 4 | 12 facts |" in text
-    assert f"CAN. {CLAIM} It **holds**, certainty moderate" in " ".join(text.split())
+    assert f"**Holds** (moderate certainty): CAN. {CLAIM}" in " ".join(text.split())
 
 
 def test_a_reason_takes_the_place_of_a_result():

@@ -55,6 +55,8 @@ class About(Frozen):
     """The commands, in order."""
     code: tuple[str, ...] = ()
     """Version, source hash, libraries and commit that made the numbers."""
+    is_preliminary: bool = False
+    """Whether more runs are planned."""
     reason: str = ""
     """Why there is no result; "" where there is one."""
 

@@ -133,8 +133,8 @@ def build_page(paper: str, facts: AllFacts, captions: Captions = NO_CAPTIONS) ->
             if study.item == item.key and study.key in facts:
                 lines += ["", *_describe_study(study, facts, item)]
     text = (
-        f"`tfmammo report --only {paper}` repeats the runs of this page, and `--only` with the "
-        "name of a file those behind it. All files are in `docs/results`."
+        f"`tfmammo report --only {paper}` repeats the runs of this page, and `--only FILE` those "
+        "behind one of its files. All files are in `docs/results`."
     )
     lines += ["", "---", "", *wrap(text)]
     shown = [captions[name] for item in items for name in list_pictures(item) if name in captions]
@@ -163,7 +163,7 @@ def _introduce(paper: str, source: Paper, items: Sequence[Item], facts: AllFacts
         *wrap(f"{len(evidence)} claims: {name_counts(evidence)}."),
         "",
         *wrap(
-            "**Verified in the implementation**, whatever the runs say (each by a test): "
+            "**Verified by tests**, independently of any run: "
             + "; ".join(dict.fromkeys(check.what for check in checks))
             + "."
         ),
@@ -204,18 +204,18 @@ def _describe(item: Item, facts: AllFacts, captions: Captions) -> list[str]:
 
 def describe_claim(evidence: Evidence) -> list[str]:
     """Describe a claim as a point of a list: verdict, claim, numbers, data."""
-    certainty = f", certainty {evidence.certainty}" if evidence.certainty else ""
+    certainty = f" ({evidence.certainty} certainty)" if evidence.certainty else ""
     text = f"**{evidence.word.capitalize()}**{certainty}: {evidence.says}"
     details = [evidence.numbers, ": ".join(filter(None, (evidence.why, evidence.detail)))]
-    if evidence.word == "not decided" and evidence.why != OTHER_DATA:
-        seen = evidence.seen or "not known, because the test gives no interval"
-        details.append(f"smallest difference that could be seen: {seen}")
+    if evidence.word == "not decided" and evidence.why != OTHER_DATA and evidence.seen:
+        details.append(f"smallest difference that could be seen: {evidence.seen}")
     details.append(evidence.gain)
     if evidence.facts and evidence.word != "not tested":
         about = evidence.facts.about
         kind = "the paper's data" if about.is_papers_data else "a substitute for the paper's data"
         details.append(f"{about.basis or kind}, scale {about.scale}")
-    return wrap(f"{text} {'; '.join(filter(None, details))}.", "- ", "  ")
+    said = "; ".join(filter(None, details))
+    return wrap(f"{text} {said[:1].upper()}{said[1:]}.", "- ", "  ")
 
 
 def show(shown: Shown, facts: Facts, item: Item) -> list[str]:

@@ -66,12 +66,15 @@ def _fill(name: str, facts: AllFacts, **texts: str) -> str:
 
 
 def _describe_leak(facts: AllFacts) -> str:
-    """Say what a leaking split is worth on INbreast, as far as it is known."""
+    """Say how much a leaking split inflates Dice on INbreast, as far as it is known."""
     effect = studies.describe_difference(CAN, facts, "leak")
     if effect == UNKNOWN:
         return f"still to be measured, {studies.describe_runs(CAN, facts)}"
     runs = studies.describe_runs(CAN, facts, ["leak"])
-    return f"{effect} (Dice by the leaking split less Dice on unseen patients; {runs})"
+    return (
+        f"{effect} (Dice by the leaking split less Dice on unseen patients; one run per model, "
+        f"with 2.5 times the steps; preliminary, {runs})"
+    )
 
 
 def _describe_adversary(facts: AllFacts) -> str:
@@ -83,7 +86,7 @@ def _describe_adversary(facts: AllFacts) -> str:
     change = format(Placeholder(facts.get(CGAN.key)), key)
     if change == UNKNOWN:
         return ""
-    return f" In INbreast's loose frames Dice changes by {change} without the discriminator."
+    return f" In INbreast's loose frames, without the discriminator, Dice changes by {change}."
 
 
 def _tabulate_claims(evidence: AllEvidence) -> list[str]:
@@ -99,8 +102,10 @@ def _tabulate_claims(evidence: AllEvidence) -> list[str]:
         for one in of_item:
             if one.is_decided:
                 name = read_papers()[find_item(key).paper].name
-                verdict = f"**{one.word}**, certainty {one.certainty}: {one.numbers}."
-                lines += ["", *wrap(f"{name}. {one.says} It {verdict}", "- ", "  ")]
+                verdict = f"**{one.word.capitalize()}** ({one.certainty} certainty)"
+                basis = one.facts.about.basis if one.facts else ""
+                numbers = "; ".join(filter(None, (one.numbers, one.gain, basis)))
+                lines += ["", *wrap(f"{verdict}: {name}. {one.says} {numbers}.", "- ", "  ")]
     return lines
 
 
@@ -116,7 +121,7 @@ def _list_open(evidence: AllEvidence) -> list[str]:
     lines = []
     for (word, why), labels in sorted(reasons.items(), key=lambda pair: -len(pair[1])):
         places = "; ".join(dict.fromkeys(labels))
-        lines += wrap(f"{len(labels)} {word}, {why}: {places}.", "- ", "  ")
+        lines += wrap(f"{word.capitalize()}, {why} ({len(labels)}): {places}.", "- ", "  ")
     return lines
 
 

@@ -63,8 +63,8 @@ class Study(Frozen):
     """Of its section."""
     data: str
     """The data that it is scored on, which are the paper's."""
-    basis: str = ""
-    """What verdicts say of its data, with {seeds}; "": that they are the paper's."""
+    basis: str
+    """What verdicts say of its data, with {seeds}."""
     work: str
     """How long and how large, with the steps of each arm by its name: "{unseen:,} steps"."""
     is_smaller: bool = False
@@ -240,12 +240,15 @@ def make_facts(rows: Rows) -> Facts | None:
         facts += correct_p(rows.summarize(cases, "pairs"))
     facts += [fact for model in complete for fact in _list_repeats(rows, model)]
     seeds = min((len(rows.list_seeds(study.base, model)) for model in complete), default=1)
+    planned = sum(arm.count for arm in study.plan.values())
+    is_preliminary = len(scores.runs) < planned
+    basis = study.basis.format(seeds=f"{seeds} seed{'' if seeds == 1 else 's'}")
     about = About(
         item=study.key,
         scale="small",
         data=study.data,
         papers_data=study.data,
-        basis=study.basis.format(seeds=f"{seeds} seed{'' if seeds == 1 else 's'}"),
+        basis=f"{basis}, preliminary" if is_preliminary else basis,
         work=study.describe_work(),
         runs=base.folds * seeds if complete else 1,
         trained=sum(model in study.plan[arm].models for arm, model, _, _ in scores.runs),
@@ -253,6 +256,7 @@ def make_facts(rows: Rows) -> Facts | None:
         random_starts=study.random_starts,
         commands=(study.command,),
         code=rows.code,
+        is_preliminary=is_preliminary,
     )
     return Facts(about, tuple(facts), rows.curves)
 

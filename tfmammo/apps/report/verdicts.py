@@ -22,12 +22,13 @@ FEWEST_RUNS = 3
 SMOKE = "the scale smoke decides nothing"
 NOT_MEASURED = "the comparison was not measured"
 NO_RUN = "no run yet"
-FEW_PATIENTS = "a difference this small needs more patients"
+NOT_SIGNIFICANT = "not significant"
 NO_TEST = "no interval and no p-value"
-RUNS_DISAGREE = "single runs disagree, or there is only one"
-RANDOM_START = "the baseline starts from random weights, but from ImageNet weights in its own paper"
+RUNS_DISAGREE = "runs disagree"
+ONE_RUN = "only one run of each model"
+RANDOM_START = "we trained the baseline from random weights; its authors start from ImageNet"
 NOT_BEYOND = "not beyond what a trivial method gains"
-BELOW_TRIVIAL = "networks that are not better than the trivial baseline"
+BELOW_TRIVIAL = "not better than the trivial baseline"
 SMALLER = "it depends on the patch size in pixels, and our patches are smaller than the paper's"
 OTHER_DATA = "a printed level, on other data than the paper's"
 BELOW_LEVEL = "below the printed level"
@@ -115,9 +116,13 @@ class Difference(Frozen):
         wants_higher = self.higher and not self.is_absent
         evidence = _judge_row(self.says, row, wants_higher, self.null_value)
         evidence = replace(evidence, gain=self._compare_gains(row, facts, printed))
-        doubt = self._doubt_runs(facts, row.value > 0) if self.is_order else ""
-        if doubt and evidence.is_decided:
-            evidence = evidence.withhold(RUNS_DISAGREE, doubt)
+        if (
+            self.is_order
+            and evidence.is_decided
+            and (doubt := self._doubt_runs(facts, row.value > 0))
+        ):
+            # the interval leaves out how much runs differ
+            evidence = replace(evidence.withhold(*doubt), seen="")
         if self.imagenet in facts.about.random_starts:
             evidence = replace(evidence, gain="").withhold(RANDOM_START)
         return self._require_more(evidence, row, facts) if evidence.word == "holds" else evidence
@@ -142,10 +147,10 @@ class Difference(Frozen):
                 return evidence.withhold(NOT_BEYOND, f"it {numbers}")
         return evidence
 
-    def _doubt_runs(self, facts: Facts, is_above: bool) -> str:
-        """Say why other runs might change the order; "" where all known ones agree."""
+    def _doubt_runs(self, facts: Facts, is_above: bool) -> tuple[str, ...]:
+        """Say why other runs might change the order; () where all known ones agree."""
         sign = 1 if is_above else -1
-        for table, said in ((RUNS, "runs overlap"), (FOLDS, "not in every fold")):
+        for table, said in ((RUNS, "they overlap"), (FOLDS, "not in every fold")):
             both = [facts.list_repeats(table, name, self.measure) for name in self.models]
             if min(map(len, both)) < 2:
                 continue
@@ -158,8 +163,8 @@ class Difference(Frozen):
             means = " against ".join(
                 ", ".join(format_value(value, self.measure) for value in values) for values in both
             )
-            return "" if agree else f"{said}: {means}"
-        return "one run each, or not known"
+            return () if agree else (RUNS_DISAGREE, f"{said}: {means}")
+        return (ONE_RUN,)
 
     def _compare_gains(self, row: Fact, facts: Facts, printed: Printed) -> str:
         """Say whether our interval excludes a gain as large as the printed one."""
@@ -168,7 +173,7 @@ class Difference(Frozen):
             return ""
         if self.printed_gain:
             wanted = printed[self.printed_gain[0]][self.printed_gain[1]]
-            unit = "points"
+            kind, unit = "gain", "points"
         elif self.printed:
             level = facts.find(self.against, self.measure, subset=self.subset)
             if level is None or not level.value:  # of a network that found nothing
@@ -177,17 +182,15 @@ class Difference(Frozen):
             worse = printed[self.against][self.printed]
             wanted = sign * (printed[self.model][self.printed] / worse - 1) * 100
             low, high = low / level.value * 100, high / level.value * 100
-            unit = "%"
+            kind, unit = "relative gain", "%"
         else:
             return ""
         word = "includes" if low <= wanted <= high else "excludes"
-        return (
-            f"our interval, {low:.1f} to {high:.1f} {unit}, {word} the printed gain of {wanted:.1f}"
-        )
+        return f"our {kind}, {low:.1f} to {high:.1f} {unit}, {word} the printed {wanted:.1f} {unit}"
 
 
 class Level(Frozen):
-    """The claim that a model reaches a printed value."""
+    """The claim that a model reaches a printed value, with its whole interval."""
 
     says: str
     """The claim."""
@@ -218,7 +221,7 @@ class Level(Frozen):
             return evidence.withhold(NO_TEST)
         if not facts.about.is_papers_data:
             return evidence.withhold(OTHER_DATA)
-        if row.value >= target:
+        if row.low >= target:
             return replace(evidence, word="holds")
         is_within = row.high >= target
         return evidence.withhold(BELOW_LEVEL, "within our interval" if is_within else "")
@@ -246,7 +249,7 @@ def _judge_row(sentence: str, row: Fact, wants_higher: bool, null: float = 0) ->
     else:
         return Evidence(sentence, "not decided", numbers, NO_TEST)
     if not is_decisive:
-        return Evidence(sentence, "not decided", numbers, FEW_PATIENTS, "", p, seen)
+        return Evidence(sentence, "not decided", numbers, NOT_SIGNIFICANT, "", p, seen)
     word: Word = "holds" if (row.value > null) == wants_higher else "does not hold"
     return Evidence(sentence, word, numbers, p=p, seen=seen)
 
@@ -270,11 +273,11 @@ def judge_claim(
         return evidence.withhold(SMOKE)
     if is_sized and facts.about.is_smaller:
         return evidence.withhold(SMALLER)
-    if trivial:
+    if trivial and trivial.measure == claim.measure:
         below = [model for model in claim.models if not beats(facts, model, trivial)]
         if below:
-            detail = f"{' and '.join(below)} not better than {trivial.model}"
-            return evidence.withhold(BELOW_TRIVIAL, detail)
+            number = "neither beats" if len(below) > 1 else f"{below[0]} does not beat"
+            return evidence.withhold(BELOW_TRIVIAL, f"{number} {trivial.model}")
     return replace(evidence, certainty=_rate_certainty(evidence, facts))
 
 
@@ -290,7 +293,7 @@ def beats(facts: Facts, model: str, trivial: Trivial) -> bool:
 
 
 def _rate_certainty(evidence: Evidence, facts: Facts) -> str:
-    if not facts.are_flat or not evidence.p < CERTAIN:
+    if facts.about.is_preliminary or not facts.are_flat or not evidence.p < CERTAIN:
         return "low"
     strengths = facts.about.is_papers_data + (facts.about.runs >= FEWEST_RUNS)
     return ("low", "moderate", "high")[strengths]
