@@ -10,7 +10,7 @@ import tensorflow as tf
 from tfmammo.config import DataConfig
 from tfmammo.errors import ConfigError, DataError, ExportError
 from tfmammo.evaluation import comparison
-from tfmammo.evaluation.networks import Network, open_network
+from tfmammo.evaluation.networks import Network, check_crops, open_network
 
 SIZE = 32
 
@@ -65,6 +65,8 @@ def test_what_is_no_model_of_the_evaluation_is_refused(tmp_path):
         open_network(loud, "mask", "image").run("mask", "image", np.ones((1, 8, 8, 1), np.float32))
     with pytest.raises(ExportError, match=r"data\.size"):
         make_network(size=64).run("image", "mask", np.zeros((1, SIZE, SIZE, 1), np.float32))
+    with pytest.raises(ExportError, match=r"data\.size.* 64 .*128"):  # before patches are cut
+        check_crops([make_network(size=64)], DataConfig(size=128))
     (tmp_path / "damaged").mkdir()
     (tmp_path / "damaged/saved_model.pb").write_bytes(b"nothing")
     with pytest.raises(ExportError, match="damaged: "):

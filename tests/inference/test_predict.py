@@ -237,7 +237,7 @@ def test_a_detector_gives_boxes_and_its_hits_are_counted(models, archive, tmp_pa
     top, left, bottom, right = BOX
     assert predictions[0]["bbox"] == [left, top, right - left, bottom - top]
     assert len(predictions) == 6 and "segmentation" not in predictions[0]
-    assert not read_mask(tmp_path / "out/masks/0.png").any()
+    assert not (tmp_path / "out/masks").exists()  # it draws none, and black ones would mislead
     few = predict_files(models / "detector", archive, tmp_path / "few", score=0.85)
     assert few.lesions == 3
 
@@ -255,10 +255,31 @@ def test_a_mammogram_is_no_patch_and_a_detector_needs_no_boxes(models, tmp_path)
         (models / "segmenter", tmp_path, ("threshold", 2.0)): "threshold: ",
         (models / "segmenter", tmp_path, ("archive", "inbrest")): "inbrest is none of",
         (models / "segmenter", models, ("score", 0.5)): "no image found",
+        (models / "shape", tmp_path, ("score", 0.5)): "shape: is neither a segmenter nor",
+        (models / "segmenter", tmp_path / "large.png", ("archive", "folder")): "is a file",
     }.items():
         model, images, (name, value) = arguments
         with pytest.raises(ConfigError, match=said):
             list(predict(model, images, **{name: value}))
+
+
+def test_a_segmenter_of_whole_images_warns_of_boxes(models, archive, tmp_path, caplog):
+    shutil.copytree(models / "segmenter", tmp_path / "whole")
+    path = tmp_path / "whole/card.json"
+    card = json.loads(path.read_text())
+    card["config"]["data"]["frame"] = "full"
+    path.write_text(json.dumps(card))
+    for model, is_warned in ((models / "segmenter", False), (tmp_path / "whole", True)):
+        caplog.clear()
+        list(predict(model, archive, boxes="truth", archive="folder"))
+        assert ("data.frame=full" in caplog.text) == is_warned
+
+
+def test_images_without_lesions_have_no_recall(models, tmp_path):
+    write_image(tmp_path / "in/images/1.png", draw(1))
+    (tmp_path / "in/metadata.csv").write_text("file,patient,pathology\n1.png,a,normal\n")
+    summary = predict_files(models / "detector", tmp_path / "in", tmp_path / "out", truth=True)
+    assert summary.scores == {"false_positives_per_image": 2.0}
 
 
 def test_two_images_of_one_name_are_not_mixed_up(models, tmp_path):

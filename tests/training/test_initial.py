@@ -75,6 +75,11 @@ def test_the_detector_of_the_package_is_fine_tuned_without_its_settings():
     assert model.proposals == LightHeadRCNNConfig().proposals  # which no weight depends on
 
 
+def test_a_start_of_another_system_is_named():
+    with pytest.raises(ConfigError, match="light_head is of another system"):
+        parse("models:/zoo/light_head")
+
+
 def test_a_training_that_goes_on_does_not_need_its_start(start, tmp_path):
     experiment = parse(start)
     (tmp_path / "run").mkdir()

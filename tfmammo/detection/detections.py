@@ -174,6 +174,11 @@ class Detector:
             kinds = data.kinds
         return Detector(str(handle), _read(str(handle), place), kinds, data, card, place)
 
+    @property
+    def has_masks(self) -> bool:
+        """Whether it gives a mask with each box."""
+        return MASKS in self._function.structured_outputs
+
     def hash_files(self) -> str:
         """Compute the SHA-256 of its SavedModel's files, as `export.hash_files` does."""
         import tensorflow_hub  # slow, and of use here alone

@@ -23,7 +23,7 @@ from tfmammo.data import datasets, splits
 from tfmammo.data.extraction import MakePatches, make_patches
 from tfmammo.data.patches import Patches
 from tfmammo.errors import ConfigError, DataError
-from tfmammo.evaluation.networks import Inputs, Predictor, open_predictor, warn_of_other_crops
+from tfmammo.evaluation.networks import Inputs, Predictor, check_crops, open_predictor
 from tfmammo.metrics.rows import Fact
 from tfmammo.metrics.summary import Compare, Measure, Scores, summarize
 from tfmammo.tracking import export
@@ -219,7 +219,7 @@ def compare(
 
     comparisons = []
     if fair:
-        warn_of_other_crops((network for group in fair.values() for network in group), config.data)
+        check_crops((network for group in fair.values() for network in group), config.data)
         pool = datasets.load_all_patches(config.data, make)
         patches, assigned = _assign(fair, pool, config.patients, limit, config.seed, allow_repeats)
         comparisons.append(

@@ -277,10 +277,21 @@ def open_network(uri: str, source: str, target: str, tracking_uri: str | None = 
     return Network(uri, folder, function, card, source)
 
 
-def warn_of_other_crops(networks: Iterable[Predictor], data: DataConfig) -> None:
-    """Log where networks were trained on patches that were cut in another way."""
+def check_crops(networks: Iterable[Predictor], data: DataConfig) -> None:
+    """Log where networks were trained on patches that were cut in another way.
+
+    Patches of another size are an ExportError, before any is cut. Images that are taken whole are
+    crops already.
+    """
     for network in networks:
         trained_with = network.card.get("config", {}).get("data", {})
+        if trained_with.get("size", data.size) != data.size:
+            raise ExportError(
+                f"data.size: {network.uri} takes patches of {trained_with['size']} px, not of "
+                f"{data.size}"
+            )
+        if data.frame == "full":
+            continue
         for key, value in data.model_dump(mode="json", include=DECISIVE).items():
             if trained_with.get(key, value) != value:
                 log.warning(

@@ -77,7 +77,7 @@ def _describe(summary: Summary, output: Path) -> list[str]:
     if summary.scores:
         words = {
             "sensitivity": "{:.1%} of the lesions found",
-            "false_positives_per_image": "{:.2f} false positives an image",
+            "false_positives_per_image": "{:.2f} false positives per image",
         }
         measures = [
             words.get(name, name + " {:.4f}").format(value)

@@ -94,8 +94,10 @@ def open_images(places: Sequence[Path], failed: Skipped, archive: str | None = N
     found: list[tuple[str, Mammogram]] = []
     if archive:
         if len(places) > 1 or (not places and archive != "phantom"):
-            raise ConfigError(f"{archive}: takes one folder, not {len(places)}")
+            raise ConfigError(f"{archive}: takes one folder, not {len(places)} places")
         root = places[0] if places else None
+        if root and root.is_file():
+            raise ConfigError(f"{root}: is a file; lesions are read from the folder of an archive")
         skipped = Skipped()
         for record in archives.read_mammograms(DataConfig(name=archive, root=root), skipped):
             name = record.image_id

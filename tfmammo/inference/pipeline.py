@@ -29,6 +29,7 @@ or else the whole image is one patch.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from math import ceil, floor
@@ -49,6 +50,8 @@ from tfmammo.models.cgan import PostprocessConfig, postprocess
 from tfmammo.models.shape import SHAPES
 from tfmammo.tracking import export
 from tfmammo.tracking.export.card import PACKED
+
+log = logging.getLogger(__name__)
 
 LARGEST_PATCH = 1500  # px of the shorter side: 105 mm of a detector of 0.07 mm
 
@@ -195,6 +198,11 @@ class Pipeline:
             Stage.load(config.classifier, "mask", "shapes", uri) if config.classifier else None,
         )
 
+    @property
+    def gives_masks(self) -> bool:
+        """Whether findings have masks: of a segmenter, or of a detector that draws them."""
+        return self.segmenter is not None or (self.detector is not None and self.detector.has_masks)
+
     def list_remarks(self) -> list[str]:
         """List what everybody must know who reads this pipeline's results."""
         card = self.detector.card if self.detector else {}
@@ -228,6 +236,15 @@ class Pipeline:
                 models' preprocessing needs (laterality, view, spacing).
         """
         return self.segment([self.prepare(mammogram, regions)])[0]
+
+    def warn_of_whole_images(self) -> None:
+        """Log that a segmenter of whole images sees no crop of a box."""
+        if self.segmenter and self.data and self.data.frame == "full":
+            log.warning(
+                "%s was trained on images taken whole (data.frame=full): it sees the whole image, "
+                "whatever its boxes are; train on crops of boxes with another data.frame",
+                self.segmenter.handle,
+            )
 
     def prepare(self, mammogram: Mammogram, regions: Sequence[Finding] | None = None) -> Prepared:
         """Read a mammogram, find its regions and cut out their patches; see `predict`."""

@@ -29,6 +29,7 @@ from tfmammo import filesystem
 from tfmammo.config import describe
 from tfmammo.data.jobs import complete_parts
 from tfmammo.data.runners import Runner
+from tfmammo.detection.detections import OUTPUTS
 from tfmammo.errors import ConfigError, PipelineError
 from tfmammo.inference.images import (
     TRUTH,
@@ -86,6 +87,8 @@ def predict(
     config = _make_config(model, boxes, score, threshold, tracking_uri)
     opened = _open(images, boxes, archive, config, failed)
     pipeline = Pipeline.load(config)
+    if boxes:
+        pipeline.warn_of_whole_images()
     for waiting in _divide(opened, config):
         for _, result in predict_each(pipeline, waiting, failed):
             yield result
@@ -136,8 +139,11 @@ def predict_files(
         mode="json", exclude={"detector", "segmenter", "classifier", "tracking_uri"}
     )
     load.cache_clear()  # a folder may hold another model by now
+    pipeline = load(config)
+    if boxes:
+        pipeline.warn_of_whole_images()
     identity = {
-        "models": load(config).hash_models(),
+        "models": pipeline.hash_models(),
         "settings": settings | {"overview": overview, "truth": truth},
         "tfmammo": tfmammo.__version__,
     }
@@ -189,10 +195,12 @@ def _is_segmenter(model: str | Path, tracking_uri: str | None) -> bool:
     ):
         return False  # only detectors of other tools have no card
     card = export.read_card(models.resolve(model, tracking_uri))
-    return any(
-        set(function["inputs"]) == {"image"} and "mask" in function["outputs"]
-        for function in card["functions"].values()
-    )
+    functions = card["functions"].values()
+    if any(set(one["inputs"]) == {"image"} and "mask" in one["outputs"] for one in functions):
+        return True
+    if not any(OUTPUTS[0] in one["outputs"] for one in functions):
+        raise ConfigError(f"{model}: is neither a segmenter nor a detector, but {card['name']}")
+    return False
 
 
 def _is_given(boxes: str | Path) -> bool:

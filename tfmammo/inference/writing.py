@@ -94,7 +94,8 @@ def _write_result(
     """Write the files of an image; return what its record holds."""
     mammogram = image.mammogram
     size = mammogram.rows, mammogram.cols
-    _write(part.output, f"masks/{image.name}.png", encode_mask(result))
+    if pipeline.gives_masks:
+        _write(part.output, f"masks/{image.name}.png", encode_mask(result))
     if part.overview:
         overview = draw_overlay(result, min(OVERVIEW, 4 * max(size)))
         _write(part.output, f"overviews/{image.name}.png", encode_rgb_png(overview))
@@ -136,7 +137,7 @@ def _read_record(part: Part, image: Image) -> dict[str, Any] | None:
         record: dict[str, Any] = json.loads(text)
     except (OSError, ValueError):
         return None
-    is_whole = (part.output / f"masks/{image.name}.png").is_file()
+    is_whole = not part.config.segmenter or (part.output / f"masks/{image.name}.png").is_file()
     if "failure" in record or (record["identity"] == _identify(image) and is_whole):
         return record
     return None
@@ -211,7 +212,8 @@ def _average(rows: Sequence[dict[str, Any]]) -> dict[str, float]:
         if (values := [row[name] for row in rows if name in row])
     }
     counts = {name: sum(row.get(name, 0) for row in rows) for name in MEASURES[4:]}
+    if counts["lesions"]:
+        means["sensitivity"] = counts["found"] / counts["lesions"]
     if any("lesions" in row for row in rows):
-        means["sensitivity"] = counts["found"] / max(1, counts["lesions"])
         means["false_positives_per_image"] = counts["false_positives"] / len(rows)
     return means

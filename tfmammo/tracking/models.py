@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import atexit
+import difflib
 import shutil
 import tempfile
 from collections.abc import Callable
@@ -198,4 +199,6 @@ def find_local_export(path: Path) -> Path:
         raise TrackingError(f"{path}: contains no export")
     if str(path) in zoo.list_names():
         return zoo.fetch(str(path))
-    raise TrackingError(f"{path}: is neither a folder nor a model URI (models:/ or runs:/)")
+    close = difflib.get_close_matches(str(path), zoo.list_names(), 1)
+    meant = f"; did you mean {close[0]}?" if close else ""
+    raise TrackingError(f"{path}: is neither a folder nor a model URI (models:/ or runs:/){meant}")

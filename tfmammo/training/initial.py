@@ -43,7 +43,10 @@ def parse_with_initial(schema: type[Experiment[Any]], options: Namespace) -> Exp
     if differing:
         taken = [f"{key}={json.dumps(value)}" for key, value in differing.items()]
         log.info("taken from %s: %s", uri, " ".join(taken))
-        experiment = configuration.parse(schema, options.config, [*options.set, *taken])
+        try:
+            experiment = configuration.parse(schema, options.config, [*options.set, *taken])
+        except ConfigError as error:
+            raise ConfigError(f"training.initial: {uri} is of another system: {error}") from None
     return experiment
 
 

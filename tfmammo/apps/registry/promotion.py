@@ -191,7 +191,7 @@ def find_audit_fault(
 def evaluate(candidate: Network, best: Network, config: PromotionConfig) -> Evaluation:
     """Evaluate both versions on all patches of patients that neither was trained on."""
     data = candidate.merge_data(config.data)
-    networks.warn_of_other_crops((best, candidate), data)
+    networks.check_crops((best, candidate), data)
     patches = datasets.load_all_patches(data)
     new = np.flatnonzero(
         candidate.find_unseen(patches.patient_ids) & best.find_unseen(patches.patient_ids)

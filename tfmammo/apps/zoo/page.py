@@ -25,9 +25,10 @@ HEAD: tuple[Block, ...] = (
     ),
     Text(
         "These networks are small, so that they fit the package: narrow, for patches of 32 to 256 "
-        "px, and stored in half precision. They show what each system does, and are a starting "
-        "point. They are not the papers' networks. All numbers below are of patients that the "
-        "network never saw; those in tables were measured with the packed files. "
+        "px and mammograms of 384 px, and stored in half precision. They show what each system "
+        "does, and are a starting point. They are not the papers' networks. All numbers below are "
+        "of patients that the network never saw; those in tables were measured with the packed "
+        "files. "
         "[Measures](../guides/evaluation.md#measures) explains them."
     ),
 )
