@@ -105,6 +105,11 @@ def test_a_network_that_pastes_scores_as_direct_paste_does(output):
     for measure in ("seam", "contrast", "l1_background", "gradient_background", *sets):
         expected = pytest.approx(mean("paste", measure), rel=1e-5, abs=1e-6)
         assert mean("pasted", measure) == expected, measure
+    for fold in range(FOLDS):  # whose images one network of a method made
+        areas = [
+            find(facts, name, "auc", "folds", subset=f"fold={fold}") for name in ("pasted", "paste")
+        ]
+        assert areas[0].value == pytest.approx(areas[1].value) and areas[0].images > 0
     for method in ("paste", "poisson", "mixed", "opencv", "opencv_mixed", "untouched"):
         assert mean(method, "l1_background") == 0 == mean(method, "gradient_background")
     assert mean("poisson", "seam") < mean("paste", "seam")
@@ -158,8 +163,8 @@ def test_one_group_of_patients_leaves_the_classifier_out(caplog):
     )
     images = {"paste": np.zeros((3, 8, 8, 1)), "real patches": np.zeros((3, 8, 8, 1))}
     config = BlendingEvaluationConfig(models={"a": ("run",)})
-    rows = compare_sets(images, images, scorer, config, np.array(["a", "a", "a"]))
-    assert rows == ["fid"] and "all images share patients" in caplog.text
+    rows = compare_sets(images, images, scorer, config, np.array(["a", "a", "a"]), None)
+    assert rows == (["fid"], []) and "all images share patients" in caplog.text
 
 
 @pytest.mark.long

@@ -105,7 +105,9 @@ def evaluate(config: BlendingEvaluationConfig, output: Path) -> ComparisonReport
     }
     groups = group_patients(comparison.patches.patient_ids, target.patient_ids)
     facts = summarize_images(scores, config, groups)
-    facts += compare_sets(images, masks, scorer, config, groups)
+    networks_of = next(iter(comparison.folds.values()))  # which network made each image
+    of_sets, of_folds = compare_sets(images, masks, scorer, config, groups, networks_of)
+    facts += of_sets
     measures = scorer.mark_measures(MEASURES)
     report = ComparisonReport(
         config=config, measures=measures, models_across=True, note=scorer.note
@@ -115,6 +117,7 @@ def evaluate(config: BlendingEvaluationConfig, output: Path) -> ComparisonReport
         f"tests are groups of patients who share images, {len(set(groups.tolist()))} in all."
     )
     report.add(comparison, scores, facts, (*scorer.describe(), note))
+    report.facts += of_folds
     scorer.write_sources(output / "networks.json")
     panels = {TISSUE: target.images, **images}
     seams = {name: scores[name]["seam"] for name in images if name not in (REAL, VANILLA)}
@@ -321,8 +324,14 @@ def compare_sets(
     scorer: PerceptualScorer,
     config: BlendingEvaluationConfig,
     groups: NDArray[np.str_],
-) -> list[Fact]:
-    """Measure whole sets: distances to the real patches, and a classifier two-sample test."""
+    networks_of: NDArray[np.intp],
+) -> tuple[list[Fact], list[Fact]]:
+    """Measure whole sets: distances to the real patches, and a classifier two-sample test.
+
+    Returns:
+        The measures, and the classifier's area in each fold, whose images one network of a method
+        made.
+    """
     features = {name: scorer.inception.features(values) for name, values in images.items()}
     sets = {
         name: PatchSample(values, features[name], is_paired=True)
@@ -333,7 +342,7 @@ def compare_sets(
     count = len(set(groups.tolist()))
     if count < 2:
         log.warning("all images share patients, so that no classifier can be tested on unseen ones")
-        return scorer.compare(statistics, groups, MEASURES, config, REAL)
+        return scorer.compare(statistics, groups, MEASURES, config, REAL), []
     tests = {
         name: two_sample(
             images[REAL],
@@ -350,4 +359,13 @@ def compare_sets(
         for name in sets
     }
     areas = {"auc": {name: test.measure_area for name, test in tests.items()}}
-    return scorer.compare({**statistics, **areas}, groups, MEASURES, config, REAL)
+    facts = scorer.compare({**statistics, **areas}, groups, MEASURES, config, REAL)
+    of_folds = []
+    for fold in np.unique(networks_of):
+        rows = np.flatnonzero(networks_of == fold)
+        counts = {"subset": f"fold={fold}", "images": len(rows)}
+        of_folds += [
+            MEASURES["auc"].make_fact("folds", name, "auc", test.measure_area(rows), **counts)
+            for name, test in tests.items()
+        ]
+    return facts, of_folds
