@@ -98,6 +98,7 @@ def _tabulate_claims(evidence: AllEvidence) -> list[str]:
         checks = len(list_checks({key, *keys}))
         body.append([f"[{paper.name}]({key}.md)", str(len(of_paper)), *counts, f"{checks} facts"])
     lines = tabulate(("paper", "claims", *WORDS, "verified in the implementation"), body)
+    points: list[str] = []
     for key, of_item in evidence.items():
         for one in of_item:
             if one.is_decided:
@@ -105,8 +106,8 @@ def _tabulate_claims(evidence: AllEvidence) -> list[str]:
                 verdict = f"**{one.word.capitalize()}** ({one.certainty} certainty)"
                 basis = one.facts.about.basis if one.facts else ""
                 numbers = "; ".join(filter(None, (one.numbers, one.gain, basis)))
-                lines += ["", *wrap(f"{verdict}: {name}. {one.says} {numbers}.", "- ", "  ")]
-    return lines
+                points += wrap(f"{verdict}: {name}. {one.says} {numbers}.", "- ", "  ")
+    return [*lines, "", *points] if points else lines
 
 
 def _list_open(evidence: AllEvidence) -> list[str]:
