@@ -78,7 +78,9 @@ def synthesize(
     synthesizer = open_synthesizer(sources)
     sizes = sources.sizes
     if synthesizer.lesions:
-        log.info("%d real lesions", len(synthesizer.lesions.find_usable(sources.skipped)))
+        usable = len(synthesizer.lesions.find_usable(sources.skipped))
+        others = len(synthesizer.lesions.lesions) - usable
+        log.info("%d real lesions; %d others can't be inserted: failures.csv", usable, others)
     trained_on = synthesizer.trained_on  # raises before anything is written
     generator = synthesizer.renderer.identity
     data = config.lesion_data

@@ -327,7 +327,7 @@ def run_command(
     doc: str | None,
     schema: type[BaseModel],
     example: str,
-    synthesize: Callable[..., Collection[object]],
+    synthesize: Callable[..., Collection[Any]],
     remake: Callable[..., Any],
 ) -> None:
     """Run the command of a synthesis. An error becomes one line on stderr and exit code 2.
@@ -360,6 +360,8 @@ def run_command(
             log.info("%s: made again, bit for bit", recipe.name)
         else:
             config = cli.read_config(schema, options)  # ends here where it is only printed
-            synthesize(config, options.output.resolve(), runner, options.retry)
+            recipes = synthesize(config, options.output.resolve(), runner, options.retry)
+            made = sum(not recipe.left_out for recipe in recipes)
+            print(f"{made} of {len(recipes)} items: {options.output}; not used: failures.csv")
 
     cli.run(work)
