@@ -96,7 +96,7 @@ class Detected:
         values = {run: getattr(curve, of) for run, curve in curves.items()}
         low, high = froc_interval(images, self.patients, rates, *self.bootstrap, of, runs=runs)
         mean, deviation = over_folds(values)
-        if of == "tpr" and np.isfinite(low).all():  # resampling sees no variance in all or none
+        if np.isfinite(low).all():  # resampling sees no variance in all or none
             diseased = count_diseased(images, self.patients)
             for place in np.flatnonzero((mean == 0) | (mean == 1)):
                 share = bound_share(bool(mean[place]), diseased, self.bootstrap[2])
