@@ -116,11 +116,9 @@ class Difference(Frozen):
         wants_higher = self.higher and not self.is_absent
         evidence = _judge_row(self.says, row, wants_higher, self.null_value)
         evidence = replace(evidence, gain=self._compare_gains(row, facts, printed))
-        if (
-            self.is_order
-            and evidence.is_decided
-            and (doubt := self._doubt_runs(facts, row.value > 0))
-        ):
+        is_above = row.value > 0
+        doubt = self._doubt_runs(facts, is_above) if self.is_order and evidence.is_decided else ()
+        if doubt:
             # the interval leaves out how much runs differ
             evidence = replace(evidence.withhold(*doubt), seen="")
         if self.imagenet in facts.about.random_starts:
