@@ -70,6 +70,8 @@ def test_folds_by_hand_and_independent_of_the_rows():
         assert hold_out(rows, 3, 4) == [set("afi"), set("beg"), set("cdh")]
     equal = [f"p{i}" for i in range(12)]
     assert len({tuple(split_by_patient(equal, 3, 0, seed)[1]) for seed in range(10)}) > 5
+    configs = [DataConfig(folds=3, seed=seed) for seed in range(10)]
+    assert len({tuple(split(many(12), config)[1].patient_ids) for config in configs}) > 5
 
 
 @pytest.mark.parametrize(

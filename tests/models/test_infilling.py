@@ -126,6 +126,8 @@ def test_noise_follows_from_step_and_patch():
     np.testing.assert_array_equal(patch_seeds(tf.reverse(image, [0]), 5), tf.reverse(seeds, [0]))
     nudged = patch_seeds(tf.tensor_scatter_nd_add(image, [[0, 4, 4, 0]], [1e-3]), 5)
     assert nudged[0, 1] != seeds[0, 1] and nudged[1, 1] == seeds[1, 1]
+    mirrored = patch_seeds(tf.reverse(image, [2]), 5)  # the same pixels elsewhere
+    assert not np.intersect1d(mirrored[:, 1], seeds[:, 1]).size
     noise = uniform_noise(seeds, SIZE).numpy()
     np.testing.assert_array_equal(uniform_noise(seeds[1:2], SIZE)[0], noise[1])
     assert np.abs(noise[0] - noise[1]).mean() > 0.2

@@ -162,6 +162,13 @@ def test_what_a_killed_save_leaves_is_passed_over_and_removed(tmp_path):
     assert len(names(tmp_path)) == 4 + len(theirs) and set(theirs) <= set(names(tmp_path))
 
 
+def test_checkpoints_are_in_the_order_of_their_steps(tmp_path):
+    for step in (900, 1000, 80):
+        (tmp_path / f"ckpt-{step}.index").touch()
+    listed = checkpoints.list_checkpoints(tmp_path)
+    assert [checkpoints.parse_step(path) for path in listed] == [80, 900, 1000]
+
+
 @pytest.mark.slow
 def test_checkpoints_of_another_model_are_refused(tmp_path):
     Counter(tmp_path).save(1)
