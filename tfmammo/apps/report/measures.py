@@ -54,7 +54,7 @@ def name_measure(measure: str, unit: str = "") -> str:
     if rate:
         plural = "" if rate == "1" else "s"
         name += (
-            " of all detections" if rate == "all" else f" at {rate} false positive{plural} an image"
+            " of all detections" if rate == "all" else f" at {rate} false positive{plural} per image"
         )
     return f"{name}, {unit}" if unit and unit != THOUSANDTHS else name
 
