@@ -191,6 +191,8 @@ def test_a_schema_says_what_the_class_does(capsys):
 def test_a_file_wins_over_a_shipped_config(tmp_path):
     (tmp_path / "unet").write_text("name: mine\nmodel: {}\n", encoding="utf-8")
     assert config.load("unet").name == "mine"
+    (tmp_path / "can").mkdir()  # a folder is no config
+    assert config.load("can").name == "can"
 
 
 # What may reach stderr of a command: our own log lines, which begin with the time.
