@@ -384,7 +384,6 @@ def test_a_segmenter_of_records_asks_their_manifest(tmp_path, load):
         ("segmenter", "shape", ExportError, "none of its functions leads from image to mask"),
         ("classifier", "bright", ExportError, "none of its functions leads from mask to shapes"),
         ("segmenter", "nowhere", TrackingError, "neither a folder nor"),
-        ("segmenter", "cgann", TrackingError, "did you mean cgan"),
         ("detector", "bright/generator", DetectionError, "Object Detection API"),
     ],
 )

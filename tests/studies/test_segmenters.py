@@ -142,5 +142,5 @@ def test_tables_methods_and_figures_are_written(finished):
 def test_networks_of_another_patch_size_are_refused(finished):
     wanted, output, _ = finished
     other = wanted.model_copy(update={"data": DataConfig(**{**DATA, "size": 64})})
-    with pytest.raises(ExportError, match=r"data.size: .* takes patches of 32 px, these have"):
+    with pytest.raises(ExportError, match=r"data.size: .* takes patches of 32 px, not of 64"):
         segmenters.write_comparison(other, output)

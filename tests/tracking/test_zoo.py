@@ -14,7 +14,7 @@ import tensorflow as tf
 from tfmammo import filesystem
 from tfmammo.apps.zoo import __main__ as command
 from tfmammo.apps.zoo import page
-from tfmammo.errors import ConfigError, ExportError
+from tfmammo.errors import ConfigError, ExportError, TrackingError
 from tfmammo.tracking import zoo
 from tfmammo.tracking.export import export, load, load_identified, read_card
 from tfmammo.tracking.models import resolve
@@ -225,6 +225,11 @@ def test_shipped_networks_are_small_and_whole():
         assert not re.search(r'"(/|~|\.\.)', text), "a place of the machine that trained it"
     assert max(sizes) <= 8 * 10**6 * 2
     assert sum(sizes) <= 40 * 10**6
+
+
+def test_a_misspelt_network_gets_a_suggestion():
+    with pytest.raises(TrackingError, match="did you mean light_head"):
+        resolve("light_haed")
 
 
 def test_page_of_the_zoo_is_up_to_date():
