@@ -53,9 +53,8 @@ def name_measure(measure: str, unit: str = "") -> str:
     name = MEASURES.get(base, (base.replace("_", " "), 3))[0]
     if rate:
         plural = "" if rate == "1" else "s"
-        name += (
-            " of all detections" if rate == "all" else f" at {rate} false positive{plural} per image"
-        )
+        rates = f"{rate} false positive{plural} per image"
+        name += " of all detections" if rate == "all" else f" at {rates}"
     return f"{name}, {unit}" if unit and unit != THOUSANDTHS else name
 
 
