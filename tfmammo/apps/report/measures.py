@@ -44,6 +44,7 @@ MEASURES = {
     "ssim_mass": ("SSIM in the mass", 3),
     "success": ("AUC of the attack", 3),
     "tpr": ("recall", 1),
+    "tpr_sd": ("SD over folds of recall", 1),
 }
 
 
