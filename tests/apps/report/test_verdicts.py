@@ -203,6 +203,7 @@ def test_that_nothing_is_gained_is_not_shown_by_a_test_that_finds_nothing(value,
     [
         ((0.87, 0.81, 0.91), (0.61, 0.50, 0.72), "holds"),
         ((0.87, 0.81, 0.91), (0.71, 0.66, 0.81), "not decided"),  # it touches
+        ((0.70, 0.60, 0.80), (0.95, 0.90, 0.99), "not decided"),  # which is better
         ((0.87, 0.81, 0.91), None, "not decided"),
         ((0.40, 0.31, 0.49), (0.61, 0.50, 0.72), "does not hold"),
         ((0.55, 0.45, 0.65), (0.30, 0.20, 0.40), "not decided"),
