@@ -106,8 +106,7 @@ def evaluate(config: BlendingEvaluationConfig, output: Path) -> ComparisonReport
     groups = group_patients(comparison.patches.patient_ids, target.patient_ids)
     facts = summarize_images(scores, config, groups)
     networks_of = next(iter(comparison.folds.values()))  # which network made each image
-    of_sets, of_folds = compare_sets(images, masks, scorer, config, groups, networks_of)
-    facts += of_sets
+    facts += compare_sets(images, masks, scorer, config, groups, networks_of)
     measures = scorer.mark_measures(MEASURES)
     report = ComparisonReport(
         config=config, measures=measures, models_across=True, note=scorer.note
@@ -117,7 +116,6 @@ def evaluate(config: BlendingEvaluationConfig, output: Path) -> ComparisonReport
         f"tests are groups of patients who share images, {len(set(groups.tolist()))} in all."
     )
     report.add(comparison, scores, facts, (*scorer.describe(), note))
-    report.facts += of_folds
     scorer.write_sources(output / "networks.json")
     panels = {TISSUE: target.images, **images}
     seams = {name: scores[name]["seam"] for name in images if name not in (REAL, VANILLA)}
@@ -325,12 +323,10 @@ def compare_sets(
     config: BlendingEvaluationConfig,
     groups: NDArray[np.str_],
     networks_of: NDArray[np.intp],
-) -> tuple[list[Fact], list[Fact]]:
+) -> list[Fact]:
     """Measure whole sets: distances to the real patches, and a classifier two-sample test.
 
-    Returns:
-        The measures, and the classifier's area in each fold, whose images one network of a method
-        made.
+    The classifier's area is also that of each fold, whose images one network of a method made.
     """
     features = {name: scorer.inception.features(values) for name, values in images.items()}
     sets = {
@@ -342,7 +338,7 @@ def compare_sets(
     count = len(set(groups.tolist()))
     if count < 2:
         log.warning("all images share patients, so that no classifier can be tested on unseen ones")
-        return scorer.compare(statistics, groups, MEASURES, config, REAL), []
+        return scorer.compare(statistics, groups, MEASURES, config, REAL)
     tests = {
         name: two_sample(
             images[REAL],
@@ -360,12 +356,11 @@ def compare_sets(
     }
     areas = {"auc": {name: test.measure_area for name, test in tests.items()}}
     facts = scorer.compare({**statistics, **areas}, groups, MEASURES, config, REAL)
-    of_folds = []
     for fold in np.unique(networks_of):
         rows = np.flatnonzero(networks_of == fold)
         counts = {"subset": f"fold={fold}", "images": len(rows)}
-        of_folds += [
+        facts += [
             MEASURES["auc"].make_fact("folds", name, "auc", test.measure_area(rows), **counts)
             for name, test in tests.items()
         ]
-    return facts, of_folds
+    return facts

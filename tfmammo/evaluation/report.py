@@ -144,15 +144,20 @@ class ComparisonReport(Report):
             comparison: The patches, and which fold evaluated each.
             scores: Model -> measure -> float64 [n]. It may hold models that have no network, such
                 as trivial baselines. What is no key of `measures` goes to per_image.csv only.
-            facts: Means and differences; None: summaries of all scores.
+            facts: Means and differences, and those of other tables, such as "folds", which become
+                rows only; None: summaries of all scores.
             notes: Sentences below the table of means, before its own.
         """
         config = self.config
         patches = comparison.patches
         if facts is None:
             facts = config.summarize(scores, patches.patient_ids, self.measures)
-        facts = [replace(fact, subset=comparison.subset) for fact in correct_p(facts)]
+        facts = [
+            replace(fact, subset=join_subset(comparison.subset, fact.subset))
+            for fact in correct_p(facts)
+        ]
         self.facts += facts
+        shown = [fact for fact in facts if fact.table in ("means", "differences")]
         archive, is_leaky = comparison.data.archive_name, comparison.protocol == "paper"
         printed = {
             model: published.annotate(archive, is_leaky)
@@ -161,7 +166,7 @@ class ComparisonReport(Report):
         }
         title = f"{comparison.title}; {self.note}" if self.note else comparison.title
         means, *others = make_tables(
-            facts, self.measures, title, printed, self.models_across, config.samples, config.level
+            shown, self.measures, title, printed, self.models_across, config.samples, config.level
         )
         self.tables += [replace(means, notes=notes + means.notes), *others]
         self._add_folds(comparison, scores)
