@@ -8,6 +8,7 @@ how strong its seam is, compared with the same place before the insertion and wi
 Deviations:
 - The papers' mammograms are chosen by hand. Ours are drawn at random, followed by those with the
   largest and the smallest contrast of the mass.
+- The papers have no control of corners; see tfmammo.evaluation.corners.
 """
 
 from __future__ import annotations
@@ -30,13 +31,14 @@ from tfmammo.data import sampling
 from tfmammo.data.patients import read_patients
 from tfmammo.errors import DataError
 from tfmammo.evaluation.comparison import Name
+from tfmammo.evaluation.corners import compare_corners
 from tfmammo.evaluation.report import Report, save_figure
 from tfmammo.mammogram import Box, Mammogram
 from tfmammo.metrics import blending
 from tfmammo.metrics.plotting import plot_style
 from tfmammo.metrics.segmentation import crossed_interval
 from tfmammo.metrics.significance import FEWEST_PATIENTS, describe_few
-from tfmammo.metrics.summary import Measure, Table
+from tfmammo.metrics.summary import JACKKNIFE, Measure, Table
 from tfmammo.synthesis.recipe import ArchiveIndexes, Recipe, find_source, read_recipe
 
 REAL = "real masses"
@@ -45,6 +47,7 @@ COUNT = Measure("count", "", 1, 0)
 CONTRAST = Measure("contrast", "", 1, 3)
 SEAM = Measure("seam", "", 1, 2)
 MEASURES = {"contrast": CONTRAST, "contrast_before": CONTRAST, "seam": SEAM, "seam_before": SEAM}
+AREA = Measure("corners distinguished from those of real masses, AUC", "", 1, 3)
 TEST = "bootstrap by patient of the mammogram and of the lesion"
 NOTHING = (np.nan, np.nan)  # contrast and seam of what is not there
 
@@ -66,6 +69,10 @@ class MammogramsConfig(Frozen):
     """Width of the ring of tissue around a mass, native px."""
     real: NonNegativeInt = 100
     """Real masses, at most, that are measured for comparison."""
+    corners: NonNegativeInt = 100
+    """Mammograms of each set, and real ones with masses, at most, whose corners a classifier
+    compares; 0: it does not.
+    """
     samples: PositiveInt = 10_000
     """Draws of the bootstrap over patients."""
     level: float = Field(default=0.95, gt=0, lt=1)
@@ -120,6 +127,8 @@ def evaluate(config: MammogramsConfig, output: Path) -> Report:
     lines += measure_real_masses(config, indexes)
     report = Report(config=config, files={"masses.csv": lines})
     add_masses(report, lines, config)
+    if config.corners:
+        add_corners(report, items, indexes)
     for name, of_set in items.items():
         contrasts = np.array(
             [np.mean([line["contrast"] for line in of_item]) for of_item in measured[name]]
@@ -274,6 +283,40 @@ def add_masses(
         notes.append(describe_few(fewest))
     title = f"Synthetic masses in mammograms of {config.data.archive_name}"
     report.tables.append(Table(title, header, body, tuple(notes)))
+
+
+def add_corners(
+    report: Report, items: Mapping[str, Sequence[Item]], indexes: ArchiveIndexes
+) -> None:
+    """Add how well a classifier distinguishes the corners of each set's mammograms."""
+    config: MammogramsConfig = report.config
+    with_masses = [
+        mammogram
+        for mammogram in indexes.read(config.data)
+        if any(lesion.kind == "mass" for lesion in mammogram.lesions)
+    ]
+    real = _draw(with_masses, config)
+    body = []
+    for name, of_set in items.items():
+        drawn = _draw(of_set, config)
+        made, sources = [item.after for item in drawn], [item.before.patient_id for item in drawn]
+        numbers = compare_corners(real, made, sources, config.level, config.seed)[:3]
+        patients = len({mammogram.patient_id for mammogram in real} | set(sources))
+        counts = {"patients": patients, "images": len(real) + len(made)}
+        fact = AREA.make_fact("corners", name, "auc", *numbers, test=JACKKNIFE, **counts)
+        report.facts.append(fact)
+        body.append([name, str(len(made)), str(len(real)), AREA.format_fact(fact)])
+    header = ["", "mammograms of the set", "real mammograms with masses", AREA.heading]
+    notes = (
+        "0.5: mammograms of the set can be recognized by nothing but their masses.",
+        f"In brackets: {100 * config.level:g} % interval, jackknife by patient.",
+    )
+    report.tables.append(Table("Corners that no lesion touches", header, body, notes))
+
+
+def _draw(values: Sequence[Any], config: MammogramsConfig) -> list[Any]:
+    order = np.random.default_rng(config.seed).permutation(len(values))[: config.corners]
+    return [values[place] for place in np.sort(order).tolist()]
 
 
 def choose_items(contrasts: NDArray[np.float64], count: int, seed: int) -> dict[str, list[int]]:

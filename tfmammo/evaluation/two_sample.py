@@ -60,14 +60,22 @@ class TwoSample:
         """
         return _compute_area(self.real, self.made, self.real_folds, self.made_folds)
 
-    def measure_area(self, rows: NDArray[np.intp]) -> float:
+    def measure_area(
+        self, rows: NDArray[np.intp], made_rows: NDArray[np.intp] | None = None
+    ) -> float:
         """Compute the area over some rows of the real and the made patches, for given networks.
 
         Two sets made from the same real patches are compared by it, as their folds are the same.
         NaN where no network scored patches of both kinds.
+
+        Args:
+            rows: Of the real patches.
+            made_rows: Of the made ones; None: the same.
         """
+        if made_rows is None:
+            made_rows = rows
         return _compute_area(
-            self.real[rows], self.made[rows], self.real_folds[rows], self.made_folds[rows]
+            self.real[rows], self.made[made_rows], self.real_folds[rows], self.made_folds[made_rows]
         )
 
 

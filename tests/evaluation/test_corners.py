@@ -1,0 +1,38 @@
+"""Corners: cut where no lesion is, and distinguished only where they differ."""
+
+from dataclasses import replace
+from functools import partial
+
+import numpy as np
+import pytest
+
+from tfmammo.evaluation.corners import SIZE, compare_corners, cut_corners
+from tfmammo.mammogram import Lesion, Mammogram
+
+
+def make_mammogram(patient, seed, noise=0.02):
+    pixels = np.random.default_rng(seed).normal(0.3, noise, (160, 80, 1)).clip(0, 1)
+    lesions = (Lesion("mass", (0, 75, 5, 80)),)
+    read = partial(np.asarray, pixels.astype(np.float32))
+    return Mammogram("mine", patient, f"{patient}-{seed}", 160, 80, read, lesions=lesions)
+
+
+def test_a_corner_that_a_lesion_touches_is_left_out():
+    mammogram = make_mammogram("a", 0)
+    pixels = mammogram.pixels()
+    corners = cut_corners(mammogram)
+    assert corners.shape == (3, SIZE, SIZE, 1), "the upper right one has a lesion"
+    expected = [pixels[:10, :10], pixels[-10:, :10], pixels[-10:, -10:]]
+    assert corners.mean(axis=(1, 2, 3)) == pytest.approx([one.mean() for one in expected], abs=0.01)
+    assert len(cut_corners(replace(mammogram, lesions=()))) == 4
+
+
+def test_other_noise_is_recognized_and_equal_noise_is_not():
+    patients = [f"p{number}" for number in range(12)]
+    real = [make_mammogram(patient, seed) for seed, patient in enumerate(patients)]
+    noisy = [make_mammogram(patient, 100 + seed, 0.05) for seed, patient in enumerate(patients)]
+    auc, low, high, p = compare_corners(real, noisy, patients)
+    assert auc > 0.95 and low > 0.7 and high <= 1 and np.isnan(p)
+    auc, low, high, _ = compare_corners(real, real, patients)
+    assert auc == 0.5 and low <= 0.5 <= high
+    assert np.isnan(compare_corners(real[:3], noisy, patients)).all(), "three patients are too few"
