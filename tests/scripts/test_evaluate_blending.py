@@ -82,7 +82,7 @@ def run(data, run_evaluate):
     def call(models, *overrides):
         archive = data.model_dump(mode="json", exclude={"root", "records", "split_file"})
         config = {"data": archive, "models": models, "samples": 200}
-        small = ("alexnet=none", "inception=none", "folds=2", "steps=4")
+        small = ("alexnet=none", "inception=none", "folds=2", "steps=4", "feather=4")
         return run_evaluate("blending", config, *small, *overrides)
 
     return call
@@ -105,6 +105,9 @@ def test_a_network_that_pastes_scores_as_direct_paste_does(output):
     for measure in ("seam", "contrast", "l1_background", "gradient_background", *sets):
         expected = pytest.approx(mean("paste", measure), rel=1e-5, abs=1e-6)
         assert mean("pasted", measure) == expected, measure
+        inserted = mean("pasted, inserted", measure)
+        assert inserted == expected, "a paste changes nothing outside the mask"
+    assert mean("hole, inserted", "seam") > 0
     for fold in range(FOLDS):  # whose images one network of a method made
         areas = [
             find(facts, name, "auc", "folds", subset=f"fold={fold}") for name in ("pasted", "paste")
@@ -120,8 +123,8 @@ def test_a_network_that_pastes_scores_as_direct_paste_does(output):
     assert np.std([float(row["contrast"]) for row in read_scores(output, "hole")]) < 0.2
     assert mean("hole", "contrast") > mean("untouched", "contrast")
     assert mean("hole", "seam") > mean("paste", "seam")
-    # tissue, two networks, five methods, vanilla GAN, real
-    assert cv2.imread(str(output / "sheet.png")).shape[1] >= 10 * SIZE
+    # tissue, three networks and what they insert, five methods, vanilla GAN, real
+    assert cv2.imread(str(output / "sheet.png")).shape[1] >= 14 * SIZE
     table = (output / "table.md").read_text(encoding="utf-8")
     assert "random Inception" in table.splitlines()[0]
     areas = next(line for line in table.splitlines() if "AUC" in line)

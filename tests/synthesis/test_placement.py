@@ -15,6 +15,7 @@ from tfmammo.mammogram import Lesion, Mammogram, Skipped
 from tfmammo.synthesis.compositing import (
     TargetPatch,
     blend,
+    blend_patch,
     extract_patch,
     make_blend_mask,
     make_whole_blend_mask,
@@ -293,6 +294,24 @@ def test_weights_are_one_on_mask_and_margin_and_fade_to_nothing():
     assert not full[[0, -1]].any() and not full[:, [0, -1]].any()
     alone = make_blend_mask(spot, 89, None, 10)
     assert alone.support[0] > blend_mask.support[0]
+
+
+def test_a_patch_is_blended_as_in_a_mammogram():
+    free = open_target(record(tissue()))
+    spot = Placement.at(140, 70, disc(), free.mammogram, DATA)
+    blend_mask = make_blend_mask(spot, 89, None, 10)  # at 89 px the patch is not scaled
+    window = np.s_[116:205, 46:135]
+    before = free.image[window]
+    image = np.clip(before + 0.02 + 0.1 * np.eye(89, dtype=np.float32)[..., None], 0, 1)
+    shown = TargetPatch(before, 0.0, 1.0, mirrored=False)
+    change = shown.compute_difference(image, blend_mask.around)
+    expected = before.copy()
+    top, left, bottom, right = blend_mask.support
+    inside = np.s_[top - 116 : bottom - 116, left - 46 : right - 46, 0]
+    expected[inside] = blend(free, spot, blend_mask, change)
+    mask = blend_mask.mask[..., None]
+    np.testing.assert_allclose(blend_patch(before, image, mask, 10), expected, atol=1e-3)
+    assert np.abs(expected - before).max() > 0.05
 
 
 def test_what_is_taken_is_not_drawn_again():

@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import Field, PositiveInt
+from pydantic import Field, PositiveFloat, PositiveInt
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
@@ -38,6 +38,7 @@ from tfmammo.metrics.summary import Measure
 from tfmammo.models.blending import LESION, NORMAL, paste
 from tfmammo.models.mask_gan import clean
 from tfmammo.nn.layers import sample_latent_noise
+from tfmammo.synthesis.compositing import blend_patch
 from tfmammo.tracking import export
 
 log = logging.getLogger(__name__)
@@ -73,6 +74,10 @@ class BlendingEvaluationConfig(PerceptualConfig):
     """Direct methods of tfmammo.baselines.poisson."""
     vanilla: ModelURIs | None = None
     """Runs of train/vanilla_gan.py, or null."""
+    feather: PositiveFloat | None = None
+    """Also score the networks' images as a synthesis inserts them: their change alone, fading
+    within so many px around the mask; null: do not. The paper takes the whole image.
+    """
     folds: int = Field(default=5, ge=2)
     """Folds of the classifier that distinguishes generated patches from real ones; no more than
     groups of patients.
@@ -243,6 +248,11 @@ def run_methods(
     """
     patches = comparison.patches
     images = dict(comparison.outputs)
+    if config.feather:
+        for name, outputs in comparison.outputs.items():
+            triples = zip(tissue.images, outputs, patches.masks, strict=True)
+            inserted = [blend_patch(*triple, config.feather) for triple in triples]
+            images[f"{name}, inserted"] = np.stack(inserted)
     for name in config.methods:
         triples = zip(tissue.images, patches.images, patches.masks, strict=True)
         images[name] = np.stack([METHODS[name](*triple) for triple in triples])

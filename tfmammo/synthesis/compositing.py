@@ -55,13 +55,29 @@ def make_blend_mask(
     """
     mask = placement.scale_mask(size)
     fade = min(feather, measure_gap(mask))
-    core = mask
-    if margin is not None:
-        core = mask | enlarge(tf.constant(mask[..., None]), margin).numpy()[..., 0]
-    distance = cv2.distanceTransform(1 - core, cv2.DIST_L2, 5)
-    weights = _smooth(1 - distance / fade) * _fade_inwards(size, fade)
+    weights, core = _make_weights(mask, margin, fade)
+    weights *= _fade_inwards(size, fade)
     around = (weights > 0) & (core == 0)
     return BlendMask(mask, around, *_to_native(weights, placement.window))
+
+
+def blend_patch(
+    tissue: NDArray[np.float32], image: NDArray[np.float32], mask: NDArray[np.uint8], feather: float
+) -> NDArray[np.float32]:
+    """Blend a generated image into the patch that it was made from, as `blend` into a mammogram.
+
+    They are equal where the mask is more than `feather` px from the patch's border.
+
+    Args:
+        tissue: float32 [size, size, 1] in [0, 1].
+        image: Likewise.
+        mask: uint8 [size, size, 1], 0 or 1.
+        feather: As for `make_blend_mask`.
+    """
+    weights, core = _make_weights(mask[..., 0], None, feather)
+    change = _subtract_offset((image - tissue)[..., 0], (weights > 0) & (core == 0))
+    blended = np.clip(tissue[..., 0] + weights.astype(np.float32) * change, 0, 1)
+    return blended[..., np.newaxis]
 
 
 def make_whole_blend_mask(mask: NDArray[np.uint8], window: Box, feather: float) -> BlendMask:
@@ -116,9 +132,8 @@ class TargetPatch:
 
         The mean change where `around` (of a BlendMask) is true is subtracted.
         """
-        change = self.mirror((image - self.tissue)[..., 0])
-        offset = change[around].mean() if around.any() else 0.0
-        return (change - np.float32(offset)) * np.float32(self.high - self.low)
+        change = _subtract_offset(self.mirror((image - self.tissue)[..., 0]), around)
+        return change * np.float32(self.high - self.low)
 
     def to_native(self, image: NDArray[np.float32]) -> NDArray[np.float32]:
         """Convert a generated image to native intensities, mirrored as the mammogram."""
@@ -167,6 +182,22 @@ def blend(
     if replaces:
         change = change - tissue
     return np.clip(tissue + blend_mask.weights * change, 0, 1)
+
+
+def _make_weights(
+    mask: NDArray[np.uint8], margin: Margin | None, fade: float
+) -> tuple[NDArray[np.float64], NDArray[np.uint8]]:
+    """Make weights that fall around a mask and its margin, and these two; [size, size] each."""
+    core = mask
+    if margin is not None:
+        core = mask | enlarge(tf.constant(mask[..., None]), margin).numpy()[..., 0]
+    distance = cv2.distanceTransform(1 - core, cv2.DIST_L2, 5)
+    return _smooth(1 - distance / fade), core
+
+
+def _subtract_offset(change: NDArray[np.float32], around: NDArray[np.bool_]) -> NDArray[np.float32]:
+    offset = change[around].mean() if around.any() else 0.0
+    return change - np.float32(offset)
 
 
 def _fade_inwards(size: int, fade: float) -> NDArray[np.float64]:
