@@ -37,8 +37,10 @@ from tfmammo.tracking import export, models, zoo
 
 HERE = Path(__file__).resolve().parent
 PICTURES = HERE / "results" / "pictures"
+PLACEHOLDERS = ("PATCHES", "COPY", "FILMS")  # for folders
 PATCHES = ("data.name=folder", "data.root=PATCHES", "data.frame=full", "data.split=official")
 CAN = (*PATCHES, "data.size=128", "models={CAN: models:/zoo/can}")
+FILMS = ("data.name=folder", "data.root=FILMS", "data.split=official")
 COPY = ("data.name=cdd_cesm", "data.root=COPY", "data.stratify=none")
 CBIS = "CBIS-DDSM (Sawyer-Lee et al., DOI 10.7937/K9/TCIA.2016.7O02S9CY, CC BY 3.0), reduced"
 CESM = "CDD-CESM (Khaled et al., Scientific Data 9, 2022, DOI 10.7937/29kw-ae92), reduced"
@@ -55,7 +57,7 @@ class Evaluation:
 
     Attributes:
         command: The script or the subcommand of `tfmammo`, with --config.
-        overrides: After --set; PATCHES and COPY are placeholders for folders.
+        overrides: After --set, with PLACEHOLDERS.
         networks: Names of the zoo.
     """
 
@@ -94,11 +96,10 @@ EVALUATIONS = {
         "generator=models:/zoo/contextual_mass",
     ),
     "cgan": evaluate(
-        "segmentation", "segmentation_cgan", ("cgan",), *COPY, "data.frame=loose", "data.size=64",
-        "models={cGAN: models:/zoo/cgan}",
+        "segmentation", "segmentation_cgan", ("cgan",), *FILMS, "models={cGAN: models:/zoo/cgan}",
     ),
     "cgan_frames": evaluate(
-        "frames", "frames", ("cgan",), *COPY, "data.size=64", "frames=[loose]",
+        "frames", "frames", ("cgan",), *FILMS, "frames=[loose]",
         "models={loose: {cGAN: models:/zoo/cgan}}",
     ),
     "shape": evaluate(
@@ -160,17 +161,17 @@ LIST = (
     Picture("contextual_fig3", "contiguous", "figure-contiguous.png",
             "Masses added to three adjacent patches of a normal mammogram.", CESM),
     Picture("cgan_table", "cgan", "figure-cGAN.png",
-            "The best, median and worst outlines by Dice.", CESM),
+            "The best, median and worst outlines by Dice.", CBIS),
     Picture("cgan_samples", "cgan", "overlays.png",
-            f"The cGAN beside two trivial baselines; {OUTLINES}.", CESM),
+            f"The cGAN beside two trivial baselines; {OUTLINES}.", CBIS),
     Picture("cgan_croppings", "cgan_frames", "croppings.png",
-            "A mass in its loose frame.", CESM),
+            "A mass in its loose frame.", CBIS),
     Picture("cgan_morphology", "cgan_frames", "morphology-loose.png",
-            f"Outlines before and after morphology; {OUTLINES}.", CESM),
+            f"Outlines before and after morphology; {OUTLINES}.", CBIS),
     Picture("cgan_models", "cgan_frames", "overlays.png",
-            f"Outlines in loose frames; {OUTLINES}.", CESM),
+            f"Outlines in loose frames; {OUTLINES}.", CBIS),
     Picture("cgan_failures", "cgan_frames", "failures-loose.png",
-            "The worst outlines in loose frames.", CESM),
+            "The worst outlines in loose frames.", CBIS),
     Picture("cgan_confusion", "shape", "figure-confusion-Shape CNN.png",
             "True and predicted shapes of phantoms' masses.", "phantoms"),
 )  # fmt: skip
@@ -187,7 +188,7 @@ def main() -> None:
     parser.add_argument("--only", nargs="+", default=())
     parser.add_argument("--work", type=Path, help="keeps the evaluations")
     options = parser.parse_args()
-    folders = {"PATCHES": options.patches.resolve(), "COPY": options.copy.resolve()}
+    folders = {name: getattr(options, name.lower()).resolve() for name in PLACEHOLDERS}
     wanted = [one for one in LIST if not options.only or one.name in options.only]
     with tempfile.TemporaryDirectory() as folder:
         for picture in wanted:

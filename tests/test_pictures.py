@@ -8,7 +8,7 @@ import pytest
 from tfmammo.tracking import zoo
 
 DOCS = Path(__file__).resolve().parents[1] / "docs"
-RECORDS = sorted(path for path in DOCS.glob("*.json"))
+RECORDS = sorted([*DOCS.glob("*.json"), *DOCS.glob("results/pictures/*.json")])
 
 
 @pytest.mark.parametrize("record", RECORDS, ids=lambda path: path.stem)
