@@ -45,7 +45,11 @@ def render() -> str:
     table = Grid(("name", "what it does", "MB"), (*rows, ("", "", total)))
     blocks: list[Block] = [*HEAD, table]
     for name, entry in entries.items():
-        blocks += _describe(name, entry)
+        heading, what, *details = _describe(name, entry)
+        blocks += [heading, what]
+        if sheet := entry.sheet:
+            blocks += [Text(f"![{name}](../{sheet.file})"), Text(f"*{sheet.caption}*")]
+        blocks += details
     return document.render_markdown(blocks)
 
 

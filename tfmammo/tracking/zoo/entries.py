@@ -23,6 +23,14 @@ class Result(TableFacts):
     """What printed it, without this machine's folders."""
 
 
+class Sheet(Frozen):
+    """A picture of what a network does on patients that it never saw, drawn at random."""
+
+    file: str
+    """Relative to docs."""
+    caption: str
+
+
 class Entry(Frozen):
     """A network of the zoo."""
 
@@ -41,6 +49,7 @@ class Entry(Frozen):
     failures: list[str]
     """What it is known to do badly."""
     results: list[Result] = []
+    sheet: Sheet | None = None
     file: str
     """The name of the packed file beside this entry."""
     sha256: str = ""
