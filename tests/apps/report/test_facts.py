@@ -1,5 +1,7 @@
 """Facts on disk, and validation curves."""
 
+from dataclasses import replace
+
 import pytest
 
 from tests.apps.report.rows import difference, level, make_facts
@@ -53,6 +55,14 @@ def test_a_difference_is_found_whichever_way_it_was_tested():
     assert found.find("U-Net", "dice", "CAN").value == -0.5
     for key in (("CAN", "dice"), ("CAN", "mcc", "U-Net"), ("CAN", "dice", "U-Net", "groups")):
         assert found.find(*key) is None
+
+
+def test_without_normal_images_jafrocs_merit_is_another_one():
+    row = replace(difference("unet", "real", 0.05, 0.01, 0.09, 0.03), measure="jafroc1")
+    found = make_facts(row)
+    assert found.find("unet", "jafroc", "real") == row
+    both = make_facts(row, replace(row, measure="jafroc", value=0.02))
+    assert both.find("unet", "jafroc", "real").value == 0.02
 
 
 @pytest.mark.parametrize(

@@ -107,6 +107,7 @@ class Facts:
 
         Without `table` it is one of means, or of differences where `against` is given.
         """
+        measure = self._name_merit(measure)
         table = table or ("differences" if against else "means")
         opposite = None
         for row in self.rows:
@@ -126,11 +127,18 @@ class Facts:
 
     def list_repeats(self, table: str, model: str, measure: str) -> list[float]:
         """List a measure's mean in each run or fold of a model, in order."""
+        measure = self._name_merit(measure)
         return [
             row.value
             for row in self.rows
             if (row.table, row.model, row.measure) == (table, model, measure)
         ]
+
+    def _name_merit(self, measure: str) -> str:
+        """Name JAFROC's figure of merit; it is another one where all images have lesions."""
+        if measure == "jafroc" and all(row.measure != measure for row in self.rows):
+            return "jafroc1"
+        return measure
 
     @property
     def are_flat(self) -> bool:

@@ -26,6 +26,7 @@ MEASURES = {
     "harsh": ("too harsh", 1),
     "jaccard": ("Jaccard", 1),
     "jafroc": ("figure of merit", 3),
+    "jafroc1": ("figure of merit", 3),
     "kid": ("KID x 1000", 1),
     "lattice_2": ("checkerboard of 2 px", 1),
     "lattice_4": ("checkerboard of 4 px", 1),
