@@ -34,7 +34,6 @@ from __future__ import annotations
 
 import argparse
 import functools
-import importlib
 import json
 import math
 import os
@@ -96,13 +95,6 @@ MODELS = {
     "fcn8s": Model(256, 1, {}),
     # the paper's 1344 x 800 px; its batch of four needs more memory than two processes should take
     "light_head": Model(1024, 1, {"weights": "none", "batch_norm": "running"}),
-}
-# Model -> the module of peers and what builds it there: (config, size, whether Adam is fused,
-# precision). No other module is imported, so that the time to the first step is its own.
-PEERS = {
-    **{name: (name, "Model") for name in ("can", "infilling", "contextual", "cgan", "blending")},
-    **{name: (name, "Model") for name in ("mask_gan", "flow", "classifier", "light_head")},
-    **{name: ("segmenters", f"make_{name}") for name in ("unet", "segnet", "fcn8s")},
 }
 # what makes PyTorch faster; each alone, then together
 FASTER = ("fused", "channels_last", "compile")
@@ -486,8 +478,7 @@ def build_peer(arguments: argparse.Namespace) -> Any:
     torch.manual_seed(0)
     faster = arguments.faster.split(",")
     config = json.loads((arguments.folder / "config.json").read_text(encoding="utf-8"))
-    module, name = PEERS[arguments.model]
-    build = getattr(importlib.import_module(f"peers.{module}"), name)
+    build = find_peer(arguments.model)
     model = build(config, arguments.size, "fused" in faster, arguments.precision)
     model.load(load_arrays(arguments.folder / "weights.npz"))
     for optimizer in model.optimizers.values():
@@ -501,6 +492,36 @@ def build_peer(arguments: argparse.Namespace) -> Any:
         if "compile" in faster:
             network.compile(dynamic=False)  # contextual's D meets batches of two sizes
     return model
+
+
+def find_peer(model: str) -> Callable[..., Any]:
+    """Find what builds a model in PyTorch: (config, size, whether Adam is fused, precision).
+
+    torchvision is imported where it is used alone, so that the time to the first step of the others
+    is their own.
+    """
+    if model == "classifier":
+        from peers import classifier
+
+        return classifier.Model
+    if model == "light_head":
+        from peers import light_head
+
+        return light_head.Model
+    from peers import blending, can, cgan, contextual, flow, infilling, mask_gan, segmenters
+
+    return {
+        "can": can.Model,
+        "infilling": infilling.Model,
+        "contextual": contextual.Model,
+        "cgan": cgan.Model,
+        "blending": blending.Model,
+        "mask_gan": mask_gan.Model,
+        "flow": flow.Model,
+        "unet": segmenters.make_unet,
+        "segnet": segmenters.make_segnet,
+        "fcn8s": segmenters.make_fcn8s,
+    }[model]
 
 
 def to_tensors(arguments: argparse.Namespace, values: dict[str, np.ndarray]) -> dict[str, Any]:
