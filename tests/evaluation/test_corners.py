@@ -35,4 +35,5 @@ def test_other_noise_is_recognized_and_equal_noise_is_not():
     assert auc > 0.95 and low > 0.7 and high <= 1 and np.isnan(p)
     auc, low, high, _ = compare_corners(real, real, patients)
     assert auc == 0.5 and low <= 0.5 <= high
-    assert np.isnan(compare_corners(real[:3], noisy, patients)).all(), "three patients are too few"
+    for few in (real[:3], []):  # an archive may have normal mammograms alone
+        assert np.isnan(compare_corners(few, noisy, patients)).all()

@@ -85,4 +85,6 @@ def _cut_all(
     mammograms: Sequence[Mammogram], patients: Sequence[str]
 ) -> tuple[Images, NDArray[np.str_]]:
     corners = [cut_corners(mammogram) for mammogram in mammograms]
-    return np.concatenate(corners), np.repeat(patients, [len(one) for one in corners])
+    counts = np.array([len(one) for one in corners], int)
+    none = np.empty((0, SIZE, SIZE, 1), np.float32)
+    return np.concatenate([none, *corners]), np.repeat(np.array(patients, str), counts)
