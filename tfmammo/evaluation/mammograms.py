@@ -201,10 +201,8 @@ def measure_real_masses(config: MammogramsConfig, indexes: ArchiveIndexes) -> li
         for number, lesion in sampling.select_lesions(mammogram, config.data).items()
         if lesion.kind == "mass" and lesion.is_outlined
     ]
-    order = np.random.default_rng(config.seed).permutation(len(candidates))[: config.real]
     lines = []
-    for place in np.sort(order).tolist():
-        mammogram, number, lesion = candidates[place]
+    for mammogram, number, lesion in _draw(candidates, config.real, config.seed):
         mask = lesion.mask(mammogram.rows, mammogram.cols)[..., np.newaxis]
         measured = measure_mass(mammogram.pixels(), mask, config.ring)
         name = f"{mammogram.image_id}#{number}"
@@ -295,10 +293,10 @@ def add_corners(
         for mammogram in indexes.read(config.data)
         if any(lesion.kind == "mass" for lesion in mammogram.lesions)
     ]
-    real = _draw(with_masses, config)
+    real = _draw(with_masses, config.corners, config.seed)
     body = []
     for name, of_set in items.items():
-        drawn = _draw(of_set, config)
+        drawn = _draw(of_set, config.corners, config.seed)
         made, sources = [item.after for item in drawn], [item.before.patient_id for item in drawn]
         numbers = compare_corners(real, made, sources, config.level, config.seed)[:3]
         patients = len({mammogram.patient_id for mammogram in real} | set(sources))
@@ -314,8 +312,9 @@ def add_corners(
     report.tables.append(Table("Corners that no lesion touches", header, body, notes))
 
 
-def _draw(values: Sequence[Any], config: MammogramsConfig) -> list[Any]:
-    order = np.random.default_rng(config.seed).permutation(len(values))[: config.corners]
+def _draw(values: Sequence[Any], count: int, seed: int) -> list[Any]:
+    """Draw some values, in their order."""
+    order = np.random.default_rng(seed).permutation(len(values))[:count]
     return [values[place] for place in np.sort(order).tolist()]
 
 
