@@ -46,9 +46,9 @@ def test_each_arm_is_planned_by_its_folds_and_seeds(tmp_path):
     assert {"data.split=patient", "data.folds=2", "data.fold=1", "training.seed=0"} <= {*second}
     assert {"data.split=paper", "data.seed=0"} <= {*leaky} and "data.folds=2" not in leaky
     assert "training.seed=1" in last.overrides and "model.widths=[4, 8]" in last.overrides
-    with pytest.raises(ConfigError, match=r"arms.unseen.models"):
+    with pytest.raises(ConfigError, match=r"arms.unseen.seeds"):
         plan_runs(
-            make_config(tmp_path, arms={"unseen": {"models": ["V-Net"]}}), tmp_path, shipped.ROOT
+            make_config(tmp_path, arms={"unseen": {"seeds": {"V-Net": 1}}}), tmp_path, shipped.ROOT
         )
 
 

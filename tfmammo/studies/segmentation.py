@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -75,10 +75,14 @@ class ArmConfig(Frozen):
     """Folds by patient, each held out once. With 1 the split of `set` is taken, and where that is
     drawn, each seed draws another.
     """
-    seeds: PositiveInt = 1
-    """Runs of each model and fold, which differ by their seed: 0, 1, 2, ..."""
-    models: tuple[str, ...] | None = None
-    """The titles of its models; null: all."""
+    seeds: PositiveInt | dict[Name, PositiveInt] = 1
+    """Runs of each model and fold, which differ by their seed: 0, 1, 2, ... One number holds for
+    all models; {CAN: 3, U-Net: 1} names the arm's models, each with its own.
+    """
+
+    def count_seeds(self, models: Iterable[str]) -> dict[str, int]:
+        """Return model -> its seeds; `models` are those of the study."""
+        return self.seeds if isinstance(self.seeds, dict) else dict.fromkeys(models, self.seeds)
 
 
 class StudyConfig(Frozen):
@@ -139,17 +143,17 @@ def plan_runs(config: StudyConfig, output: Path, root: Path) -> list[Run]:
     Raises:
         ConfigError: An arm names a model that the study lacks.
     """
-    arms = config.arms.items()
-    for name, arm in arms:
-        for title in set(arm.models or ()) - set(config.models):
-            raise ConfigError(f"arms.{name}.models: {title} is none of {', '.join(config.models)}")
+    seeds = {name: arm.count_seeds(config.models) for name, arm in config.arms.items()}
+    for name, of_arm in seeds.items():
+        for title in set(of_arm) - set(config.models):
+            raise ConfigError(f"arms.{name}.seeds: {title} is none of {', '.join(config.models)}")
     return [
         _plan_run(config, output, root, name, title, fold, seed)
-        for seed in range(max(arm.seeds for _, arm in arms))
-        for name, arm in arms
-        if seed < arm.seeds
+        for seed in range(max(count for of_arm in seeds.values() for count in of_arm.values()))
+        for name, arm in config.arms.items()
         for fold in range(arm.folds)
-        for title in arm.models or config.models
+        for title, count in seeds[name].items()
+        if seed < count
     ]
 
 

@@ -45,6 +45,8 @@ class About(Frozen):
     """How long and how large: "12,000 of 210,000 steps; 128 of 256 px; 1/4 of the width"."""
     runs: int
     """The smallest number of seeds or folds behind a model."""
+    seeds: dict[str, int] = {}
+    """Model -> its seeds, where models differ."""
     trained: int
     """How many training runs are behind it, each of which should have a curve."""
     is_smaller: bool = False
@@ -56,7 +58,7 @@ class About(Frozen):
     code: tuple[str, ...] = ()
     """Version, source hash, libraries and commit that made the numbers."""
     is_preliminary: bool = False
-    """Whether more runs are planned."""
+    """Whether more runs are planned, in which case verdicts are preliminary."""
     reason: str = ""
     """Why there is no result; "" where there is one."""
 
@@ -64,6 +66,10 @@ class About(Frozen):
     def is_papers_data(self) -> bool:
         """Whether the data are the paper's."""
         return self.data == self.papers_data
+
+    def count_seeds(self, models: Iterable[str]) -> int:
+        """Count the seeds that each of some models has; 0 where they are not known."""
+        return min((self.seeds[model] for model in models if model in self.seeds), default=0)
 
     @property
     def place(self) -> str:

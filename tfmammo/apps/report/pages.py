@@ -211,9 +211,7 @@ def describe_claim(evidence: Evidence) -> list[str]:
         details.append(f"smallest difference that could be seen: {evidence.seen}")
     details.append(evidence.gain)
     if evidence.facts and evidence.word != "not tested":
-        about = evidence.facts.about
-        kind = "the paper's data" if about.is_papers_data else "a substitute for the paper's data"
-        details.append(f"{about.basis or kind}, scale {about.scale}")
+        details.append(f"{evidence.basis}, scale {evidence.facts.about.scale}")
     said = "; ".join(filter(None, details))
     return wrap(f"{text} {said[:1].upper()}{said[1:]}.", "- ", "  ")
 
@@ -268,7 +266,7 @@ def _describe_study(study: Study, facts: AllFacts, item: Item) -> list[str]:
     """Describe a study on the paper's own data, as far as it is finished."""
     runs = describe_runs(study, facts, [study.base])
     others = [
-        f"{shown.name}: {done} of {study.plan[arm].count}"
+        f"{shown.name}: {done} of {len(study.plan[arm].runs)}"
         for arm, shown in study.arms.items()
         if arm != study.base and (done := count_runs(study, facts, arm))
     ]
@@ -316,7 +314,7 @@ def _show_study(study: Study, facts: AllFacts, item: Item) -> list[str]:
         body.append(
             [
                 model,
-                f"{runs} of {base.folds * base.seeds}" if network in base.models else "-",
+                f"{runs} of {base.folds * base.seeds[network]}" if network in base.seeds else "-",
                 str(levels[0].patients) if levels[0] else "-",
                 *(
                     format_interval(row, with_unit=False) if row else "-"

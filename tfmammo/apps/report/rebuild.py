@@ -70,10 +70,10 @@ def _describe_leak(facts: AllFacts) -> str:
     effect = studies.describe_difference(CAN, facts, "leak")
     if effect == UNKNOWN:
         return f"still to be measured, {studies.describe_runs(CAN, facts)}"
-    runs = studies.describe_runs(CAN, facts, ["leak"])
+    runs = studies.describe_runs(CAN, facts)
     return (
         f"{effect} (Dice by the leaking split less Dice on unseen patients; one run per model, "
-        f"with 2.5 times the steps; preliminary, {runs})"
+        f"with 2.5 times the steps; {runs})"
     )
 
 
@@ -104,8 +104,7 @@ def _tabulate_claims(evidence: AllEvidence) -> list[str]:
             if one.is_decided:
                 name = read_papers()[find_item(key).paper].name
                 verdict = f"**{one.word.capitalize()}** ({one.certainty} certainty)"
-                basis = one.facts.about.basis if one.facts else ""
-                numbers = "; ".join(filter(None, (one.numbers, one.gain, basis)))
+                numbers = "; ".join(filter(None, (one.numbers, one.gain, one.basis)))
                 points += wrap(f"{verdict}: {name}. {one.says} {numbers}.", "- ", "  ")
     return [*lines, "", *points] if points else lines
 

@@ -64,7 +64,7 @@ class Study(Frozen):
     data: str
     """The data that it is scored on, which are the paper's."""
     basis: str
-    """What verdicts say of its data, with {seeds}."""
+    """What verdicts say of its data."""
     work: str
     """How long and how large, with the steps of each arm by its name: "{unseen:,} steps"."""
     is_smaller: bool = False
@@ -126,17 +126,21 @@ class Study(Frozen):
 
 @dataclass(frozen=True)
 class Arm:
-    """The runs of an arm."""
+    """The planned runs of an arm."""
 
-    models: tuple[str, ...]
+    seeds: dict[str, int]  # of each model
     folds: int
-    seeds: int
     steps: int
 
     @property
-    def count(self) -> int:
-        """How many there are."""
-        return len(self.models) * self.folds * self.seeds
+    def runs(self) -> list[tuple[str, int, int]]:
+        """They themselves: model, fold and seed."""
+        return [
+            (model, fold, seed)
+            for model, count in self.seeds.items()
+            for fold in range(self.folds)
+            for seed in range(count)
+        ]
 
 
 @cache
@@ -148,15 +152,16 @@ def _read_config(name: str) -> dict[str, Any]:
 def read_plan(name: str) -> dict[str, Arm]:
     """Read the arms of a study's config."""
     content = _read_config(name)
-    return {
-        arm: Arm(
-            tuple(values.get("models") or content["models"]),
+    plan = {}
+    for arm, values in content["arms"].items():
+        seeds = values.get("seeds", 1)
+        training = content["training"] | values.get("set", {}).get("training", {})
+        plan[arm] = Arm(
+            seeds if isinstance(seeds, dict) else dict.fromkeys(content["models"], seeds),
             values.get("folds", 1),
-            values.get("seeds", 1),
-            {**content["training"], **values.get("set", {}).get("training", {})}["steps"],
+            training["steps"],
         )
-        for arm, values in content["arms"].items()
-    }
+    return plan
 
 
 class _Studies(Frozen):
@@ -185,7 +190,7 @@ class Rows:
         planned = self.study.plan[arm]
         return [
             seed
-            for seed in range(planned.seeds)
+            for seed in range(max(planned.seeds.values()))
             if all((arm, model, fold, seed) in self.scores.runs for fold in range(planned.folds))
         ]
 
@@ -234,29 +239,28 @@ def make_facts(rows: Rows) -> Facts | None:
     if not scores.runs:
         return None
     base = study.plan[study.base]
-    complete = [model for model in base.models if rows.list_seeds(study.base, model)]
+    seeds = {model: len(rows.list_seeds(study.base, model)) for model in base.seeds}
+    complete = [model for model, count in seeds.items() if count]
     facts = [*_list_progress(rows), *_compare_morphology(rows), *_compare_arms(rows)]
     if cases := rows.collect(study.base, (*complete, CENTRED_DISC)):
         facts += correct_p(rows.summarize(cases, "pairs"))
     facts += [fact for model in complete for fact in _list_repeats(rows, model)]
-    seeds = min((len(rows.list_seeds(study.base, model)) for model in complete), default=1)
-    planned = sum(arm.count for arm in study.plan.values())
-    is_preliminary = len(scores.runs) < planned
-    basis = study.basis.format(seeds=f"{seeds} seed{'' if seeds == 1 else 's'}")
+    planned = {(name, *run) for name, arm in study.plan.items() for run in arm.runs}
     about = About(
         item=study.key,
         scale="small",
         data=study.data,
         papers_data=study.data,
-        basis=f"{basis}, preliminary" if is_preliminary else basis,
+        basis=study.basis,
         work=study.describe_work(),
-        runs=base.folds * seeds if complete else 1,
-        trained=sum(model in study.plan[arm].models for arm, model, _, _ in scores.runs),
+        runs=base.folds * min(filter(None, seeds.values()), default=1),
+        seeds=seeds,
+        trained=len(planned & set(scores.runs)),
         is_smaller=study.is_smaller,
         random_starts=study.random_starts,
         commands=(study.command,),
         code=rows.code,
-        is_preliminary=is_preliminary,
+        is_preliminary=not planned <= set(scores.runs),
     )
     return Facts(about, tuple(facts), rows.curves)
 
@@ -275,7 +279,7 @@ def _compare_morphology(rows: Rows) -> list[Fact]:
     """Compare models before and after post-processing; Holm's correction is over all of them."""
     facts = []
     for arm, planned in rows.study.plan.items():
-        for model in planned.models:
+        for model in planned.seeds:
             pair = (model, f"{model}{POSTPROCESSED}")
             cases = rows.collect(arm, pair)
             if cases and len(cases.scores) == len(pair):
@@ -290,7 +294,7 @@ def _compare_arms(rows: Rows) -> list[Fact]:
     study = rows.study
     facts: list[Fact] = []
     for arm, planned in study.plan.items():
-        for model in (*planned.models, CENTRED_DISC):
+        for model in (*planned.seeds, CENTRED_DISC):
             cases, base = (rows.collect(name, [model]) for name in (arm, study.base))
             if arm != study.base and cases and base:
                 facts += compare_arms(cases, base, study.name_difference(arm), SAMPLES)
@@ -327,8 +331,8 @@ def describe_runs(study: Study, facts: Mapping[str, Facts], arms: Iterable[str] 
     """Say how many runs of some arms are finished; by default of all together."""
     names = tuple(arms) or tuple(study.arms)
     done = sum(count_runs(study, facts, arm) for arm in names)
-    planned = sum(study.plan[arm].count for arm in names)
-    return f"{done} of {planned} runs are finished"
+    planned = sum(len(study.plan[arm].runs) for arm in names)
+    return f"{f'{done} of' if done < planned else 'all'} {planned} runs are finished"
 
 
 def describe_difference(study: Study, facts: Mapping[str, Facts], arm: str) -> str:

@@ -58,11 +58,23 @@ class Evidence:
     gain: str = ""  # our interval beside the printed gain
     certainty: str = ""  # "high", "moderate" or "low" of a decided claim
     facts: Facts | None = None  # that were judged
+    seeds: int = 0  # that each of its models has; 0: not known
 
     @property
     def is_decided(self) -> bool:
         """Whether the claim holds or does not hold."""
         return self.word in DECIDED
+
+    @property
+    def basis(self) -> str:
+        """The data and seeds that it rests on, in words."""
+        if not self.facts:
+            return ""
+        about = self.facts.about
+        kind = "the paper's data" if about.is_papers_data else "a substitute for the paper's data"
+        seeds = f"{self.seeds} seed{'' if self.seeds == 1 else 's'}" if self.seeds else ""
+        preliminary = "preliminary" if about.is_preliminary else ""
+        return ", ".join(filter(None, (about.basis or kind, seeds, preliminary)))
 
     def withhold(self, why: str, detail: str = "") -> Evidence:
         """Return it as not decided."""
@@ -264,7 +276,9 @@ def judge_claim(
     `printed` has the paper's numbers, row -> column -> number. A claim that `is_sized` depends on
     the pixels of a patch.
     """
-    evidence = replace(claim.judge(facts, printed), facts=facts)
+    named = (claim.model, claim.against) if isinstance(claim, Difference) else (claim.model,)
+    seeds = facts.about.count_seeds(named)
+    evidence = replace(claim.judge(facts, printed), facts=facts, seeds=seeds)
     if not evidence.is_decided:
         return evidence
     if facts.about.scale == "smoke":
@@ -293,5 +307,6 @@ def beats(facts: Facts, model: str, trivial: Trivial) -> bool:
 def _rate_certainty(evidence: Evidence, facts: Facts) -> str:
     if facts.about.is_preliminary or not facts.are_flat or not evidence.p < CERTAIN:
         return "low"
-    strengths = facts.about.is_papers_data + (facts.about.runs >= FEWEST_RUNS)
+    runs = max(facts.about.runs, evidence.seeds)
+    strengths = facts.about.is_papers_data + (runs >= FEWEST_RUNS)
     return ("low", "moderate", "high")[strengths]
