@@ -100,6 +100,11 @@ OTHERS = {
     "inference --peers torch onnx --size 32 --filters 4 8 8 --batches 1 2 --rounds 3 --patches 4": (
         lambda line: line["apart"] < 1e-4 and set(line["batches"]) == {"1", "2"}
     ),
+    "xla shape --rounds 2 --seconds 0.01": (
+        lambda line: (
+            line["difference"] < 1e-4 and min(line["seconds"], line["compiled_seconds"]) > 0
+        )
+    ),
     f"step --model can --peer torch-best {' '.join(make_tiny_arguments('can', 2)[:-1])} CAN": (
         lambda line: line["losses_apart"] < 2e-4 and set(line["chosen"]) <= set(line["sweep"])
     ),

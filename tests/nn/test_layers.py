@@ -11,9 +11,11 @@ import tensorflow as tf
 
 from tfmammo.errors import ConfigError
 from tfmammo.nn.layers import (
+    Dropout,
     RandomScalarMap,
     SelfAttention,
     SpectralNormalization,
+    draw_uniform,
     part_by_label,
     seeded_dropout,
     step_seed,
@@ -236,6 +238,34 @@ def test_seeded_dropout_follows_from_each_samples_seed_and_the_level_alone(rate,
     ):
         alike = np.mean(other == y[0])
         assert alike == pytest.approx(rate**2 + (1 - rate) ** 2, abs=0.05), "independent draws"
+
+
+def test_uniform_numbers_are_tensorflows_own_with_xla_too():
+    seed = tf.constant([3, 2**40 + 4], tf.int64)
+    known = tf.random.stateless_uniform([7, 33], seed, -1, 1, alg="philox")
+    for jit_compile in (False, True):
+        drawn = tf.function(draw_uniform, jit_compile=jit_compile)([7, 33], seed, -1, 1)
+        np.testing.assert_array_equal(drawn, known)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_dropout_drops_the_same_elements_with_xla_and_others_in_the_next_call(dtype):
+    keras.utils.set_random_seed(0)
+    layer = Dropout(0.25, dtype=dtype)
+    start = [tf.identity(value) for value in layer.non_trainable_variables]
+    x = tf.ones([50, 200], dtype)
+    found = []
+    for jit_compile in (False, True):
+        for variable, value in zip(layer.non_trainable_variables, start, strict=True):
+            variable.assign(value)
+        call = tf.function(lambda: layer(x, training=True), jit_compile=jit_compile)
+        found.append([tf.cast(call(), tf.float32).numpy() for _ in range(2)])
+    np.testing.assert_array_equal(*found)
+    first, second = found[0]
+    np.testing.assert_allclose(np.unique(first), [0, 1 / 0.75], rtol=1e-2)
+    assert np.mean(first == 0) == pytest.approx(0.25, abs=0.02)
+    assert np.mean((first == 0) == (second == 0)) == pytest.approx(0.625, abs=0.03)
+    assert layer(x) is x or np.all(layer(x) == x)
 
 
 def test_each_step_use_and_replica_draws_numbers_of_its_own(monkeypatch):

@@ -22,6 +22,7 @@ from tfmammo.baselines import vgg16
 from tfmammo.baselines.segmenter import Segmenter, check_size
 from tfmammo.config import Width
 from tfmammo.nn.convolutions import Convolution
+from tfmammo.nn.layers import Dropout
 
 FC_WIDTH = 4096
 
@@ -84,7 +85,7 @@ def build_network(config: FCN8sConfig, size: int) -> keras.Model:
         pools.append(features)
     for kernel, name in ((7, "fc1"), (1, "fc2")):
         features = _convolution(config.fc_width, kernel, name)(features)
-        features = keras.layers.Dropout(config.dropout)(features)
+        features = Dropout(config.dropout)(features)
     scores = _score(config.classes, "score_fc7")(features)  # stride 32
     for pool, name in ((pools[3], "score_pool4"), (pools[2], "score_pool3")):  # strides 16 and 8
         scores = keras.layers.Add()(

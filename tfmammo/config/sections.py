@@ -329,8 +329,8 @@ class TrainingConfig(Frozen):
     steps_per_loop: PositiveInt = 10
     """Steps per call into the graph."""
     jit_compile: bool = False
-    """Compile the training step with XLA, which pays on GPUs and halves the speed of a CPU. From
-    the same seed XLA draws other random numbers. A model that can't be compiled says why.
+    """Compile the training step with XLA, which pays on GPUs and halves the speed of a CPU. A model
+    that can't be compiled says why.
     """
     deterministic: bool = False
     """Make a run bitwise repeatable; 7-9 % slower on a CPU."""

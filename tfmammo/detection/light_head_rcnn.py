@@ -76,7 +76,7 @@ from tfmammo.detection.training import (
 )
 from tfmammo.errors import DetectionError
 from tfmammo.nn import pretrained
-from tfmammo.nn.layers import step_seed
+from tfmammo.nn.layers import draw_uniform, step_seed
 from tfmammo.nn.networks import resnet_stages
 from tfmammo.nn.optimization import build_adam, count_batches, minimize, unwrap
 from tfmammo.tracking.export import SIGNATURE
@@ -271,7 +271,7 @@ class LightHeadRCNN:
             self.anchors, truth, self.config.rpn_high, self.config.rpn_low
         )
         seed = step_seed(count_batches(unwrap(self.optimizers["detector"])))
-        random = tf.random.stateless_uniform(tf.shape(label), seed)
+        random = draw_uniform(tf.shape(label), seed)
         index, sampled = regions.sample_anchors(
             label, random, self.config.rpn_samples, self.config.rpn_share
         )

@@ -68,6 +68,7 @@ from pydantic import Field, NonNegativeFloat, PositiveFloat, model_validator
 from tfmammo.config import Frozen, Width
 from tfmammo.errors import ConfigError
 from tfmammo.nn.layers import (
+    draw_uniform,
     image_gradients,
     part_by_label,
     patch_seeds,
@@ -344,7 +345,7 @@ class Blending(Trainable):
 
     def _draws(self, patches: tf.Tensor, step: tf.Tensor) -> tf.Tensor:
         """Draw float32 [n, 4] in [0, 1), which depend on the step and on each patch alone."""
-        return seeded_draws(tf.random.stateless_uniform, (4,), patch_seeds(patches, step))
+        return seeded_draws(draw_uniform, (4,), patch_seeds(patches, step))
 
 
 def _measure_extent(mask: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:

@@ -41,7 +41,7 @@ from pydantic import Field, PositiveFloat, PositiveInt, model_validator
 from tfmammo.config import Frozen, Width
 from tfmammo.errors import ConfigError, name_key
 from tfmammo.nn import pretrained
-from tfmammo.nn.layers import part_by_label, step_seed
+from tfmammo.nn.layers import draw_uniform, part_by_label, step_seed
 from tfmammo.nn.networks import Trainable, export_function, resnet_stages
 from tfmammo.nn.optimization import build_adam, count_batches, minimize, unwrap
 
@@ -184,7 +184,7 @@ class Classifier(Trainable):
         replicas = tf.distribute.get_replica_context().num_replicas_in_sync
         batches = tf.cast(self._count_batches(), tf.int64)
         samples = batches * (2 * each * replicas)
-        uniform = tf.random.stateless_uniform(tf.shape(label), step_seed(batches))
+        uniform = draw_uniform(tf.shape(label), step_seed(batches))
         is_synthetic = uniform < share_at(self.config, samples)
         image = tf.where(is_synthetic[:, None, None, None], synthetic, real)
         return image, label, tf.cast(is_synthetic, tf.float32)

@@ -74,6 +74,7 @@ from tfmammo.nn.layers import (
     SelfAttention,
     SpectralNormalization,
     cached_kernels,
+    draw_uniform,
     find_normalized,
     part_by_label,
     sample_latent_noise,
@@ -618,7 +619,7 @@ class Contextual(Trainable):
     def _uniform(self, shape: tf.Tensor | Sequence[tf.Tensor], use: int) -> tf.Tensor:
         """Draw this step's random numbers for one use, in [0, 1); see `layers.step_seed`."""
         batches = count_batches(self.optimizers["generator"], self.generator.steps)
-        return tf.random.stateless_uniform(shape, step_seed(batches, use))
+        return draw_uniform(shape, step_seed(batches, use))
 
 
 def build_networks(config: ContextualConfig, size: int) -> dict[str, Encoder]:

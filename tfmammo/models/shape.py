@@ -31,6 +31,7 @@ from pydantic import Field, PositiveFloat
 
 from tfmammo.config import Frozen, Width
 from tfmammo.errors import ConfigError
+from tfmammo.nn.layers import Dropout
 from tfmammo.nn.networks import Trainable, export_function
 from tfmammo.nn.optimization import build, minimize
 
@@ -99,7 +100,7 @@ class ShapeCNN(Trainable):
                 layers.Conv2D(config.filters[2], 4, padding="valid", activation="relu"),
                 layers.Flatten(),
                 layers.Dense(config.units, activation="relu"),
-                layers.Dropout(config.dropout),
+                Dropout(config.dropout),
                 layers.Dense(len(SHAPES)),
                 layers.Activation("linear", dtype="float32"),
             ],

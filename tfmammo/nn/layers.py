@@ -17,6 +17,7 @@ from tfmammo.config import Frozen
 from tfmammo.errors import ConfigError
 
 TINY = 1e-12  # instead of a length of 0, to divide by
+LEVELS = 2**23  # of a random number: as many as float32 has in [1, 2)
 FULL = 256  # px of a patch that the margin of a tri-label refers to
 
 
@@ -283,10 +284,40 @@ def sample_bilinear(image: tf.Tensor, rows: tf.Tensor, cols: tf.Tensor) -> tf.Te
     return (1 - below) * upper + below * lower
 
 
+def draw_uniform(shape: Any, seed: Any, low: float = 0, high: float = 1) -> tf.Tensor:
+    """Draw float32 numbers, uniform in [low, high), that are the same on every device and with XLA.
+
+    They are those of tf.random.stateless_uniform on a CPU. XLA's version draws the same bits, but
+    makes other numbers of them.
+    """
+    share = tf.cast(_draw_bits(shape, seed), tf.float32) / LEVELS
+    return share if (low, high) == (0, 1) else share * (high - low) + low
+
+
+def _draw_bits(shape: Any, seed: Any) -> tf.Tensor:
+    """Draw int32 numbers, uniform in [0, LEVELS)."""
+    # Not TensorFlow's default algorithm, for which XLA forgets the upper half of a seed.
+    bits = tf.random.stateless_uniform(shape, seed, None, None, tf.int32, alg="philox")
+    return bits & (LEVELS - 1)
+
+
+@keras.saving.register_keras_serializable("tfmammo")
+class Dropout(keras.layers.Dropout):
+    """Dropout of the same elements on every device and with XLA."""
+
+    def call(self, inputs: tf.Tensor, training: bool = False) -> tf.Tensor:
+        """See keras.layers.Dropout."""
+        if not training or not self.rate:
+            return inputs
+        seed = tf.cast(self.seed_generator.next(), tf.int32)
+        is_kept = _draw_bits(tf.shape(inputs), seed) >= round(self.rate * LEVELS)
+        return tf.where(is_kept, inputs / (1 - self.rate), tf.zeros_like(inputs))
+
+
 def uniform_noise(seeds: tf.Tensor, size: int) -> tf.Tensor:
     """Draw float32 [n, size, size, 1], uniform in [0, 1), by the seeds, int64 [n, 2], alone."""
     shape = (size, size, 1)
-    return seeded_draws(tf.random.stateless_uniform, shape, tf.cast(seeds, tf.int64))
+    return seeded_draws(draw_uniform, shape, tf.cast(seeds, tf.int64))
 
 
 def patch_seeds(image: tf.Tensor, step: tf.Tensor | int) -> tf.Tensor:
@@ -371,7 +402,7 @@ def seeded_dropout(x: tf.Tensor, rate: float, seeds: tf.Tensor, level: int) -> t
 
     Elements that stay are divided by 1 - rate.
     """
-    draws = seeded_draws(tf.random.stateless_uniform, x.shape[1:], seeds, level)
+    draws = seeded_draws(draw_uniform, x.shape[1:], seeds, level)
     return tf.where(draws >= rate, x / (1 - rate), tf.zeros_like(x))
 
 
@@ -384,7 +415,7 @@ def seeded_draws(
     """Draw float32 [n, *shape] by each sample's seed alone: not by earlier calls, nor by the batch.
 
     Args:
-        distribution: tf.random.stateless_uniform or tf.random.stateless_normal.
+        distribution: `draw_uniform` or tf.random.stateless_normal.
         shape: Of one sample.
         seeds: int64 [n, 2], see `patch_seeds`.
         level: A number of its own for each use of a seed, so that their draws differ; None: the
@@ -393,7 +424,7 @@ def seeded_draws(
 
     def draw(seed: tf.Tensor) -> tf.Tensor:
         own = seed if level is None else tf.random.fold_in(seed, level)
-        return distribution(shape, own, alg="philox")
+        return distribution(shape, own)
 
     return tf.map_fn(draw, seeds, fn_output_signature=tf.TensorSpec(shape, tf.float32))
 
@@ -412,7 +443,7 @@ def step_seed(step: tf.Tensor | int, use: int = 0) -> tf.Tensor:
 
 def draw_latent_noise(count: tf.Tensor, z: int, step: tf.Tensor) -> tf.Tensor:
     """Draw a step's latent noise on this replica: float32 [count, z], uniform in [-1, 1]."""
-    return tf.random.stateless_uniform([count, z], step_seed(step), -1.0, 1.0)
+    return draw_uniform([count, z], step_seed(step), -1.0, 1.0)
 
 
 def sample_latent_noise(count: int, z: int, seed: int = 0) -> NDArray[np.float32]:

@@ -13,7 +13,7 @@ import tensorflow as tf
 
 from tfmammo.errors import ConfigError
 from tfmammo.nn.convolutions import Convolution, TransposedConvolution, on_cpu
-from tfmammo.nn.layers import patch_seeds, seeded_draws, seeded_dropout
+from tfmammo.nn.layers import Dropout, patch_seeds, seeded_draws, seeded_dropout
 from tfmammo.nn.normalization import BatchNormalization, SampleNormalization
 from tfmammo.nn.pretrained import KERAS_MEAN
 from tfmammo.nn.published import Source
@@ -137,8 +137,7 @@ class UNet256(Network):
         self.ups = [make_up(n, biases or i == depth - 1) for i, n in enumerate(ups)]
         self.up_norms = [norm() if i < depth - 1 else None for i in range(depth)]
         self.dropouts = [
-            keras.layers.Dropout(dropout) if dropout and i < min(3, depth - 1) else None
-            for i in range(depth)
+            Dropout(dropout) if dropout and i < min(3, depth - 1) else None for i in range(depth)
         ]
         self.to_float32 = keras.layers.Activation(activation, dtype="float32")
         self(keras.Input((size, size, channels), batch_size=1))
@@ -338,7 +337,7 @@ def unet_features(
             features = keras.layers.MaxPooling2D(2)(features)
         features = _two_convolutions(features, width)
         if level >= len(widths) - 2:
-            features = keras.layers.Dropout(dropout)(features)
+            features = Dropout(dropout)(features)
         skips.append(features)
     for width, skip in zip(widths[-2::-1], skips[-2::-1], strict=True):
         up = keras.layers.Conv2DTranspose(width, 2, 2, kernel_initializer="he_normal")
