@@ -13,6 +13,7 @@ from tfmammo.config import DataConfig
 from tfmammo.errors import ConfigError, DataError
 from tfmammo.evaluation import froc
 from tfmammo.metrics.detection import ALL_DETECTIONS
+from tfmammo.metrics.significance import holm
 from tfmammo.studies import detection, detection_report
 from tfmammo.studies.detection import Arm, Command, Method, StudyConfig, list_arms, plan_steps
 
@@ -309,6 +310,14 @@ def test_arms_are_compared_with_copies_and_with_other_methods(evaluated, changes
     assert find(report.facts, f"unet-{largest}", "tpr@all", "differences", f"crn-{largest}")
     keys = [(f.table, f.subset, f.model, f.against, f.measure) for f in report.facts]
     assert len(keys) == len(set(keys)), "each number once"
+    tests = [fact for fact in report.facts if fact.against and fact.measure.startswith("jafroc")]
+    pairs = {frozenset((fact.model, fact.against)) for fact in tests}
+    assert len(tests) == len(pairs), "one direction of each pair"
+    known = holm([fact.p for fact in tests])
+    np.testing.assert_allclose([fact.p_corrected for fact in tests], known)
+    tables = [table for table in report.tables if table.title.startswith("Differences")]
+    assert len(tables) == len(references)
+    assert all(len(table.body) == len(detection_report.list_arms(study)) - 1 for table in tables)
 
 
 def test_what_evaluations_left_must_fit(evaluated):

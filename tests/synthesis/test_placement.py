@@ -296,10 +296,11 @@ def test_weights_are_one_on_mask_and_margin_and_fade_to_nothing():
     assert alone.support[0] > blend_mask.support[0]
 
 
-def test_a_patch_is_blended_as_in_a_mammogram():
+@pytest.mark.parametrize("feather", [10, 40])  # of a gap of 24 px
+def test_a_patch_is_blended_as_in_a_mammogram(feather):
     free = open_target(record(tissue()))
     spot = Placement.at(140, 70, disc(), free.mammogram, DATA)
-    blend_mask = make_blend_mask(spot, 89, None, 10)  # at 89 px the patch is not scaled
+    blend_mask = make_blend_mask(spot, 89, None, feather)  # at 89 px the patch is not scaled
     window = np.s_[116:205, 46:135]
     before = free.image[window]
     image = np.clip(before + 0.02 + 0.1 * np.eye(89, dtype=np.float32)[..., None], 0, 1)
@@ -310,7 +311,7 @@ def test_a_patch_is_blended_as_in_a_mammogram():
     inside = np.s_[top - 116 : bottom - 116, left - 46 : right - 46, 0]
     expected[inside] = blend(free, spot, blend_mask, change)
     mask = blend_mask.mask[..., None]
-    np.testing.assert_allclose(blend_patch(before, image, mask, 10), expected, atol=1e-3)
+    np.testing.assert_allclose(blend_patch(before, image, mask, feather), expected, atol=1e-3)
     assert np.abs(expected - before).max() > 0.05
 
 

@@ -117,7 +117,7 @@ def evaluate(config: DetectionConfig, output: Path) -> Report:
     add_false_positives(report, detected)
     if config.against:
         # the difference is detectors - against
-        add_differences(report, detected, AGAINST)
+        add_differences(report, detected, {AGAINST: ""})
     if config.coco:
         add_precision(report, detected, sets)
     output.mkdir(parents=True, exist_ok=True)

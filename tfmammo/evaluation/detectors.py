@@ -67,7 +67,7 @@ def evaluate(config: DetectorsConfig, output: Path) -> Report:
     report = Report(config=config)
     add_recall(report, detected, (RANDOM_NOTE,))
     add_false_positives(report, detected)
-    add_differences(report, detected, first)
+    add_differences(report, detected, {first: ""})
     add_runs(report, detected)
     seconds = {
         name: measure_seconds((one.detector, one.seconds) for one in found)

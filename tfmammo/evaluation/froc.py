@@ -214,38 +214,44 @@ def add_false_positives(report: Report, detected: Detected) -> None:
     report.tables.append(Table(title, header, body))
 
 
-def add_differences(report: Report, detected: Detected, reference: str, role: str = "") -> None:
-    """Add how far the other detectors are from a reference, whose role in a study the title says.
+def add_differences(report: Report, detected: Detected, references: Mapping[str, str]) -> None:
+    """Add how far the other detectors are from each reference.
 
     Recall has intervals for which the same patients are drawn for both. JAFROC's figure of merit
-    has p-values as well, corrected by Holm.
+    has p-values as well, corrected by Holm over all pairs, each of which counts once.
+
+    Args:
+        report: Gets facts, and a table for each reference.
+        detected: What was found.
+        references: Name -> its role in a study, which the table's title says.
     """
     merit = choose_common_merit(detected.patients, *detected.matches.values())
-    recalls: dict[str, list[Fact]] = {}
-    tests: dict[str, JafrocTest] = {}
-    for name in detected.matches:
-        if name != reference:
-            recalls[name] = list(compare_recall(detected, name, reference))
-            tests[name] = compare_merit(detected, name, reference, merit)
-    corrected = holm([test.p for test in tests.values()])
-    facts: list[Fact] = []
+    others = {
+        reference: [name for name in detected.matches if name != reference]
+        for reference in references
+    }
+    tests: dict[tuple[str, str], JafrocTest] = {}
     levels: dict[str, float] = {}
-    body = []
-    for (name, test), p_corrected in zip(tests.items(), corrected, strict=True):
+    for reference, names in others.items():
+        for name in names:
+            if (reference, name) not in tests:
+                test = tests[name, reference] = compare_merit(detected, name, reference, merit)
+                levels |= {name: test.merit, reference: test.other}
+    corrected = holm([test.p for test in tests.values()])
+    pairs: dict[tuple[str, str], list[Fact]] = {}
+    for (name, reference), p_corrected in zip(tests, corrected, strict=True):
+        test = tests[name, reference]
         numbers = (test.difference, test.low, test.high)
         fact = detected.make_fact(MERIT, "differences", name, merit, *numbers)
-        difference = replace(fact, against=reference, test=JACKKNIFE, p=test.p)
-        facts += [*recalls[name], replace(difference, p_corrected=float(p_corrected))]
-        cells = [RECALL.format_fact(fact) for fact in recalls[name]]
-        cells += [MERIT.format_fact(difference), format_p(test.p), format_p(float(p_corrected))]
-        body.append([detected.name(name), *cells])
-        levels |= {name: test.merit, reference: test.other}
-    facts += [
+        fact = replace(fact, against=reference, test=JACKKNIFE, p=test.p)
+        fact = replace(fact, p_corrected=float(p_corrected))
+        pairs[name, reference] = [*compare_recall(detected, name, reference), fact]
+    report.facts += [fact for of_pair in pairs.values() for fact in of_pair]
+    report.facts += [
         detected.make_fact(MERIT, "froc", name, merit, value) for name, value in levels.items()
     ]
-    # a detector's merit is a level of each of its references
-    known = {(fact.model, fact.against, fact.measure) for fact in report.facts}
-    report.facts += [f for f in facts if (f.model, f.against, f.measure) not in known]
+    for pair in list(pairs):
+        pairs.setdefault(pair[::-1], [fact.reverse() for fact in pairs[pair]])
     header = [
         detected.kind,
         *(f"{rate:g}, %" for rate in detected.fppi),
@@ -254,12 +260,18 @@ def add_differences(report: Report, detected: Detected, reference: str, role: st
         "p, uncorrected",
         "p, Holm",
     ]
-    title = (
-        f"Differences in {detected.recall} from {detected.name(reference)}{role}, at false "
-        "positives per image"
-    )
-    comparisons = sum(bool(np.isfinite(test.p)) for test in tests.values())
-    report.tables.append(Table(title, header, body, detected.describe(comparisons)))
+    notes = detected.describe(int(np.isfinite([test.p for test in tests.values()]).sum()))
+    for reference, names in others.items():
+        body = []
+        for name in names:
+            *recalls, last = pairs[name, reference]
+            cells = [*map(RECALL.format_fact, recalls), MERIT.format_fact(last)]
+            body.append([detected.name(name), *cells, *map(format_p, (last.p, last.p_corrected))])
+        title = (
+            f"Differences in {detected.recall} from {detected.name(reference)}"
+            f"{references[reference]}, at false positives per image"
+        )
+        report.tables.append(Table(title, header, body, notes))
 
 
 def compare_recall(detected: Detected, name: str, reference: str) -> Iterator[Fact]:

@@ -6,7 +6,7 @@ import csv
 import io
 import math
 from collections.abc import Iterable
-from dataclasses import astuple, dataclass, fields
+from dataclasses import astuple, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -46,6 +46,17 @@ class Fact:
     test: str = ""
     p: float = math.nan
     p_corrected: float = math.nan
+
+    def reverse(self) -> Fact:
+        """Return a difference as seen from its other model."""
+        return replace(
+            self,
+            model=self.against,
+            against=self.model,
+            value=-self.value,
+            low=-self.high,
+            high=-self.low,
+        )
 
 
 COLUMNS = tuple(field.name for field in fields(Fact))

@@ -343,10 +343,10 @@ def _name_detector(arm: Arm, fold: int, seed: int) -> str:
 def _plan_evaluation(config: StudyConfig, output: Path, root: Path, arm: Arm, seed: int) -> Step:
     detectors = [_name_detector(arm, fold, seed) for fold in config.held_out]
     runs = [str(output / name) for name in detectors]
-    # The study reads the boxes of an evaluation, which do not depend on how they are counted.
-    counting = config.model_dump(
-        mode="json", include={"criterion", "threshold", "fppi", "samples", "level", "seed"}
-    )
+    # The study reads the boxes of an evaluation. Those on lesions that do not count are left out by
+    # the rule of matching, but nothing else of how they are counted decides them.
+    rule = config.model_dump(mode="json", include={"criterion", "threshold"}, exclude_defaults=True)
+    counting = config.model_dump(mode="json", include={"fppi", "samples", "level", "seed"})
     name = name_evaluation(arm, seed)
     command = (
         str(root / "evaluate" / "detection.py"),
@@ -355,7 +355,7 @@ def _plan_evaluation(config: StudyConfig, output: Path, root: Path, arm: Arm, se
         "--output",
         str(output / name),
         "--set",
-        *format_overrides({"data": _share_data(config), "detectors": runs}),
+        *format_overrides({"data": _share_data(config), "detectors": runs, **rule}),
     )
     ignored_args = ("--set", *format_overrides(counting))
     return Step(name, command, tuple(detectors), ignored_args=ignored_args, outputs=("boxes.json",))

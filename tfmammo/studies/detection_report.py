@@ -186,15 +186,15 @@ def make_report(config: StudyConfig, detected: Detected) -> Report:
     report = Report(config=config)
     add_recall(report, detected)
     add_false_positives(report, detected)
-    add_differences(report, detected, REAL)
     counts = {config.base + max(config.synthetic, default=0): "", config.base: BASE}
-    for count, role in counts.items():
-        control = Arm(f"copies-{count}", count)
-        if control in list_arms(config):
-            add_differences(report, detected, control.name, role)
-    largest = {arm.method: arm for arm in list_arms(config) if arm.method}
-    for arm in list(largest.values())[1:]:
-        add_differences(report, detected, arm.name)
+    controls = {Arm(f"copies-{count}", count): role for count, role in counts.items()}
+    largest = {arm.method: arm.name for arm in list_arms(config) if arm.method}
+    references = {
+        REAL: "",
+        **{arm.name: role for arm, role in controls.items() if arm in list_arms(config)},
+        **dict.fromkeys(list(largest.values())[1:], ""),
+    }
+    add_differences(report, detected, references)
     _, trained = detected.matches[REAL]
     if len(set(trained)) > 1:
         add_runs(report, detected)

@@ -54,10 +54,7 @@ def make_blend_mask(
         feather: px of the patch over which the weights fall.
     """
     mask = placement.scale_mask(size)
-    fade = min(feather, measure_gap(mask))
-    weights, core = _make_weights(mask, margin, fade)
-    weights *= _fade_inwards(size, fade)
-    around = (weights > 0) & (core == 0)
+    weights, around = _make_weights(mask, margin, feather)
     return BlendMask(mask, around, *_to_native(weights, placement.window))
 
 
@@ -66,16 +63,14 @@ def blend_patch(
 ) -> NDArray[np.float32]:
     """Blend a generated image into the patch that it was made from, as `blend` into a mammogram.
 
-    They are equal where the mask is more than `feather` px from the patch's border.
-
     Args:
         tissue: float32 [size, size, 1] in [0, 1].
         image: Likewise.
         mask: uint8 [size, size, 1], 0 or 1.
         feather: As for `make_blend_mask`.
     """
-    weights, core = _make_weights(mask[..., 0], None, feather)
-    change = _subtract_offset((image - tissue)[..., 0], (weights > 0) & (core == 0))
+    weights, around = _make_weights(mask[..., 0], None, feather)
+    change = _subtract_offset((image - tissue)[..., 0], around)
     blended = np.clip(tissue[..., 0] + weights.astype(np.float32) * change, 0, 1)
     return blended[..., np.newaxis]
 
@@ -185,14 +180,16 @@ def blend(
 
 
 def _make_weights(
-    mask: NDArray[np.uint8], margin: Margin | None, fade: float
-) -> tuple[NDArray[np.float64], NDArray[np.uint8]]:
-    """Make weights that fall around a mask and its margin, and these two; [size, size] each."""
+    mask: NDArray[np.uint8], margin: Margin | None, feather: float
+) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
+    """Make weights of a patch that fall around a mask and its margin, and where they fall."""
+    fade = min(feather, measure_gap(mask))
     core = mask
     if margin is not None:
         core = mask | enlarge(tf.constant(mask[..., None]), margin).numpy()[..., 0]
     distance = cv2.distanceTransform(1 - core, cv2.DIST_L2, 5)
-    return _smooth(1 - distance / fade), core
+    weights = _smooth(1 - distance / fade) * _fade_inwards(len(mask), fade)
+    return weights, (weights > 0) & (core == 0)
 
 
 def _subtract_offset(change: NDArray[np.float32], around: NDArray[np.bool_]) -> NDArray[np.float32]:

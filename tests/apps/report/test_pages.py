@@ -100,12 +100,13 @@ def test_the_words_of_the_first_page_agree_with_its_rows(committed):
 
     assert find("adversary", "cGAN without adversary", "dice", "cGAN").low > 0
     runs = [
-        committed["adversary"].list_repeats("runs", name, "dice")
+        committed["adversary"].find_repeats("runs", name, "dice").values()
         for name in ("cGAN without adversary", "cGAN")
     ]
     assert min(runs[0]) > max(runs[1]) and len(runs[0]) == len(runs[1]) == 3
     can, unet = (
-        committed["can_table1"].list_repeats("runs", name, "dice") for name in ("CAN", "U-Net")
+        committed["can_table1"].find_repeats("runs", name, "dice").values()
+        for name in ("CAN", "U-Net")
     )
     assert min(can) < max(unet), "CAN and the U-Net do not differ in every run"
     leak = find("can_leak", "CAN", "dice", subset="protocol=paper")

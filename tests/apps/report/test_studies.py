@@ -134,8 +134,8 @@ def test_complete_models_are_compared_on_the_papers_data(tmp_path):
     # four networks and the disc: each pair counts once
     assert len([one for one in found.rows if one.table == "differences"]) == 10
     assert row.p_corrected == pytest.approx(10 * row.p)
-    assert found.list_repeats("folds", "CAN", "dice") == pytest.approx([91.25] * 5)
-    assert not found.list_repeats("runs", "CAN", "dice")
+    assert list(found.find_repeats("folds", "CAN", "dice").values()) == pytest.approx([91.25] * 5)
+    assert not found.find_repeats("runs", "CAN", "dice")
     by_claim = judge("can_table1", CAN, found)
     assert by_claim["U-Net."].word == "holds" and by_claim["U-Net."].facts is found
     assert found.about.is_papers_data and by_claim["SegNet."].word == "not decided"
@@ -148,8 +148,8 @@ def test_complete_models_are_compared_on_the_papers_data(tmp_path):
     assert by_claim["U-Net."].basis == "the paper's data, 3 seeds"
     assert by_claim["SegNet."].basis == "the paper's data, 1 seed"
     more = read(tmp_path, every(DICE, seeds=2))
-    assert len(more.list_repeats("runs", "CAN", "dice")) == 2
-    assert not more.list_repeats("folds", "CAN", "dice")
+    assert len(more.find_repeats("runs", "CAN", "dice")) == 2
+    assert len(more.find_repeats("folds", "CAN", "dice")) == 5
 
 
 def test_the_leak_of_one_model_and_seed_is_told(tmp_path):
@@ -195,7 +195,7 @@ def test_claims_of_the_cgan_rest_on_the_test_set_of_the_paper(frames):
     assert evidence.word == "holds" and evidence.facts is frames
     text = flatten(" ".join(pages.describe_claim(evidence)))
     assert "the paper's data, INbreast as the test set, 3 seeds, preliminary, scale small" in text
-    assert len(frames.list_repeats("runs", "cGAN", "dice")) == 3
+    assert len(frames.find_repeats("runs", "cGAN", "dice")) == 3
     # three networks and the disc, without their post-processed masks
     assert len({(r.model, r.against) for r in frames.rows if r.table == "differences"}) == 6
     assert frames.about.runs == 3 and frames.about.trained == 17
@@ -232,6 +232,10 @@ def test_the_model_with_the_fewest_seeds_says_how_many_there_are(tmp_path):
     found = read(tmp_path, runs | every({CENTRED_DISC: 0.7}, "loose", 1, 1), CGAN)
     evidence = judge("cgan_table", CGAN, found)["U-Net."]
     assert evidence.seeds == found.about.runs == 1 and "1 seed, prelim" in evidence.basis
+    seeds = found.about.seeds
+    assert seeds[""] == seeds["frame=loose"] and seeds["frame=tight"] == {"cGAN": 0, "U-Net": 0}
+    assert found.about.count_seeds(["cGAN"], "frame=loose") == 3
+    assert found.about.count_seeds(["cGAN"], "frame=tight") == 0
     assert (evidence.word, evidence.why) == ("not decided", verdicts.ONE_RUN)
 
 

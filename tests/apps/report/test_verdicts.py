@@ -1,5 +1,7 @@
 """The rule of verdicts, by rows made by hand."""
 
+from dataclasses import replace
+
 import pytest
 
 from tests.apps.report.rows import NAN, difference, level, make_facts, repeats
@@ -59,7 +61,7 @@ def test_a_smaller_value_may_be_the_better_one():
         ("runs", (89.1, 89.4, 89.2), (88.0, 89.0, 87.0), "", ""),
         ("runs", (89.1, 89.4), (89.2, 87.8), DISAGREE, "89.1, 89.4 against 89.2, 87.8"),
         ("runs", (88.0, 89.0), (90.0, 91.1), DISAGREE, "88.0, 89.0 against 90.0, 91.1"),
-        ("runs", (89.1,), (88.0, 87.0), verdicts.ONE_RUN, ""),
+        ("runs", (89.1,), (88.0, 87.0), verdicts.NOT_RECORDED, ""),
         ("folds", (89.1, 80.2), (88.0, 80.1), "", ""),
         ("folds", (89.1, 80.0), (88.0, 80.1), DISAGREE, "89.1, 80.0 against 88.0, 80.1"),
         ("folds", (89.1, NAN), (88.0, 80.1), DISAGREE, "89.1, - against 88.0, 80.1"),
@@ -70,6 +72,21 @@ def test_single_runs_must_agree_with_an_order(table, can, unet, why, means):
     assert evidence.why == why and evidence.detail.endswith(means)
     assert evidence.word == ("not decided" if why else "holds")
     assert bool(evidence.seen) == (not why)  # an interval that leaves out the runs sees nothing
+
+
+def test_one_run_of_each_model_decides_no_order():
+    assert judge(CLAIM, lead(), runs=1).why == verdicts.ONE_RUN
+
+
+def test_folds_are_those_of_the_claims_own_part_of_the_data_and_compared_by_their_numbers():
+    loose = CLAIM.model_copy(update={"subset": "frame=loose"})
+    row = replace(lead(), subset="frame=loose")
+    apart = [replace(one, subset=f"frame=loose;{one.subset}") for one in APART]
+    tight = [replace(one, value=0, subset=f"frame=tight;{one.subset}") for one in APART[:3]]
+    assert judge(loose, row, *tight, *apart).word == "holds"
+    assert judge(loose, row, *tight, *APART).why == verdicts.NOT_RECORDED
+    renamed = [replace(one, subset=one.subset.replace("fold=2", "fold=3")) for one in apart[3:]]
+    assert judge(loose, row, *apart[:3], *renamed).why == DISAGREE
 
 
 def test_two_answers_of_the_same_networks_need_no_runs():
@@ -196,6 +213,9 @@ def test_a_gain_must_be_beyond_that_of_a_trivial_method(copies, word):
 def test_that_nothing_is_gained_is_not_shown_by_a_test_that_finds_nothing(value, word):
     claim = GAIN.model_copy(update={"is_absent": True})
     assert judge(claim, difference("x", "real", *value)).word == word
+    lower = claim.model_copy(update={"higher": False})
+    number, low, high, p = value
+    assert judge(lower, difference("x", "real", -number, -high, -low, p)).word == word
 
 
 @pytest.mark.parametrize(

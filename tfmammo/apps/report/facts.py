@@ -11,7 +11,7 @@ import io
 import json
 import math
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 from pydantic import ValidationError
@@ -45,8 +45,8 @@ class About(Frozen):
     """How long and how large: "12,000 of 210,000 steps; 128 of 256 px; 1/4 of the width"."""
     runs: int
     """The smallest number of seeds or folds behind a model."""
-    seeds: dict[str, int] = {}
-    """Model -> its seeds, where models differ."""
+    seeds: dict[str, dict[str, int]] = {}
+    """Subset -> model -> its seeds, where models differ; "" for subsets that are missing."""
     trained: int
     """How many training runs are behind it, each of which should have a curve."""
     is_smaller: bool = False
@@ -67,9 +67,10 @@ class About(Frozen):
         """Whether the data are the paper's."""
         return self.data == self.papers_data
 
-    def count_seeds(self, models: Iterable[str]) -> int:
+    def count_seeds(self, models: Iterable[str], subset: str = "") -> int:
         """Count the seeds that each of some models has; 0 where they are not known."""
-        return min((self.seeds[model] for model in models if model in self.seeds), default=0)
+        known = self.seeds.get(subset) or self.seeds.get("", {})
+        return min((known[model] for model in models if model in known), default=0)
 
     @property
     def place(self) -> str:
@@ -121,24 +122,25 @@ class Facts:
                 if (row.model, row.against) == (model, against):
                     return row
                 if against and (row.against, row.model) == (model, against):
-                    opposite = replace(
-                        row,
-                        model=model,
-                        against=against,
-                        value=-row.value,
-                        low=-row.high,
-                        high=-row.low,
-                    )
+                    opposite = row.reverse()
         return opposite
 
-    def list_repeats(self, table: str, model: str, measure: str) -> list[float]:
-        """List a measure's mean in each run or fold of a model, in order."""
+    def find_repeats(
+        self, table: str, model: str, measure: str, subset: str = ""
+    ) -> dict[str, float]:
+        """Find a measure's mean in each run or fold of a model: "fold=0" -> mean."""
         measure = self._name_merit(measure)
-        return [
-            row.value
-            for row in self.rows
-            if (row.table, row.model, row.measure) == (table, model, measure)
-        ]
+        found = {}
+        for row in self.rows:
+            if (row.table, row.model, row.measure) == (table, model, measure):
+                *parts, repeat = row.subset.split(";")
+                if ";".join(parts) == subset:
+                    found[repeat] = row.value
+        return found
+
+    def count_runs(self, models: Iterable[str], subset: str = "") -> int:
+        """Count the seeds or folds behind each of some models."""
+        return max(self.about.runs, self.about.count_seeds(models, subset))
 
     def _name_merit(self, measure: str) -> str:
         """Name JAFROC's figure of merit; it is another one where all images have lesions."""

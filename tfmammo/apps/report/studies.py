@@ -239,8 +239,12 @@ def make_facts(rows: Rows) -> Facts | None:
     if not scores.runs:
         return None
     base = study.plan[study.base]
-    seeds = {model: len(rows.list_seeds(study.base, model)) for model in base.seeds}
-    complete = [model for model, count in seeds.items() if count]
+    counts = {
+        arm: {model: len(rows.list_seeds(arm, model)) for model in planned.seeds}
+        for arm, planned in study.plan.items()
+    }
+    complete = [model for model, count in counts[study.base].items() if count]
+    seeds = {study.name_part(arm): of_arm for arm, of_arm in counts.items()}
     facts = [*_list_progress(rows), *_compare_morphology(rows), *_compare_arms(rows)]
     if cases := rows.collect(study.base, (*complete, CENTRED_DISC)):
         facts += correct_p(rows.summarize(cases, "pairs"))
@@ -253,8 +257,8 @@ def make_facts(rows: Rows) -> Facts | None:
         papers_data=study.data,
         basis=study.basis,
         work=study.describe_work(),
-        runs=base.folds * min(filter(None, seeds.values()), default=1),
-        seeds=seeds,
+        runs=base.folds * min((counts[study.base][model] for model in complete), default=1),
+        seeds=seeds | {"": counts[study.base]},
         trained=len(planned & set(scores.runs)),
         is_smaller=study.is_smaller,
         random_starts=study.random_starts,
@@ -302,16 +306,16 @@ def _compare_arms(rows: Rows) -> list[Fact]:
 
 
 def _list_repeats(rows: Rows, model: str) -> list[Fact]:
-    """List Dice of each seed over all folds; of a single seed, of each fold."""
+    """List Dice of each of several seeds over all folds, and of each of several folds."""
     arm = rows.study.base
     seeds = rows.list_seeds(arm, model)
+    folds = rows.study.plan[arm].folds
+    parts: dict[tuple[str, str], Cases | None] = {}
     if len(seeds) > 1:
-        parts = {(RUNS, f"run={n}"): rows.scores.collect(arm, {model: [n]}) for n in seeds}
-    else:
-        parts = {
-            (FOLDS, f"fold={n}"): rows.scores.collect(arm, {model: seeds}, n)
-            for n in range(rows.study.plan[arm].folds)
-        }
+        parts |= {(RUNS, f"run={n}"): rows.scores.collect(arm, {model: [n]}) for n in seeds}
+    if folds > 1:
+        collect = rows.scores.collect
+        parts |= {(FOLDS, f"fold={n}"): collect(arm, {model: seeds}, n) for n in range(folds)}
     facts = []
     for (table, subset), cases in parts.items():
         if cases:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import ClassVar, Literal
 
 from tfmammo.apps.report.facts import FOLDS, RUNS, Facts, Key
 from tfmammo.apps.report.measures import format_interval, format_value, name_measure
@@ -26,6 +26,7 @@ NOT_SIGNIFICANT = "not significant"
 NO_TEST = "no interval and no p-value"
 RUNS_DISAGREE = "runs disagree"
 ONE_RUN = "only one run of each model"
+NOT_RECORDED = "the scores of single runs were not recorded"
 RANDOM_START = "we trained the baseline from random weights; its authors start from ImageNet"
 NOT_BEYOND = "not beyond what a trivial method gains"
 BELOW_TRIVIAL = "not better than the trivial baseline"
@@ -116,6 +117,11 @@ class Difference(Frozen):
     """The row of a trivial method, beyond whose interval ours must be."""
 
     @property
+    def named(self) -> tuple[str, ...]:
+        """The models that it names."""
+        return self.model, self.against
+
+    @property
     def models(self) -> tuple[str, ...]:
         """The models that must be better than the item's trivial baseline."""
         return (self.model, self.against) if self.is_order else ()
@@ -125,7 +131,7 @@ class Difference(Frozen):
         row = facts.find(self.model, self.measure, self.against, self.table, self.subset)
         if row is None or math.isnan(row.value):
             return Evidence(self.says, "not tested", why=NOT_MEASURED)
-        wants_higher = self.higher and not self.is_absent
+        wants_higher = self.higher != self.is_absent
         evidence = _judge_row(self.says, row, wants_higher, self.null_value)
         evidence = replace(evidence, gain=self._compare_gains(row, facts, printed))
         is_above = row.value > 0
@@ -161,20 +167,27 @@ class Difference(Frozen):
         """Say why other runs might change the order; () where all known ones agree."""
         sign = 1 if is_above else -1
         for table, said in ((RUNS, "they overlap"), (FOLDS, "not in every fold")):
-            both = [facts.list_repeats(table, name, self.measure) for name in self.models]
+            both = [
+                facts.find_repeats(table, name, self.measure, self.subset) for name in self.models
+            ]
             if min(map(len, both)) < 2:
                 continue
-            first, second = ([sign * value for value in values] for values in both)
+            first, second = (
+                {part: sign * value for part, value in values.items()} for values in both
+            )
             if table == RUNS:
-                agree = min(first) > max(second)
+                agree = min(first.values()) > max(second.values())
             else:
-                pairs = zip(first, second, strict=False)
-                agree = len(first) == len(second) and all(one > other for one, other in pairs)
+                agree = first.keys() == second.keys() and all(
+                    value > second[fold] for fold, value in first.items()
+                )
             means = " against ".join(
-                ", ".join(format_value(value, self.measure) for value in values) for values in both
+                ", ".join(format_value(value, self.measure) for value in values.values())
+                for values in both
             )
             return () if agree else (RUNS_DISAGREE, f"{said}: {means}")
-        return (ONE_RUN,)
+        several = facts.count_runs(self.models, self.subset) > 1
+        return (NOT_RECORDED if several else ONE_RUN,)
 
     def _compare_gains(self, row: Fact, facts: Facts, printed: Printed) -> str:
         """Say whether our interval excludes a gain as large as the printed one."""
@@ -214,6 +227,12 @@ class Level(Frozen):
     """The table of the row."""
     factor: float = 1
     """Our unit in the printed one: 100 where ours is per cent and the paper's a fraction."""
+    subset: ClassVar[str] = ""
+
+    @property
+    def named(self) -> tuple[str, ...]:
+        """The model that it names."""
+        return (self.model,)
 
     @property
     def models(self) -> tuple[str, ...]:
@@ -276,8 +295,7 @@ def judge_claim(
     `printed` has the paper's numbers, row -> column -> number. A claim that `is_sized` depends on
     the pixels of a patch.
     """
-    named = (claim.model, claim.against) if isinstance(claim, Difference) else (claim.model,)
-    seeds = facts.about.count_seeds(named)
+    seeds = facts.about.count_seeds(claim.named, claim.subset)
     evidence = replace(claim.judge(facts, printed), facts=facts, seeds=seeds)
     if not evidence.is_decided:
         return evidence
@@ -290,7 +308,8 @@ def judge_claim(
         if below:
             number = "neither beats" if len(below) > 1 else f"{below[0]} does not beat"
             return evidence.withhold(BELOW_TRIVIAL, f"{number} {trivial.model}")
-    return replace(evidence, certainty=_rate_certainty(evidence, facts))
+    runs = facts.count_runs(claim.named, claim.subset)
+    return replace(evidence, certainty=_rate_certainty(evidence, facts, runs))
 
 
 def beats(facts: Facts, model: str, trivial: Trivial) -> bool:
@@ -304,9 +323,8 @@ def beats(facts: Facts, model: str, trivial: Trivial) -> bool:
     return own.low > other.value if trivial.higher else own.high < other.value
 
 
-def _rate_certainty(evidence: Evidence, facts: Facts) -> str:
+def _rate_certainty(evidence: Evidence, facts: Facts, runs: int) -> str:
     if facts.about.is_preliminary or not facts.are_flat or not evidence.p < CERTAIN:
         return "low"
-    runs = max(facts.about.runs, evidence.seeds)
     strengths = facts.about.is_papers_data + (runs >= FEWEST_RUNS)
     return ("low", "moderate", "high")[strengths]
