@@ -171,7 +171,7 @@ def test_the_leak_of_one_model_and_seed_is_told(tmp_path):
     assert "CAN, leaking split" in drawn and "CAN, unseen patients" in drawn
     assert "U-Net" not in drawn  # of one protocol alone
     first = flatten(rebuild.build_index(facts))
-    assert "CAN +4.0" in first and "21 of 44 runs are finished" in first
+    assert "CAN +4.0" in first
     assert "still to be measured" not in first
 
 

@@ -147,18 +147,22 @@ def test_a_smoke_run_decides_nothing():
 
 
 @pytest.mark.parametrize(
-    ("disc", "unet", "word"),
+    ("disc", "value", "word"),
     [
-        (difference("disc", "CAN", -6, p=0.01), (78, 77, 79), "holds"),
-        (difference("disc", "CAN", -1, p=0.4), (78, 77, 79), "not decided"),
-        (difference("disc", "CAN", -6, p=0.01), (78, 74, 82), "not decided"),  # by its interval
+        (difference("disc", "CAN", -6, p=0.01), 2, "holds"),
+        (difference("disc", "CAN", -1, p=0.4), 2, "not decided"),
+        (difference("disc", "CAN", 1, p=0.4), -2, "does not hold"),
+        (level("U-Net", 78, 74, 82), -2, "not decided"),  # by its interval
     ],
 )
-def test_models_must_beat_the_trivial_baseline(disc, unet, word):
-    rows = (lead(), disc, level("U-Net", *unet), level("disc", 75), *APART)
-    evidence = judge(CLAIM, *rows, trivial=DISC)
+def test_the_better_model_must_beat_the_trivial_baseline(disc, value, word):
+    runs = APART if value > 0 else repeats("runs", CAN=(80, 81), **{"U_Net": (82, 83)})
+    rows = (lead(value, value - 1, value + 1), disc, level("U-Net", 78, 77, 79), level("disc", 75))
+    evidence = judge(
+        CLAIM, *(rows if disc.against else (rows[0], disc, rows[3])), *runs, trivial=DISC
+    )
     assert evidence.word == word
-    if word != "holds":
+    if word == "not decided":
         assert evidence.why == verdicts.BELOW_TRIVIAL and "disc" in evidence.detail
 
 

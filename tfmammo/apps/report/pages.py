@@ -133,8 +133,10 @@ def build_page(paper: str, facts: AllFacts, captions: Captions = NO_CAPTIONS) ->
             if study.item == item.key and study.key in facts:
                 lines += ["", *_describe_study(study, facts, item)]
     text = (
-        f"`tfmammo report --only {paper}` repeats the runs of this page, and `--only FILE` those "
-        "behind one of its files. All files are in `docs/results`."
+        f"`tfmammo report --only {paper}` repeats the runs of this page, except where a study has "
+        f"a command of its own; `--only {items[0].key}` repeats those behind "
+        f"`{items[0].key}.small.csv`. With `--set data.KEY.root=DIR` it finds an archive. All "
+        "files are in `docs/results`."
     )
     lines += ["", "---", "", *wrap(text)]
     shown = [captions[name] for item in items for name in list_pictures(item) if name in captions]
@@ -179,6 +181,8 @@ def _describe(item: Item, facts: AllFacts, captions: Captions) -> list[str]:
             lines += ["", *wrap(f"*{captions[name][0]}*")]
     reason = find_reason(item, facts)
     evidence = judge_item(item, facts)
+    if reason == NO_RUN and not evidence:
+        return [*lines, "", *wrap(item.text)]
     if reason:
         lines += ["", *wrap(f"**Not tested**: {reason}.")]
         points = [line for one in evidence for line in wrap(one.says, "- ", "  ")]

@@ -70,10 +70,9 @@ def _describe_leak(facts: AllFacts) -> str:
     effect = studies.describe_difference(CAN, facts, "leak")
     if effect == UNKNOWN:
         return f"still to be measured, {studies.describe_runs(CAN, facts)}"
-    runs = studies.describe_runs(CAN, facts)
     return (
         f"{effect} (Dice by the leaking split less Dice on unseen patients; one run per model, "
-        f"with 2.5 times the steps; {runs})"
+        "with 2.5 times the steps)"
     )
 
 

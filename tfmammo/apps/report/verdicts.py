@@ -20,7 +20,7 @@ SIGNIFICANT = 0.05
 CERTAIN = 0.01
 FEWEST_RUNS = 3
 SMOKE = "the scale smoke decides nothing"
-NOT_MEASURED = "the comparison was not measured"
+NOT_MEASURED = "the difference was not tested"
 NO_RUN = "no run yet"
 NOT_SIGNIFICANT = "not significant"
 NO_TEST = "no interval and no p-value"
@@ -123,8 +123,8 @@ class Difference(Frozen):
 
     @property
     def models(self) -> tuple[str, ...]:
-        """The models that must be better than the item's trivial baseline."""
-        return (self.model, self.against) if self.is_order else ()
+        """The networks whose order it is about."""
+        return self.named if self.is_order else ()
 
     def judge(self, facts: Facts, printed: Printed) -> Evidence:
         """Judge the claim without the item's trivial baseline."""
@@ -236,7 +236,7 @@ class Level(Frozen):
 
     @property
     def models(self) -> tuple[str, ...]:
-        """The model must be better than the trivial baseline."""
+        """The network that it is about."""
         return (self.model,)
 
     def judge(self, facts: Facts, printed: Printed) -> Evidence:
@@ -304,10 +304,9 @@ def judge_claim(
     if is_sized and facts.about.is_smaller:
         return evidence.withhold(SMALLER)
     if trivial and trivial.measure == claim.measure:
-        below = [model for model in claim.models if not beats(facts, model, trivial)]
-        if below:
-            number = "neither beats" if len(below) > 1 else f"{below[0]} does not beat"
-            return evidence.withhold(BELOW_TRIVIAL, f"{number} {trivial.model}")
+        better = claim.model if evidence.word == "holds" else claim.named[-1]
+        if claim.models and not beats(facts, better, trivial):
+            return evidence.withhold(BELOW_TRIVIAL, f"{better} does not beat {trivial.model}")
     runs = facts.count_runs(claim.named, claim.subset)
     return replace(evidence, certainty=_rate_certainty(evidence, facts, runs))
 
