@@ -157,10 +157,9 @@ def test_a_smoke_run_decides_nothing():
 )
 def test_the_better_model_must_beat_the_trivial_baseline(disc, value, word):
     runs = APART if value > 0 else repeats("runs", CAN=(80, 81), **{"U_Net": (82, 83)})
-    rows = (lead(value, value - 1, value + 1), disc, level("U-Net", 78, 77, 79), level("disc", 75))
-    evidence = judge(
-        CLAIM, *(rows if disc.against else (rows[0], disc, rows[3])), *runs, trivial=DISC
-    )
+    unet = (level("U-Net", 78, 77, 79),) if disc.against else ()
+    rows = (lead(value, value - 1, value + 1), disc, *unet, level("disc", 75))
+    evidence = judge(CLAIM, *rows, *runs, trivial=DISC)
     assert evidence.word == word
     if word == "not decided":
         assert evidence.why == verdicts.BELOW_TRIVIAL and "disc" in evidence.detail
