@@ -67,12 +67,12 @@ def _fill(name: str, facts: AllFacts, **texts: str) -> str:
 
 def _describe_leak(facts: AllFacts) -> str:
     """Say how much a leaking split inflates Dice on INbreast, as far as it is known."""
-    effect = studies.describe_difference(CAN, facts, "leak")
+    effect = studies.describe_difference(CAN, facts, "leak_short")
     if effect == UNKNOWN:
         return f"still to be measured, {studies.describe_runs(CAN, facts)}"
     return (
-        f"{effect} (Dice by the leaking split less Dice on unseen patients; one run per model, "
-        "with 2.5 times the steps)"
+        f"{effect} (Dice by the leaking split less Dice on unseen patients, after as many steps; "
+        "one run per model)"
     )
 
 
