@@ -232,9 +232,10 @@ def show(shown: Shown, facts: Facts, item: Item) -> list[str]:
         for measure in shown.measures
     }
     units = {measure: row.unit for (_, measure), row in cells.items() if row}
+    names = {measure: row.measure for (_, measure), row in cells.items() if row}
     measures = [measure for measure in shown.measures if measure in units]
     for measure in measures:
-        header.append(name_measure(measure, units[measure]))
+        header.append(name_measure(names[measure], units[measure]))
         if measure in printed:
             header.append("printed")
     for line, (model, subset) in enumerate(shown.models):

@@ -150,8 +150,8 @@ class Difference(Frozen):
                 return evidence.withhold(NOT_BEYOND, "not compared with it")
             other = _judge_row("", rest, self.higher)
             if other.word != "holds":
-                return evidence.withhold(NOT_BEYOND, f"beyond it only {other.numbers}")
-            both = f"{evidence.numbers}; beyond the trivial method {other.numbers}"
+                return evidence.withhold(NOT_BEYOND, f"beyond it only {_describe(rest)}")
+            both = f"{evidence.numbers}; beyond the trivial method {_describe(rest)}"
             is_known = math.isfinite(evidence.p) and math.isfinite(other.p)
             p = max(evidence.p, other.p) if is_known else math.nan
             evidence = replace(evidence, numbers=both, p=p)
@@ -245,7 +245,7 @@ class Level(Frozen):
         if row is None:
             return Evidence(self.says, "not tested", why=NOT_MEASURED)
         target = printed[self.level[0]][self.level[1]] * self.factor
-        evidence = Evidence(self.says, "not decided", f"{_describe(row)}, printed {target:g}")
+        evidence = Evidence(self.says, "not decided", f"{_capitalize(_describe(row))}, printed {target:g}")
         if math.isnan(row.high):
             return evidence.withhold(NO_TEST)
         if not facts.about.is_papers_data:
@@ -260,13 +260,16 @@ Claim = Difference | Level
 
 
 def _describe(row: Fact) -> str:
-    name = name_measure(row.measure)
-    return f"{name[0].upper()}{name[1:]} {format_interval(row, with_p=True)}"
+    return f"{name_measure(row.measure)} {format_interval(row, with_p=True)}"
+
+
+def _capitalize(text: str) -> str:
+    return f"{text[:1].upper()}{text[1:]}"
 
 
 def _judge_row(sentence: str, row: Fact, wants_higher: bool, null: float = 0) -> Evidence:
     p = row.p if math.isnan(row.p_corrected) else row.p_corrected
-    numbers = _describe(row)
+    numbers = _capitalize(_describe(row))
     seen = ""
     if math.isfinite(row.low) and math.isfinite(row.high):
         unit = "points" if row.unit == "%" else row.unit
