@@ -24,7 +24,7 @@ import numpy as np
 import step as steps
 from processes import MeasuredProcess, serve
 
-COMPARED = tuple(name for name in steps.MODELS if name not in ("pix2pix", "light_head"))
+COMPARED = tuple(name for name in steps.MODELS if name != "light_head")
 
 
 def main() -> None:

@@ -25,7 +25,7 @@ import numpy as np
 import tensorflow as tf
 from tensorflow.tsl.profiler.protobuf import xplane_pb2
 
-from tfmammo.nn import convolutions, layers, normalization
+from tfmammo.nn import layers
 
 COMPARED_STEPS = 2  # steps whose losses are compared
 
@@ -38,7 +38,6 @@ def make_answers(
     precision: str,
     folder: Path,
     device: str,
-    naive: bool,
     equal: bool,
 ) -> dict[str, Callable[[], Any]]:
     """Build a model and return the answers to what the parent process asks for.
@@ -49,10 +48,8 @@ def make_answers(
         size: px.
         batch: Of every step.
         precision: float32 or bfloat16.
-        folder: Of the files.
+        folder: Of the files, which are written once.
         device: "cpu" or "gpu".
-        naive: Apply `strip_optimizations`, with the weights of the folder. Otherwise the files are
-            written to the folder, once.
         equal: Whether losses are compared, so that nothing is dropped.
 
     Raises:
@@ -63,10 +60,7 @@ def make_answers(
     keras.config.set_dtype_policy("mixed_bfloat16" if precision == "bfloat16" else "float32")
     paper_model = build_model(model, values, size)
     tensors = {name: tf.constant(value) for name, value in batch.items()}
-    if naive:
-        read_weights(paper_model, folder)
-        strip_optimizations(paper_model)
-    elif not (folder / "weights.npz").exists():
+    if not (folder / "weights.npz").exists():
         write_weights(paper_model, folder)
         numbers = {
             f"{name}/{step}": value
@@ -185,38 +179,12 @@ def write_weights(model: Any, folder: Path) -> None:
     (folder / "config.json").write_text(model.config.model_dump_json(), encoding="utf-8")
 
 
-def read_weights(model: Any, folder: Path) -> None:
-    """Read weights.npz."""
-    with np.load(folder / "weights.npz") as values:
-        for name, variables in collect_variables(model).items():
-            for i, variable in enumerate(variables):
-                variable.assign(values[f"{name}/{i}"])
-
-
 def switch_dropout_off(model: Any) -> None:
     """Have a model drop nothing; its weights are drawn as those of one that does."""
     for network in model.networks.values():
         for layer in network._flatten_layers():
             if isinstance(layer, keras.layers.Dropout):
                 layer.rate = 0.0
-
-
-def strip_optimizations(model: Any) -> None:
-    """Leave a model Keras's own layers and Adam, and a backward pass for each loss."""
-    convolutions._is_usual = lambda layer: False
-    normalization.BatchNormalization.call = keras.layers.BatchNormalization.call
-    numbers = {
-        key: value
-        for key, value in model.config.model_dump().items()
-        if key in ("learning_rate", "beta_1", "beta_2", "epsilon")
-    }
-    model.optimizers = {
-        name: keras.optimizers.Adam(**{"epsilon": 1e-7, **numbers}) for name in model.optimizers
-    }
-    for name, optimizer in model.optimizers.items():
-        optimizer.build(model.networks[name].trainable_variables)
-    if hasattr(model, "shares_gradients"):
-        model.shares_gradients = False
 
 
 def draw_numbers(

@@ -4,17 +4,15 @@ python benchmarks/step.py --model NAME --peer torch [--precision float32|bfloat1
 [--device cpu|gpu] [--rounds 5] [--seconds 3]
 
 Models: can, infilling, contextual, cgan, blending, mask_gan, flow, classifier, unet, segnet, fcn8s,
-light_head (Light-Head R-CNN with random weights; a square image of about the paper's area); pix2pix
-with --peer naive alone.
+light_head (Light-Head R-CNN with random weights; a square image of about the paper's area).
 
-Peers: torch, PyTorch as its users run it; torch-best, PyTorch as fast as it goes; naive, ours with
-Keras's own layers and Adam and a backward pass for each loss. With torch-best a sweep comes first:
-each side takes the allocator with which its steps are shortest, PyTorch without further options.
-With that allocator PyTorch then takes none of fused Adam, channels_last and torch.compile, one, or
-all three, whichever is shortest. Each side runs in a process of its own. They take turns, A B A B,
-and never run at once. Other load on the machine meets both, if not equally: busily waiting threads
-such as PyTorch's suffer more. First both take two steps from equal weights on equal patches, with
-equal random numbers and no dropout, and their losses must agree.
+Peers: torch, PyTorch as its users run it; torch-best, PyTorch as fast as it goes. With torch-best a
+sweep comes first: each side takes the allocator with which its steps are shortest, PyTorch without
+further options. With that allocator PyTorch then takes none of fused Adam, channels_last and
+torch.compile, one, or all three, whichever is shortest. Each side runs in a process of its own.
+They take turns, A B A B, and never run at once. Other load on the machine meets both, if not
+equally: busily waiting threads such as PyTorch's suffer more. First both take two steps from equal
+weights on equal patches, with equal random numbers and no dropout, and their losses must agree.
 
 --chosen takes the choice of an earlier run ("chosen" of its line) instead of a new sweep, which is
 most of the time, and trusts that run's comparison of losses. --allocators shortens the sweep.
@@ -89,7 +87,6 @@ MODELS = {
     "mask_gan": Model(256, 32, {}),
     "flow": Model(128, 8, {}),
     "classifier": Model(256, 20, {"weights": "none"}, labels=2),
-    "pix2pix": Model(256, 1, {}),  # it has no peer in PyTorch
     "unet": Model(256, 1, {}),
     "segnet": Model(256, 1, {}),
     "fcn8s": Model(256, 1, {}),
@@ -105,7 +102,7 @@ class Side(NamedTuple):
     """How one of the two processes runs.
 
     Attributes:
-        role: "ours", "naive" or "torch".
+        role: "ours" or "torch".
         allocator: Of allocators.py.
         faster: Of FASTER, joined by commas.
     """
@@ -121,7 +118,7 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     add_model_arguments(parser)
-    parser.add_argument("--peer", choices=("torch", "torch-best", "naive"), default="torch")
+    parser.add_argument("--peer", choices=("torch", "torch-best"), default="torch")
     parser.add_argument("--device", choices=("cpu", "gpu"), default="cpu")
     parser.add_argument("--chosen", nargs=2, metavar="SIDE", help="ours and the peer's: no sweep")
     parser.add_argument(
@@ -138,7 +135,7 @@ def main() -> None:
     parser.add_argument(
         "--as",
         dest="role",
-        choices=("ours", "torch", "naive"),
+        choices=("ours", "torch"),
         help=argparse.SUPPRESS,
     )
     parser.add_argument("--faster", default="", help=argparse.SUPPRESS)
@@ -170,8 +167,6 @@ def add_model_arguments(parser: argparse.ArgumentParser) -> None:
 def parse(parser: argparse.ArgumentParser) -> argparse.Namespace:
     """Parse the command line; size and batch are the paper's where it gives none."""
     arguments = parser.parse_args()
-    if arguments.model == "pix2pix" and getattr(arguments, "peer", "naive") != "naive":
-        parser.error("--model pix2pix: has no peer in PyTorch; take --peer naive")
     model = MODELS[arguments.model]
     arguments.size = arguments.size or model.size
     arguments.batch = arguments.batch or model.batch
@@ -181,7 +176,7 @@ def parse(parser: argparse.ArgumentParser) -> argparse.Namespace:
 def compare(arguments: argparse.Namespace) -> dict[str, Any]:
     """Check both processes against each other, then time them; return the JSON line."""
     with tempfile.TemporaryDirectory() as folder:
-        plain = Side("ours"), Side("naive" if arguments.peer == "naive" else "torch")
+        plain = Side("ours"), Side("torch")
         sides, sweep, difference = plain, {}, None
         if arguments.chosen:
             start_side(plain[0], arguments, Path(folder)).close()  # it writes the folder's files
@@ -360,11 +355,7 @@ def start_and_step(
 
 def work(arguments: argparse.Namespace) -> None:
     """Answer the parent as one of the two processes."""
-    make = {
-        "ours": make_ours,
-        "naive": make_ours,
-        "torch": make_torch,
-    }[arguments.role]
+    make = {"ours": make_ours, "torch": make_torch}[arguments.role]
     serve(lambda: functools.partial(answer, make(arguments)))
 
 
@@ -417,7 +408,7 @@ def make_batch(arguments: argparse.Namespace) -> dict[str, np.ndarray]:
 
 
 def make_ours(arguments: argparse.Namespace) -> dict[str, Callable[[], Any]]:
-    """Build our model, or the same with Keras's layers and Adam; return its answers."""
+    """Build our model; return its answers."""
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
     import models
 
@@ -429,7 +420,6 @@ def make_ours(arguments: argparse.Namespace) -> dict[str, Callable[[], Any]]:
         arguments.precision,
         arguments.folder,
         arguments.device,
-        naive=arguments.role == "naive",
         equal=arguments.equal,
     )
 

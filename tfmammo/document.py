@@ -67,11 +67,10 @@ class Code:
 
 @dataclass(frozen=True)
 class Picture:
-    """A picture in an HTML page, by its key among those of the page, or what is said without it."""
+    """A picture in an HTML page, by its key among those of the page; it may be missing."""
 
     key: str
     title: str
-    missing: str = ""
 
 
 class TableFacts(Frozen):
@@ -162,10 +161,8 @@ def _render_html(block: Block, pictures: Mapping[str, bytes]) -> str:
             return f"<table>\n<tr>{head}</tr>\n{rows}</table>"
         case Code(lines):
             return f"<pre>{html.escape(chr(10).join(lines))}</pre>"
-        case Picture(key, title, missing):
-            if key not in pictures:
-                return f"<p>{html.escape(missing)}</p>" if missing else ""
-            return _render_picture(title, pictures[key])
+        case Picture(key, title):
+            return _render_picture(title, pictures[key]) if key in pictures else ""
 
 
 def _render_picture(title: str, content: bytes) -> str:

@@ -26,7 +26,7 @@ from tfmammo.data import preprocess
 from tfmammo.data.whole import extract_tile, letterbox
 from tfmammo.data.windows import normalize_intensity
 from tfmammo.detection import tiles
-from tfmammo.errors import DetectionError
+from tfmammo.errors import DetectionError, summarize
 from tfmammo.mammogram import LesionKind, Mammogram
 from tfmammo.tracking import models
 from tfmammo.tracking.export import (
@@ -212,7 +212,7 @@ class Detector:
             detect = self._detect_in_tiles if self.data.tiles else self._detect_at_once
             outputs, boxes = detect(prepared.pixels(), self.data)
             boxes = _map_to_native(boxes, prepared, mammogram, self.data)
-            if MASKS in outputs and _is_mirrored(mammogram, self.data):
+            if MASKS in outputs and preprocess.is_mirrored(mammogram, self.data.preprocess):
                 outputs[MASKS] = outputs[MASKS][..., ::-1]
         return self._make_detections(outputs, boxes, mammogram)
 
@@ -258,7 +258,7 @@ class Detector:
         except (tf.errors.OpError, ValueError, TypeError) as error:
             raise DetectionError(
                 f"{self.handle}: refuses an image of {images.shape[1]} x {images.shape[2]} px "
-                f"({_line(error)})"
+                f"({summarize(error)[:200]})"
             ) from None
         arrays = {name: outputs[name].numpy() for name in (*OUTPUTS, MASKS) if name in outputs}
         return [
@@ -324,13 +324,9 @@ def _map_to_native(
     """Map boxes [n, 4] in the preprocessed mammogram's px to those of the stored one."""
     scale = [mammogram.rows / prepared.rows, mammogram.cols / prepared.cols]
     top, left, bottom, right = (boxes * (scale * 2)).T
-    if _is_mirrored(mammogram, config):
+    if preprocess.is_mirrored(mammogram, config.preprocess):
         left, right = mammogram.cols - right, mammogram.cols - left
     return np.stack([top, left, bottom, right], axis=1)
-
-
-def _is_mirrored(mammogram: Mammogram, config: DataConfig) -> bool:
-    return config.preprocess.flip_right and mammogram.wall_side == "R"
 
 
 def _paste_masks(masks: NDArray, boxes: NDArray, mammogram: Mammogram) -> NDArray[np.uint8]:
@@ -382,7 +378,7 @@ def _read(handle: str, place: str) -> Any:
         return tensorflow_hub.load(place)
     except Exception as error:
         # of the network, of archives, of TensorFlow: a handle can fail in every way
-        raise DetectionError(f"{handle}: can't be loaded ({_line(error)})") from None
+        raise DetectionError(f"{handle}: can't be loaded ({summarize(error)[:200]})") from None
 
 
 def _signature(handle: str, model: Any) -> Any:
@@ -405,7 +401,3 @@ def _signature(handle: str, model: Any) -> Any:
             "uint8 or float32"
         )
     return function
-
-
-def _line(error: Exception) -> str:
-    return str(error).strip().partition("\n")[0][:200] or type(error).__name__

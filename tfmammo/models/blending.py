@@ -77,7 +77,7 @@ from tfmammo.nn.layers import (
     uniform_noise,
 )
 from tfmammo.nn.losses import Adversarial, Average, deceive, log_fake, log_real
-from tfmammo.nn.networks import Trainable, export_function, leaky_relu, normal, unet_features
+from tfmammo.nn.networks import Trainable, export_function, halve, leaky_relu, normal, unet_features
 from tfmammo.nn.normalization import SampleNormalization
 from tfmammo.nn.optimization import build_adam, count_batches, minimize_each
 
@@ -395,12 +395,7 @@ def _generator(config: BlendingConfig, size: int) -> keras.Model:
 
     floating [batch, size, size, 3] in [-1, 1] -> float32 [batch, size, size, 1] in [-1, 1]
     """
-    halvings = len(config.widths) - 1
-    if size % 2**halvings:
-        raise ConfigError(
-            f"data.size: patches of {size} px can't be halved {halvings} times, for all levels of "
-            "model.widths"
-        )
+    halve("widths", size, len(config.widths) - 1)
     channels = keras.Input((size, size, 3))
     features = unet_features(channels, config.widths, config.dropout)
     image = keras.layers.Conv2D(1, 1)(features)

@@ -72,7 +72,7 @@ from tfmammo.nn.layers import (
     uniform_noise,
     upsample,
 )
-from tfmammo.nn.networks import Network, Trainable, export_function
+from tfmammo.nn.networks import Network, Trainable, export_function, halve
 from tfmammo.nn.normalization import GroupNormalization
 from tfmammo.nn.optimization import build_adam, count_batches, ends_step, minimize
 from tfmammo.tracking import export
@@ -240,11 +240,7 @@ class VelocityUNet(Network):
         # Its layers cast their inputs. Half precision would leave too few digits of the time.
         super().__init__(name=name, autocast=False)
         widths = config.widths
-        if size % 2 ** (len(widths) - 1):
-            raise ConfigError(
-                f"data.size: patches of {size} px can't be halved {len(widths) - 1} times, for "
-                "all levels of model.widths"
-            )
+        halve("widths", size, len(widths) - 1)
 
         def block(level: int, channels: int) -> ResidualBlock:
             attends = level >= len(widths) - config.attention_levels

@@ -65,7 +65,7 @@ import tensorflow as tf
 from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt, model_validator
 
 from tfmammo.config import Frozen, Width
-from tfmammo.errors import ConfigError, name_key
+from tfmammo.errors import name_key
 from tfmammo.nn.convolutions import Convolution
 from tfmammo.nn.layers import FULL, Dilation, label_patches
 from tfmammo.nn.losses import Adversarial, Average, deceive, l1, log_fake, log_real
@@ -76,6 +76,7 @@ from tfmammo.nn.networks import (
     Trainable,
     UNet256,
     export_function,
+    halve,
 )
 from tfmammo.nn.normalization import GroupNormalization
 from tfmammo.nn.optimization import build_adam, count_batches, minimize_each
@@ -183,11 +184,7 @@ class CRN(Network):
         name: str | None = None,
     ) -> None:
         super().__init__(name=name)
-        if size % 2 ** (len(widths) - 1):
-            raise ConfigError(
-                f"data.size: patches of {size} px can't be halved {len(widths) - 1} times, for "
-                "all modules of model.widths"
-            )
+        halve("widths", size, len(widths) - 1)
         # the label's downsampling for each module
         self.factors = [2**i for i in reversed(range(len(widths)))]
         self.convolutions = [[_refinement(width) for _ in range(2)] for width in widths]

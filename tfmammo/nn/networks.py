@@ -457,10 +457,10 @@ def _two_convolutions(features: keras.KerasTensor, width: int) -> keras.KerasTen
 
 
 def halve(key: str, size: int, halvings: int) -> int:
-    """Halve a patch of `size` px once for each number of `model.KEY`, or raise a ConfigError."""
+    """Halve a patch of `size` px so often, as `model.KEY` says, or raise a ConfigError."""
     if size % 2**halvings:
         raise ConfigError(
-            f"data.size: patches of {size} px can't be halved {halvings} times, once for each of "
+            f"data.size: patches of {size} px can't be halved {halvings} times, for all of "
             f"model.{key}"
         )
     return size // 2**halvings

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import json
 from collections.abc import Mapping
 from dataclasses import replace
@@ -26,6 +25,7 @@ from tfmammo.evaluation.froc import (
 )
 from tfmammo.evaluation.report import Report, save_figure
 from tfmammo.metrics.boxes import Matches, match_kinds
+from tfmammo.metrics.case_scores import read_lines
 from tfmammo.metrics.detection import ALL_DETECTIONS, Run
 from tfmammo.metrics.plotting import plot_style
 from tfmammo.metrics.rows import write_facts
@@ -206,10 +206,7 @@ def read_seconds(config: StudyConfig, output: Path) -> dict[str, float]:
     medians: dict[str, list[float]] = {}
     for arm in list_arms(config):
         for seed in config.seeds:
-            path = output / name_evaluation(arm, seed) / "seconds.csv"
-            if path.is_file():
-                with path.open(newline="", encoding="utf-8") as file:
-                    lines = list(csv.DictReader(file))
+            if lines := read_lines(output / name_evaluation(arm, seed) / "seconds.csv"):
                 seconds = [(int(line["detector"]), float(line["seconds"])) for line in lines]
                 medians.setdefault(arm.name, []).append(measure_seconds(seconds))
     return {name: float(np.mean(values)) for name, values in medians.items()}

@@ -37,7 +37,6 @@ class Verdict:
 
     decision: Decision
     bound: float  # NaN if patients are too few
-    strongest: str  # the attack with the largest lower bound
     reason: str
 
 
@@ -46,19 +45,19 @@ def decide(attacks: Sequence[Attack], limit: float) -> Verdict:
     lows = np.array([attack.success.low for attack in attacks])
     highs = np.array([attack.success.high for attack in attacks])
     if np.isnan(lows).any():
-        return Verdict("undecided", float("nan"), "", "too few patients for intervals")
+        return Verdict("undecided", float("nan"), "too few patients for intervals")
     strongest = attacks[int(lows.argmax())]
     bound = float(highs.max())
     success = strongest.success
     if success.low > limit:
         reason = f"{strongest.name} succeeds by {success.value:.2f}, surely above {limit:g}"
-        return Verdict("leaks", bound, strongest.name, reason)
+        return Verdict("leaks", bound, reason)
     if bound < limit:
         reason = f"no attack succeeds by more than {bound:.2f}, which is below {limit:g}"
-        return Verdict("passed", bound, strongest.name, reason)
+        return Verdict("passed", bound, reason)
     weakest = attacks[int(highs.argmax())]
     reason = f"{weakest.name} may succeed by {bound:.2f}, which is not below {limit:g}"
-    return Verdict("undecided", bound, strongest.name, reason)
+    return Verdict("undecided", bound, reason)
 
 
 def make_record(

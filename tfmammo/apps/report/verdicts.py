@@ -245,7 +245,8 @@ class Level(Frozen):
         if row is None:
             return Evidence(self.says, "not tested", why=NOT_MEASURED)
         target = printed[self.level[0]][self.level[1]] * self.factor
-        evidence = Evidence(self.says, "not decided", f"{_capitalize(_describe(row))}, printed {target:g}")
+        numbers = f"{_capitalize(_describe(row))}, printed {target:g}"
+        evidence = Evidence(self.says, "not decided", numbers)
         if math.isnan(row.high):
             return evidence.withhold(NO_TEST)
         if not facts.about.is_papers_data:

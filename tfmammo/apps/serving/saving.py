@@ -5,7 +5,6 @@ A model is stored as code and the exports that it reads. Nothing is pickled.
 
 from __future__ import annotations
 
-import hashlib
 import warnings
 from pathlib import Path
 
@@ -15,6 +14,7 @@ from mlflow.models import Model
 
 from tfmammo import __version__
 from tfmammo.errors import ConfigError
+from tfmammo.filesystem import sha256
 from tfmammo.tracking.pyfunc import NETWORKS, make_conda_environment
 
 ENTRY = Path(__file__).with_name("entry.py")
@@ -60,12 +60,8 @@ def check(folder: Path, name: str) -> None:
         )
     path = folder / Path(code).name
     has_other_code = bool(set(flavor) - FLAVOR_KEYS or flavor.get("code") or path.is_symlink())
-    if has_other_code or _hash(path) not in map(_hash, (NETWORKS, ENTRY)):
+    if has_other_code or sha256(path) not in map(sha256, (NETWORKS, ENTRY)):
         raise ConfigError(
             f"{name}: its code is not that of this package (pyfunc_model.py, entry.py), so it is "
             "not run; register the model again"
         )
-
-
-def _hash(path: Path) -> str:
-    return hashlib.sha256(path.read_bytes()).hexdigest()

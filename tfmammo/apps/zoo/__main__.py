@@ -13,7 +13,6 @@ Commands and configs accept models:/zoo/NAME wherever they take a model.
 from __future__ import annotations
 
 import argparse
-import hashlib
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -102,7 +101,7 @@ def _add(options: argparse.Namespace) -> None:
 
         file = FOLDER / entry.file
         pack(find_local_export(options.run), file, options.functions)
-        changes["sha256"] = hashlib.sha256(file.read_bytes()).hexdigest()
+        changes["sha256"] = filesystem.sha256(file)
         changes["size"] = file.stat().st_size
     if options.results:
         from tfmammo.document import read_tables

@@ -16,6 +16,7 @@ import numpy as np
 import tensorflow as tf
 
 from tfmammo.errors import ExportError, summarize
+from tfmammo.filesystem import sha256
 from tfmammo.mammogram import ID_KEY, key_fault
 from tfmammo.nn._tensorflow import hold_back_stderr
 from tfmammo.tracking.export.card import (
@@ -140,9 +141,7 @@ def hash_files(directory: Path, function: str) -> str:
     content = hashlib.sha256()
     place = locate(Path(directory)) / function
     for path in sorted(path for path in place.rglob("*") if path.is_file()):
-        with path.open("rb") as file:
-            digest = hashlib.file_digest(file, "sha256").hexdigest()
-        content.update(f"{path.relative_to(place).as_posix()} {digest}\n".encode())
+        content.update(f"{path.relative_to(place).as_posix()} {sha256(path)}\n".encode())
     return content.hexdigest()
 
 
