@@ -25,10 +25,7 @@ def main() -> None:
     parser.add_argument("--folds", type=int, help="of the cross-validation")
     parser.add_argument("--seeds", type=int, help="runs of each model and fold")
     parser.add_argument("--data", metavar="NAME=DIR", help="the archive and its folder")
-    parser.add_argument("--plan", action="store_true", help="print the commands, run nothing")
-    jobs_help = "how many commands run at once"
-    parser.add_argument("--jobs", type=cli.parse_count, default=1, help=jobs_help)
-    parser.add_argument("--any-version", action="store_true", help=cli.ANY_VERSION)
+    parser.add_running()
     options = parser.parse_args()
     overrides = [f"{key}={getattr(options, key)}" for key in ("folds", "seeds")]
     overrides = [override for override in overrides if not override.endswith("=None")]

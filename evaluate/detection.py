@@ -19,25 +19,20 @@ the difference (tfmammo/studies/detection.py). It continues where it was stopped
 
 from pathlib import Path
 
-from tfmammo import cli
+from tfmammo import cli, shipped
 from tfmammo.evaluation.detection import DetectionConfig, evaluate
 from tfmammo.evaluation.script import print_tables, run_with
 from tfmammo.studies import detection_report
 from tfmammo.studies.detection import StudyConfig
 
-ROOT = Path(__file__).resolve().parents[1]
-
 
 def main() -> None:
     """Evaluate detectors on the patients they never saw, or run a study."""
-    parser = cli.make_parser(__doc__, DetectionConfig, str(ROOT / "configs" / "detection.yaml"))
+    parser = cli.make_parser(__doc__, DetectionConfig, "detection")
     parser.add_data()
     study_help = "a study instead, by default of configs/study_NAME.yaml, which shows its keys"
-    plan_help = "show a study's commands and run nothing"
     parser.add_argument("--study", choices=("infilling", "blending"), help=study_help)
-    parser.add_argument("--plan", action="store_true", help=plan_help)
-    parser.add_argument("--jobs", type=cli.parse_count, default=1, help="commands that run at once")
-    parser.add_argument("--any-version", action="store_true", help=cli.ANY_VERSION)
+    parser.add_running()
     arguments = parser.parse_args()
     if arguments.plan and not arguments.study:
         parser.error("--plan shows a study's commands, and --study names none")
@@ -45,13 +40,13 @@ def main() -> None:
         run_with(arguments, DetectionConfig, evaluate, "runs/detection", "tables, curve and boxes")
         return
     if arguments.config == parser.get_default("config"):
-        arguments.config = ROOT / "configs" / f"study_{arguments.study}.yaml"
+        arguments.config = f"study_{arguments.study}"
     study = cli.read_config(StudyConfig, arguments)
     output = (arguments.output or Path("runs") / study.name).resolve()
     if arguments.plan:
-        detection_report.show_plan(study, output, ROOT)
+        detection_report.show_plan(study, output, shipped.ROOT)
     else:
-        places = (output, ROOT, arguments.any_version, arguments.jobs)
+        places = (output, shipped.ROOT, arguments.any_version, arguments.jobs)
         report = detection_report.run_study(study, *places)
         print_tables(report.tables, f"tables and figures: {output / 'report'}")
 

@@ -10,25 +10,20 @@ run. --plan prints the commands.
 
 from pathlib import Path
 
-from tfmammo import cli
+from tfmammo import cli, shipped
 from tfmammo.apps.report import rebuild
 from tfmammo.apps.report.config import SCALES, ReportConfig
-
-ROOT = Path(__file__).resolve().parents[1]
 
 
 def main() -> None:
     """Run the commands of the wanted items, and write the pages."""
-    parser = cli.make_parser(__doc__, ReportConfig, str(ROOT / "configs" / "report.yaml"))
+    parser = cli.make_parser(__doc__, ReportConfig, "report")
     only_help = "papers or items, as in --only can infilling_table1; by default all"
     parser.add_argument("--scale", choices=SCALES, default="small")
     parser.add_argument("--only", nargs="+", default=[], metavar="NAME", help=only_help)
-    parser.add_argument("--plan", action="store_true", help="show the commands and run nothing")
     parser.add_argument("--rebuild", action="store_true", help="make the pages from rows alone")
-    jobs_help = "how many commands run at once"
-    parser.add_argument("--jobs", type=cli.parse_count, default=1, help=jobs_help)
     parser.add_argument("--keep-going", action="store_true", help="go on after a failed command")
-    parser.add_argument("--any-version", action="store_true", help=cli.ANY_VERSION)
+    parser.add_running()
     arguments = parser.parse_args()
     config = cli.read_config(ReportConfig, arguments)
     output = (arguments.output or Path(f"runs/report-{arguments.scale}")).resolve()
@@ -42,9 +37,9 @@ def main() -> None:
             arguments.scale, only, arguments.jobs, arguments.keep_going, arguments.any_version
         )
         if arguments.plan:
-            lines = runner.print_plan(config, options, ROOT)
+            lines = runner.print_plan(config, options, shipped.ROOT)
         else:
-            lines = runner.run_report(config, options, output, ROOT)
+            lines = runner.run_report(config, options, output, shipped.ROOT)
     for line in lines:
         cli.console.print(line, highlight=False, soft_wrap=True, markup=False)
 

@@ -26,14 +26,11 @@ from tfmammo.studies import segmentation as studies
 
 def main() -> None:
     """Compare models on patients that they never saw, or run a study."""
-    default = str(shipped.ROOT / "configs" / "segmentation.yaml")
-    parser = cli.make_parser(__doc__, SegmentationConfig, default)
+    parser = cli.make_parser(__doc__, SegmentationConfig, "segmentation")
     parser.add_data()
     study_help = "a study instead, by default of configs/study_NAME.yaml, which shows its keys"
     parser.add_argument("--study", choices=("can", "cgan"), help=study_help)
-    parser.add_argument("--plan", action="store_true", help="show a study's commands, run nothing")
-    parser.add_argument("--jobs", type=cli.parse_count, default=1, help="commands that run at once")
-    parser.add_argument("--any-version", action="store_true", help=cli.ANY_VERSION)
+    parser.add_running()
     arguments = parser.parse_args()
     if not arguments.study:
         if arguments.plan:
@@ -41,8 +38,8 @@ def main() -> None:
         files = "tables, CSVs and figures"
         run_with(arguments, SegmentationConfig, evaluate, "runs/segmentation", files)
         return
-    if arguments.config == default:
-        arguments.config = shipped.ROOT / "configs" / f"study_{arguments.study}.yaml"
+    if arguments.config == parser.get_default("config"):
+        arguments.config = f"study_{arguments.study}"
     study = cli.read_config(studies.StudyConfig, arguments)
     output = (arguments.output or Path("runs") / study.name).resolve()
     if arguments.plan:

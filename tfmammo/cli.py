@@ -24,7 +24,6 @@ if TYPE_CHECKING:  # pydantic, which `tfmammo --help` does not wait for
 
 console = Console()
 log = logging.getLogger(__name__)
-ANY_VERSION = "accept the results of another version of the package"  # help of --any-version
 # By the name to import: the extra that a missing package comes with.
 EXTRAS = {
     "apache_beam": "beam",
@@ -199,6 +198,13 @@ class Parser(argparse.ArgumentParser):
         """Add --data [NAME=]DIR, short for --set data.name=NAME data.root=DIR."""
         about = "the archive and its folder; DIR alone is a folder of images with masks"
         self.add_argument("--data", action=_SetData, dest="set", metavar="[NAME=]DIR", help=about)
+
+    def add_running(self) -> None:
+        """Add --plan, --jobs and --any-version of what runs several commands."""
+        any_version = "accept the results of another version of the package"
+        self.add_argument("--plan", action="store_true", help="show the commands, run nothing")
+        self.add_argument("--jobs", type=parse_count, default=1, help="commands that run at once")
+        self.add_argument("--any-version", action="store_true", help=any_version)
 
     def add_print_config(self) -> None:
         """Add --print-config, which `read_config` obeys."""

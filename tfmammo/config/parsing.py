@@ -54,8 +54,8 @@ Width = Annotated[int, Field(gt=0, le=LARGEST_WIDTH), FIXED]
 Schema = TypeVar("Schema", bound=BaseModel)
 
 
-def parse(schema: type[Schema], path: str | Path, overrides: Iterable[str] = ()) -> Schema:
-    """Read a YAML file into any config class; see `sections.load`.
+def parse(schema: type[Schema], path: str | Path | None, overrides: Iterable[str] = ()) -> Schema:
+    """Read a YAML file, or overrides alone, into any config class; see `sections.load`.
 
     Examples:
         >>> from tfmammo.config import Experiment
@@ -63,13 +63,14 @@ def parse(schema: type[Schema], path: str | Path, overrides: Iterable[str] = ())
         >>> parse(Experiment[CANConfig], "configs/can.yaml").model.filters[:3]
         (64, 128, 256)
     """
-    content = read_yaml(shipped.find_config(path))
+    content = read_yaml(shipped.find_config(path)) if path else {}
     for override in overrides:
         _override(content, override)
     try:
         return schema.model_validate(content)
     except ValidationError as error:
-        raise ConfigError(f"{path}: {describe(error, schema)}") from None
+        fault = describe(error, schema)
+        raise ConfigError(f"{path}: {fault}" if path else fault) from None
 
 
 def dump(config: BaseModel) -> str:

@@ -21,7 +21,6 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-import tempfile
 from collections.abc import Sequence
 
 import rich.table
@@ -38,7 +37,6 @@ from tfmammo.apps.registry.promotion import (
     PromotionConfig,
 )
 from tfmammo.config import TrainingConfig
-from tfmammo.errors import ConfigError
 from tfmammo.metrics.significance import FEWEST_PATIENTS, describe, describe_few
 from tfmammo.metrics.summary import Table
 from tfmammo.tracking import store
@@ -92,19 +90,6 @@ def list_models(tracking_uri: str | None = None) -> rich.table.Table:
     return table
 
 
-def parse_config(path: str | None, overrides: Sequence[str]) -> PromotionConfig:
-    """Parse the config from a file, or from overrides alone."""
-    if path:
-        return configuration.parse(PromotionConfig, path, overrides)
-    with tempfile.NamedTemporaryFile("w", suffix=".yaml") as empty:  # `parse` reads files
-        empty.write("{}")
-        empty.flush()
-        try:
-            return configuration.parse(PromotionConfig, empty.name, overrides)
-        except ConfigError as error:
-            raise ConfigError(str(error).removeprefix(f"{empty.name}: ")) from None
-
-
 def _make_parser() -> cli.Parser:
     parser = cli.make_command_parser("registry", __doc__)
     commands = parser.add_subparsers(dest="command", required=True)
@@ -135,7 +120,7 @@ def _make_parser() -> cli.Parser:
 def _promote(options: argparse.Namespace) -> None:
     flags = {flag: getattr(options, flag) for flag in FLAGS if getattr(options, flag) is not None}
     overrides = [f"{flag}={json.dumps(value)}" for flag, value in flags.items()]
-    config = parse_config(options.config, [*options.set, *overrides])
+    config = configuration.parse(PromotionConfig, options.config, [*options.set, *overrides])
     cli.print_if_wanted(config, options)
     script.configure_tensorflow(TrainingConfig(precision="float32"))
     outcome = promotion.promote(config, options.dry_run)
