@@ -250,7 +250,9 @@ def run_methods(
     images = dict(comparison.outputs)
     if config.feather:
         for name, outputs in comparison.outputs.items():
-            images[f"{name}, inserted"] = _insert(tissue, outputs, patches, config.feather)
+            triples = zip(tissue.images, outputs, patches.masks, strict=True)
+            inserted = [blend_patch(*triple, config.feather) for triple in triples]
+            images[f"{name}, inserted"] = np.stack(inserted)
     for name in config.methods:
         triples = zip(tissue.images, patches.images, patches.masks, strict=True)
         images[name] = np.stack([METHODS[name](*triple) for triple in triples])
@@ -258,18 +260,6 @@ def run_methods(
     if config.vanilla:
         images[VANILLA], masks[VANILLA] = sample_vanilla(config, patches, lesions)
     return images | {REAL: patches.images}, masks | {REAL: patches.masks}
-
-
-def _insert(tissue: Patches, outputs: Images, patches: Patches, feather: float) -> Images:
-    """Insert a network's changes into the tissue as a synthesis does."""
-    inserted = []
-    for row, name in enumerate(patches.ids):
-        try:
-            triple = tissue.images[row], outputs[row], patches.masks[row]
-            inserted.append(blend_patch(*triple, feather))
-        except DataError as error:
-            raise DataError(f"feather: {name} can't be inserted: {error}") from None
-    return np.stack(inserted)
 
 
 def sample_vanilla(
