@@ -54,7 +54,7 @@ def make_blend_mask(
         feather: px of the patch over which the weights fall.
     """
     mask = placement.scale_mask(size)
-    weights, around = _make_weights(mask, margin, feather)
+    weights, around = _make_weights(mask, margin, min(feather, measure_gap(mask)))
     return BlendMask(mask, around, *_to_native(weights, placement.window))
 
 
@@ -63,13 +63,16 @@ def blend_patch(
 ) -> NDArray[np.float32]:
     """Blend a generated image into the patch that it was made from, as `blend` into a mammogram.
 
+    Where the mask is nearer to the patch's border than a mammogram allows, weights fall over GAP.
+
     Args:
         tissue: float32 [size, size, 1] in [0, 1].
         image: Likewise.
         mask: uint8 [size, size, 1], 0 or 1.
         feather: As for `make_blend_mask`.
     """
-    weights, around = _make_weights(mask[..., 0], None, feather)
+    gap = max(_find_gap(mask[..., 0]), GAP)
+    weights, around = _make_weights(mask[..., 0], None, min(feather, gap))
     change = _subtract_offset((image - tissue)[..., 0], around)
     blended = np.clip(tissue[..., 0] + weights.astype(np.float32) * change, 0, 1)
     return blended[..., np.newaxis]
@@ -90,15 +93,20 @@ def make_whole_blend_mask(mask: NDArray[np.uint8], window: Box, feather: float) 
 def measure_gap(mask: NDArray[np.uint8]) -> int:
     """Measure how near a mask comes to the border of its patch, px, at least GAP."""
     size = len(mask)
-    col, row, width, height = cv2.boundingRect(mask)
-    if not width:
+    if not mask.any():
         raise DataError(f"nothing of its mask is left at {size} px")
-    gap = min(row, col, size - row - height, size - col - width)
+    gap = _find_gap(mask)
     if gap < GAP:
         raise DataError(
             f"its mask touches the border of its patch, or comes nearer than {GAP} of {size} px"
         )
-    return int(gap)
+    return gap
+
+
+def _find_gap(mask: NDArray[np.uint8]) -> int:
+    size = len(mask)
+    col, row, width, height = cv2.boundingRect(mask)
+    return int(min(row, col, size - row - height, size - col - width))
 
 
 @dataclass(frozen=True, eq=False)
@@ -180,10 +188,9 @@ def blend(
 
 
 def _make_weights(
-    mask: NDArray[np.uint8], margin: Margin | None, feather: float
+    mask: NDArray[np.uint8], margin: Margin | None, fade: float
 ) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
     """Make weights of a patch that fall around a mask and its margin, and where they fall."""
-    fade = min(feather, measure_gap(mask))
     core = mask
     if margin is not None:
         core = mask | enlarge(tf.constant(mask[..., None]), margin).numpy()[..., 0]

@@ -121,6 +121,22 @@ def test_a_printed_gain_is_within_our_interval_or_not(row, higher, gain):
     assert judge(claim, row, level("U-Net", 0), *APART).gain == ""
 
 
+@pytest.mark.parametrize(
+    ("row", "about", "word"),
+    [
+        (lead(0.5, -0.2, 1.0, 0.6), {}, "does not hold"),  # 1.1 % of 88.7 at most, 1.3 % printed
+        (lead(0.5, -0.2, 1.3, 0.6), {}, "not decided"),
+        (lead(0.5, 0.2, 0.8, 0.01), {}, "holds"),  # smaller than printed, but a gain
+        (lead(0.5, -0.2, 1.0, 0.6), {"data": "CBIS-DDSM"}, "not decided"),
+        (lead(0.5, -0.2, 1.0, 0.6), {"runs": 1}, "not decided"),
+    ],
+)
+def test_a_printed_gain_above_our_interval_is_refuted_on_the_papers_data(row, about, word):
+    claim = CLAIM.model_copy(update={"printed": "dice"})
+    about = {"data": "INbreast", "papers_data": "INbreast"} | about
+    assert judge(claim, row, level("U-Net", 88.7), *APART, **about).word == word
+
+
 def test_how_small_a_difference_could_have_been_seen():
     # an interval of +-1.96 standard errors of 0.5
     assert judge(CLAIM, lead(0.3, -0.68, 1.28, 0.5), *APART).seen == "1.4 points"

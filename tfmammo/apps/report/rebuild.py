@@ -103,7 +103,7 @@ def _tabulate_claims(evidence: AllEvidence) -> list[str]:
             if one.is_decided:
                 name = read_papers()[find_item(key).paper].name
                 verdict = f"**{one.word.capitalize()}** ({one.certainty} certainty)"
-                numbers = "; ".join(filter(None, (one.numbers, one.gain, one.basis)))
+                numbers = f"{one.numbers}; {one.basis}"
                 points += wrap(f"{verdict}: {name}. {one.says} {numbers}.", "- ", "  ")
     return [*lines, "", *points] if points else lines
 

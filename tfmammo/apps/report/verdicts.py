@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import ClassVar, Literal
+from typing import ClassVar, Literal, NamedTuple
 
 from tfmammo.apps.report.facts import FOLDS, RUNS, Facts, Key
 from tfmammo.apps.report.measures import format_interval, format_value, name_measure
@@ -82,6 +82,16 @@ class Evidence:
         return replace(self, word="not decided", why=why, detail=detail)
 
 
+class Gains(NamedTuple):
+    """The interval of our gain, and the printed one."""
+
+    low: float
+    high: float
+    printed: float
+    kind: str
+    unit: str
+
+
 class Difference(Frozen):
     """The claim that one model is better than another, or that an added thing brings a gain."""
 
@@ -141,6 +151,8 @@ class Difference(Frozen):
             evidence = replace(evidence.withhold(*doubt), seen="")
         if self.imagenet in facts.about.random_starts:
             evidence = replace(evidence, gain="").withhold(RANDOM_START)
+        if evidence.why == NOT_SIGNIFICANT and self._excludes_printed(row, facts, printed):
+            evidence = replace(evidence, word="does not hold", why="", seen="")
         return self._require_more(evidence, row, facts) if evidence.word == "holds" else evidence
 
     def _require_more(self, evidence: Evidence, row: Fact, facts: Facts) -> Evidence:
@@ -189,27 +201,42 @@ class Difference(Frozen):
         several = facts.count_runs(self.models, self.subset) > 1
         return (NOT_RECORDED if several else ONE_RUN,)
 
+    def _excludes_printed(self, row: Fact, facts: Facts, printed: Printed) -> bool:
+        """Whether our whole interval is below the printed gain, measured as in the paper."""
+        gains = self._find_gains(row, facts, printed)
+        runs = facts.count_runs(self.named, self.subset)
+        is_fair = facts.about.is_papers_data and runs >= FEWEST_RUNS
+        return is_fair and gains is not None and gains.high < gains.printed
+
     def _compare_gains(self, row: Fact, facts: Facts, printed: Printed) -> str:
         """Say whether our interval excludes a gain as large as the printed one."""
+        gains = self._find_gains(row, facts, printed)
+        if gains is None:
+            return ""
+        low, high, wanted, kind, unit = gains
+        word = "includes" if low <= wanted <= high else "excludes"
+        return f"our {kind}, {low:.1f} to {high:.1f} {unit}, {word} the printed {wanted:.1f} {unit}"
+
+    def _find_gains(self, row: Fact, facts: Facts, printed: Printed) -> Gains | None:
+        """Find our interval and the printed gain, as a gain where less is better, too."""
         low, high = sorted((row.low, row.high)) if self.higher else sorted((-row.low, -row.high))
         if math.isnan(low) or math.isnan(high):
-            return ""
+            return None
         if self.printed_gain:
             wanted = printed[self.printed_gain[0]][self.printed_gain[1]]
             kind, unit = "gain", "points"
         elif self.printed:
             level = facts.find(self.against, self.measure, subset=self.subset)
             if level is None or not level.value:  # of a network that found nothing
-                return ""
+                return None
             sign = 1 if self.higher else -1
             worse = printed[self.against][self.printed]
             wanted = sign * (printed[self.model][self.printed] / worse - 1) * 100
             low, high = low / level.value * 100, high / level.value * 100
             kind, unit = "relative gain", "%"
         else:
-            return ""
-        word = "includes" if low <= wanted <= high else "excludes"
-        return f"our {kind}, {low:.1f} to {high:.1f} {unit}, {word} the printed {wanted:.1f} {unit}"
+            return None
+        return Gains(low, high, wanted, kind, unit)
 
 
 class Level(Frozen):
