@@ -276,6 +276,7 @@ def _describe_study(study: Study, facts: AllFacts, item: Item) -> list[str]:
         if arm != study.base and (done := count_runs(study, facts, arm))
     ]
     runs += f" ({', '.join(others)})" if others else ""
+    runs = f"{runs[0].upper()}{runs[1:]}"
     intro = study.intro.format(work=study.describe_work(), runs=runs)
     lines = [f"## {study.heading}", "", *wrap(intro), "", *_show_study(study, facts, item)]
     if _list_arms(study, facts[study.key]):
