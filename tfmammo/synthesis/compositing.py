@@ -63,7 +63,7 @@ def blend_patch(
 ) -> NDArray[np.float32]:
     """Blend a generated image into the patch that it was made from, as `blend` into a mammogram.
 
-    Where the mask is nearer to the patch's border than a mammogram allows, weights fall over GAP.
+    A mask may be nearer to the patch's border than in a mammogram: its weights are 1, too.
 
     Args:
         tissue: float32 [size, size, 1] in [0, 1].
@@ -73,6 +73,7 @@ def blend_patch(
     """
     gap = max(_find_gap(mask[..., 0]), GAP)
     weights, around = _make_weights(mask[..., 0], None, min(feather, gap))
+    weights = np.maximum(weights, mask[..., 0])
     change = _subtract_offset((image - tissue)[..., 0], around)
     blended = np.clip(tissue[..., 0] + weights.astype(np.float32) * change, 0, 1)
     return blended[..., np.newaxis]
