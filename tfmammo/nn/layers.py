@@ -294,6 +294,11 @@ def draw_uniform(shape: Any, seed: Any, low: float = 0, high: float = 1) -> tf.T
     return share if (low, high) == (0, 1) else share * (high - low) + low
 
 
+def draw_normal(shape: Any, seed: Any) -> tf.Tensor:
+    """Draw float32 numbers of N(0, 1) by the algorithm of `draw_uniform`; XLA draws others."""
+    return tf.random.stateless_normal(shape, seed, alg="philox")
+
+
 def _draw_bits(shape: Any, seed: Any) -> tf.Tensor:
     """Draw int32 numbers, uniform in [0, LEVELS)."""
     # Not TensorFlow's default algorithm, for which XLA forgets the upper half of a seed.
@@ -415,7 +420,7 @@ def seeded_draws(
     """Draw float32 [n, *shape] by each sample's seed alone: not by earlier calls, nor by the batch.
 
     Args:
-        distribution: `draw_uniform` or tf.random.stateless_normal.
+        distribution: `draw_uniform` or `draw_normal`.
         shape: Of one sample.
         seeds: int64 [n, 2], see `patch_seeds`.
         level: A number of its own for each use of a seed, so that their draws differ; None: the

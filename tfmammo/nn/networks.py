@@ -13,7 +13,7 @@ import tensorflow as tf
 
 from tfmammo.errors import ConfigError
 from tfmammo.nn.convolutions import Convolution, TransposedConvolution, on_cpu
-from tfmammo.nn.layers import Dropout, patch_seeds, seeded_draws, seeded_dropout
+from tfmammo.nn.layers import Dropout, draw_normal, patch_seeds, seeded_draws, seeded_dropout
 from tfmammo.nn.normalization import BatchNormalization, SampleNormalization
 from tfmammo.nn.pretrained import KERAS_MEAN
 from tfmammo.nn.published import Source
@@ -224,7 +224,7 @@ class TexturedUNet(Network):
         if seeds is None:
             noise = keras.random.normal((count, *shape), dtype="float32", seed=self.seed_generator)
         else:
-            noise = seeded_draws(tf.random.stateless_normal, shape, seeds, window)
+            noise = seeded_draws(draw_normal, shape, seeds, window)
         return tf.nn.avg_pool2d(noise, window, 1, "VALID") * window  # its deviation is 1 again
 
 
@@ -457,7 +457,7 @@ def _two_convolutions(features: keras.KerasTensor, width: int) -> keras.KerasTen
 
 
 def halve(key: str, size: int, halvings: int) -> int:
-    """Halve a patch of `size` px so often, as `model.KEY` says, or raise a ConfigError."""
+    """Halve a patch of `size` px as often as `model.KEY` asks for, or raise a ConfigError."""
     if size % 2**halvings:
         raise ConfigError(
             f"data.size: patches of {size} px can't be halved {halvings} times, for all of "
