@@ -72,6 +72,10 @@ class About(Frozen):
         known = self.seeds.get(subset) or self.seeds.get("", {})
         return min((known[model] for model in models if model in known), default=0)
 
+    def count_runs(self, models: Iterable[str], subset: str = "") -> int:
+        """Count the seeds or folds behind each of some models."""
+        return max(self.runs, self.count_seeds(models, subset))
+
     @property
     def place(self) -> str:
         """The data, and whether they are the paper's, in words."""
@@ -137,10 +141,6 @@ class Facts:
                 if ";".join(parts) == subset:
                     found[repeat] = row.value
         return found
-
-    def count_runs(self, models: Iterable[str], subset: str = "") -> int:
-        """Count the seeds or folds behind each of some models."""
-        return max(self.about.runs, self.about.count_seeds(models, subset))
 
     def _name_merit(self, measure: str) -> str:
         """Name JAFROC's figure of merit; it is another one where all images have lesions."""

@@ -49,6 +49,11 @@ MEASURES = {
 }
 
 
+def capitalize(text: str) -> str:
+    """Begin a text with a capital and leave the rest as it is."""
+    return f"{text[:1].upper()}{text[1:]}"
+
+
 def name_measure(measure: str, unit: str = "") -> str:
     """Name a measure with its unit: "Dice, %", "recall at 0.5 false positives, %"."""
     base, _, rate = measure.partition("@")

@@ -20,6 +20,7 @@ from tfmammo.apps.report.items import (
 from tfmammo.apps.report.measures import (
     UNKNOWN,
     Placeholder,
+    capitalize,
     format_interval,
     format_printed,
     name_measure,
@@ -217,7 +218,7 @@ def describe_claim(evidence: Evidence) -> list[str]:
     if evidence.facts and evidence.word != "not tested":
         details.append(f"{evidence.basis}, scale {evidence.facts.about.scale}")
     said = "; ".join(filter(None, details))
-    return wrap(f"{text} {said[:1].upper()}{said[1:]}.", "- ", "  ")
+    return wrap(f"{text} {capitalize(said)}.", "- ", "  ")
 
 
 def show(shown: Shown, facts: Facts, item: Item) -> list[str]:
@@ -276,8 +277,7 @@ def _describe_study(study: Study, facts: AllFacts, item: Item) -> list[str]:
         if arm != study.base and (done := count_runs(study, facts, arm))
     ]
     runs += f" ({', '.join(others)})" if others else ""
-    runs = f"{runs[0].upper()}{runs[1:]}"
-    intro = study.intro.format(work=study.describe_work(), runs=runs)
+    intro = study.intro.format(work=study.describe_work(), runs=capitalize(runs))
     lines = [f"## {study.heading}", "", *wrap(intro), "", *_show_study(study, facts, item)]
     if _list_arms(study, facts[study.key]):
         lines += ["", f"![{study.figure}]({_name_figure(study)})"]

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from typing import ClassVar, Literal, NamedTuple
 
 from tfmammo.apps.report.facts import FOLDS, RUNS, Facts, Key
-from tfmammo.apps.report.measures import format_interval, format_value, name_measure
+from tfmammo.apps.report.measures import capitalize, format_interval, format_value, name_measure
 from tfmammo.config import Frozen
 from tfmammo.metrics.rows import Fact
 
@@ -91,6 +91,12 @@ class Gains(NamedTuple):
     kind: str
     unit: str
 
+    def describe(self) -> str:
+        """Say whether our interval excludes a gain as large as the printed one."""
+        word = "includes" if self.low <= self.printed <= self.high else "excludes"
+        ours = f"our {self.kind}, {self.low:.1f} to {self.high:.1f} {self.unit}"
+        return f"{ours}, {word} the printed {self.printed:.1f} {self.unit}"
+
 
 class Difference(Frozen):
     """The claim that one model is better than another, or that an added thing brings a gain."""
@@ -143,7 +149,8 @@ class Difference(Frozen):
             return Evidence(self.says, "not tested", why=NOT_MEASURED)
         wants_higher = self.higher != self.is_absent
         evidence = _judge_row(self.says, row, wants_higher, self.null_value)
-        evidence = replace(evidence, gain=self._compare_gains(row, facts, printed))
+        gains = self._find_gains(row, facts, printed)
+        evidence = replace(evidence, gain=gains.describe() if gains else "")
         is_above = row.value > 0
         doubt = self._doubt_runs(facts, is_above) if self.is_order and evidence.is_decided else ()
         if doubt:
@@ -151,7 +158,7 @@ class Difference(Frozen):
             evidence = replace(evidence.withhold(*doubt), seen="")
         if self.imagenet in facts.about.random_starts:
             evidence = replace(evidence, gain="").withhold(RANDOM_START)
-        if evidence.why == NOT_SIGNIFICANT and self._excludes_printed(row, facts, printed):
+        if evidence.why == NOT_SIGNIFICANT and gains and self._excludes_printed(gains, facts):
             evidence = replace(evidence, word="does not hold", why="", seen="")
         return self._require_more(evidence, row, facts) if evidence.word == "holds" else evidence
 
@@ -198,24 +205,13 @@ class Difference(Frozen):
                 for values in both
             )
             return () if agree else (RUNS_DISAGREE, f"{said}: {means}")
-        several = facts.count_runs(self.models, self.subset) > 1
+        several = facts.about.count_runs(self.models, self.subset) > 1
         return (NOT_RECORDED if several else ONE_RUN,)
 
-    def _excludes_printed(self, row: Fact, facts: Facts, printed: Printed) -> bool:
+    def _excludes_printed(self, gains: Gains, facts: Facts) -> bool:
         """Whether our whole interval is below the printed gain, measured as in the paper."""
-        gains = self._find_gains(row, facts, printed)
-        runs = facts.count_runs(self.named, self.subset)
-        is_fair = facts.about.is_papers_data and runs >= FEWEST_RUNS
-        return is_fair and gains is not None and gains.high < gains.printed
-
-    def _compare_gains(self, row: Fact, facts: Facts, printed: Printed) -> str:
-        """Say whether our interval excludes a gain as large as the printed one."""
-        gains = self._find_gains(row, facts, printed)
-        if gains is None:
-            return ""
-        low, high, wanted, kind, unit = gains
-        word = "includes" if low <= wanted <= high else "excludes"
-        return f"our {kind}, {low:.1f} to {high:.1f} {unit}, {word} the printed {wanted:.1f} {unit}"
+        is_repeated = facts.about.count_runs(self.named, self.subset) >= FEWEST_RUNS
+        return facts.about.is_papers_data and is_repeated and gains.high < gains.printed
 
     def _find_gains(self, row: Fact, facts: Facts, printed: Printed) -> Gains | None:
         """Find our interval and the printed gain, as a gain where less is better, too."""
@@ -272,7 +268,7 @@ class Level(Frozen):
         if row is None:
             return Evidence(self.says, "not tested", why=NOT_MEASURED)
         target = printed[self.level[0]][self.level[1]] * self.factor
-        numbers = f"{_capitalize(_describe(row))}, printed {target:g}"
+        numbers = f"{capitalize(_describe(row))}, printed {target:g}"
         evidence = Evidence(self.says, "not decided", numbers)
         if math.isnan(row.high):
             return evidence.withhold(NO_TEST)
@@ -291,13 +287,9 @@ def _describe(row: Fact) -> str:
     return f"{name_measure(row.measure)} {format_interval(row, with_p=True)}"
 
 
-def _capitalize(text: str) -> str:
-    return f"{text[:1].upper()}{text[1:]}"
-
-
 def _judge_row(sentence: str, row: Fact, wants_higher: bool, null: float = 0) -> Evidence:
     p = row.p if math.isnan(row.p_corrected) else row.p_corrected
-    numbers = _capitalize(_describe(row))
+    numbers = capitalize(_describe(row))
     seen = ""
     if math.isfinite(row.low) and math.isfinite(row.high):
         unit = "points" if row.unit == "%" else row.unit
@@ -338,7 +330,7 @@ def judge_claim(
         better = claim.model if evidence.word == "holds" else claim.named[-1]
         if claim.models and not beats(facts, better, trivial):
             return evidence.withhold(BELOW_TRIVIAL, f"{better} does not beat {trivial.model}")
-    runs = facts.count_runs(claim.named, claim.subset)
+    runs = facts.about.count_runs(claim.named, claim.subset)
     return replace(evidence, certainty=_rate_certainty(evidence, facts, runs))
 
 
