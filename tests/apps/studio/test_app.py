@@ -118,7 +118,7 @@ def click(page, row, col):
         with contextlib.suppress(playwright.TimeoutError):
             told.wait_for(timeout=15_000)
             break
-    told.wait_for()
+    assert told.is_visible(), page.locator("body").inner_text()
     words = told.inner_text().rsplit("Place: row ", 1)[1].rstrip(".").split(", column ")
     return int(words[0]), int(words[1])
 
