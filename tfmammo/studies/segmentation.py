@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -131,8 +132,12 @@ class Run:
         return self.arm, self.model, str(self.fold), str(self.seed)
 
     def hash_settings(self, root: str) -> str:
-        """Hash what decides its scores, wherever the archive's folder is."""
-        overrides = [text for text in self.train.overrides if "root=" not in text]
+        """Hash what decides its scores, wherever the archive and a file of weights are."""
+        overrides = [
+            re.sub(r"weights=.*/", "weights=", text)
+            for text in self.train.overrides
+            if "root=" not in text
+        ]
         content = "\n".join([Path(self.train.command[0]).name, *overrides, root])
         return hashlib.sha256(content.encode()).hexdigest()[:12]
 
