@@ -104,6 +104,15 @@ def test_a_rival_that_lacks_its_papers_start_decides_nothing():
     assert evidence.word == "holds" and evidence.gain
 
 
+def test_a_rival_that_is_wider_can_lose_but_not_win():
+    claim = CLAIM.model_copy(update={"imagenet": "segnet"})
+    assert judge(claim, lead(), *APART, wider=("segnet",)).word == "holds"
+    runs = repeats("runs", CAN=(88, 89), **{"U_Net": (90, 91)})
+    assert judge(claim, lead(-2, -3, -1), *runs).word == "does not hold"
+    evidence = judge(claim, lead(-2, -3, -1), *runs, wider=("segnet",))
+    assert (evidence.word, evidence.why) == ("not decided", verdicts.WIDER)
+
+
 @pytest.mark.parametrize(
     ("row", "higher", "gain"),
     [

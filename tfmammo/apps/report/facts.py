@@ -53,6 +53,8 @@ class About(Frozen):
     """Whether patches have fewer pixels than the paper's."""
     random_starts: tuple[str, ...] = ()
     """The train scripts whose networks started from random weights."""
+    wider: tuple[str, ...] = ()
+    """The train scripts of baselines that have more of their full width than the paper's model."""
     commands: tuple[str, ...] = ()
     """The commands, in order."""
     code: tuple[str, ...] = ()

@@ -71,6 +71,8 @@ class Study(Frozen):
     """Whether its patches have fewer pixels than the paper's."""
     random_starts: tuple[str, ...] = ()
     """The train scripts whose networks start from random weights."""
+    wider: tuple[str, ...] = ()
+    """The train scripts of baselines that have more of their full width than the paper's model."""
     subset: str
     """What an arm is, in the rows' subsets: "protocol", "frame"."""
     arms: dict[str, ShownArm]
@@ -262,6 +264,7 @@ def make_facts(rows: Rows) -> Facts | None:
         trained=len(planned & set(scores.runs)),
         is_smaller=study.is_smaller,
         random_starts=study.random_starts,
+        wider=study.wider,
         commands=(study.command,),
         code=rows.code,
         is_preliminary=not planned <= set(scores.runs),

@@ -28,6 +28,7 @@ RUNS_DISAGREE = "runs disagree"
 ONE_RUN = "only one run of each model"
 NOT_RECORDED = "the scores of single runs were not recorded"
 RANDOM_START = "we trained the baseline from random weights; its authors start from ImageNet"
+WIDER = "the baseline has its full width here, and the paper's model has less"
 NOT_BEYOND = "not beyond what a trivial method gains"
 BELOW_TRIVIAL = "not better than the trivial baseline"
 SMALLER = "it depends on the patch size in pixels, and our patches are smaller than the paper's"
@@ -160,6 +161,8 @@ class Difference(Frozen):
             evidence = replace(evidence, gain="").withhold(RANDOM_START)
         if evidence.why == NOT_SIGNIFICANT and gains and self._excludes_printed(gains, facts):
             evidence = replace(evidence, word="does not hold", why="", seen="")
+        if evidence.word == "does not hold" and self.imagenet in facts.about.wider:
+            evidence = evidence.withhold(WIDER)
         return self._require_more(evidence, row, facts) if evidence.word == "holds" else evidence
 
     def _require_more(self, evidence: Evidence, row: Fact, facts: Facts) -> Evidence:
