@@ -68,9 +68,10 @@ def server(tmp_path_factory, models):
         server.kill()
 
 
-def visit(browser, server):
+def visit(browser, server, script=""):
     """Open the studio in a new browser; page.elsewhere lists requests to other sites."""
     page = browser.new_context(viewport={"width": 1360, "height": 1000}).new_page()
+    page.add_init_script(script)
     page.set_default_timeout(90_000)
     page.elsewhere = []
 
@@ -273,6 +274,38 @@ def test_a_phantom_is_opened_once(server, browser):
     page.wait_for_timeout(1000)
     name = page.locator("#insert-phantom input").input_value()
     assert sum(f'"{name}"' in text for text in asked) == 1
+
+
+# The browser hears two seconds late that the server has closed the connection for answers.
+LATE = """
+const now = window.fetch;
+window.fetch = async (...request) => {
+    const answer = await now(...request);
+    if (!String(request[0].url ?? request[0]).includes('/queue/data')) return answer;
+    const reader = answer.body.getReader();
+    const body = new ReadableStream({
+        async pull(controller) {
+            const {done, value} = await reader.read();
+            if (done) return controller.close();
+            const text = new TextDecoder().decode(value);
+            if (text.includes('close_stream')) await new Promise(then => setTimeout(then, 2000));
+            controller.enqueue(value);
+        }
+    });
+    return new Response(body, {headers: answer.headers, status: answer.status});
+};
+"""
+
+
+@pytest.mark.slow
+def test_a_click_is_answered_though_the_connection_is_being_closed(server, browser):
+    page = visit(browser, server, LATE)
+    phantom_of(page, "#insert-phantom", 0)
+    image = page.locator("#mammogram img")
+    image.wait_for()
+    page.wait_for_timeout(1000)  # its opening has been answered, and the connection is closing
+    image.click(position=find_position(image, *free_place(phantom.read(count=1)[0])))
+    page.get_by_text("Place: row", exact=False).wait_for(timeout=60_000)
 
 
 @pytest.mark.long

@@ -12,7 +12,7 @@ from fastapi import FastAPI
 
 from tfmammo.apps.reader_study.session import ReaderStudy
 from tfmammo.apps.serving import web
-from tfmammo.apps.studio import guard
+from tfmammo.apps.studio import guard, uploads
 from tfmammo.apps.studio.config import StudioConfig
 from tfmammo.apps.studio.inserting import InsertTab
 from tfmammo.apps.studio.judging import StudyTab
@@ -24,6 +24,7 @@ from tfmammo.synthesis.editor import Editor
 log = logging.getLogger(__name__)
 
 MAX_CONNECTIONS = 512  # a browser opens several
+FETCH_SECONDS = 3  # after which an answer that was not fetched is fetched
 
 ABOUT = (
     "# tfmammo studio\nFor research and teaching, not for diagnosis. Images made with it are "
@@ -93,6 +94,9 @@ def build(config: StudioConfig) -> gr.Blocks:
         if study:
             with gr.Tab("Reader study"):
                 StudyTab(study)
+        # Where an event begins while Gradio closes the connection of the last one, nobody fetches
+        # its answer until the next event, and until then further clicks are ignored.
+        gr.Timer(FETCH_SECONDS).tick(lambda: None, trigger_mode="multiple", **uploads.QUICK)
     return page
 
 

@@ -158,14 +158,8 @@ class InsertTab:
         self.upload.upload(self._open, [self.upload, self.held], opening, **long)
         # Gradio's `input` comes twice for one choice, and its `select` not at all for the keyboard.
         self.example.change(self._example, [self.example, self.held], opening, **long)
-        # Gradio can lose an answer while it closes its connection between two events, and then
-        # ignores every further click unless more than one may be under way.
         self.picture.select(
-            self._place,
-            [self.held],
-            [self.centre, self.picture, self.hint, self.make],
-            trigger_mode="multiple",
-            **quick,
+            self._place, [self.held], [self.centre, self.picture, self.hint, self.make], **quick
         )
         controls = [self.sizes, self.size_text, self.shape, self.factor]
         self.system.change(self._system, [self.system], controls, **quick)
