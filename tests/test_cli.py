@@ -67,19 +67,6 @@ def test_a_wrong_argument_is_an_error_that_helps(capsys, arguments, error):
     assert error in read_error(capsys, made.parse_args, arguments)
 
 
-@pytest.mark.parametrize("name", ["synthesis", "patch_synthesis", "build"])
-def test_long_works_refuse_what_nobody_knows(capsys, tmp_path, name):
-    from tfmammo.data import build
-    from tfmammo.synthesis import __main__ as synthesis
-    from tfmammo.synthesis import patches
-
-    main = {"synthesis": synthesis.main, "patch_synthesis": patches.main, "build": build.main}[name]
-    arguments = ["--config", "nowhere.yaml", "--output", str(tmp_path / "out")]
-    arguments += ["--set", "count=2", "--count", "500"]
-    assert read_error(capsys, main, arguments).endswith("--set count=500")
-    assert not (tmp_path / "out").exists()
-
-
 def test_data_is_a_short_spelling_at_its_place_among_the_overrides(tmp_path):
     schema = Experiment[CANConfig]
     made = cli.make_parser("x", schema, "can")

@@ -3,16 +3,14 @@
 One file is one lesion, whatever parts it has.
 """
 
-from functools import partial
-
 import cv2
 import numpy as np
 import pytest
 from PIL import Image
 
 from tests.archives.folders import picture as save
-from tests.archives.tools import dice, read_archive
-from tfmammo.archives import folder
+from tests.archives.folders import read
+from tests.archives.tools import dice
 from tfmammo.archives.masks import read_mask
 from tfmammo.errors import ArchiveError
 from tfmammo.mammogram import hash_id
@@ -24,7 +22,6 @@ ROW, COL = np.mgrid[:ROWS, :COLS]
 DISC = ((ROW - 40) ** 2 + (COL - 25) ** 2 < 15**2).astype(np.uint8)
 PARTS = np.where(ROW + COL > 125, 1, DISC).astype(np.uint8)
 APART = [(5, 5), (30, 30), (60, 10), (60, 40)]
-read = partial(read_archive, folder)
 
 
 def paint(*parts: tuple[int, int, int, int]) -> np.ndarray:

@@ -15,9 +15,10 @@ from pydicom.encaps import encapsulate
 from pydicom.pixels.encoders import RLELosslessEncoder
 from pydicom.uid import RLELossless
 
-from tests.archives.tools import change_dicom, make_file, make_item, read_archive
+from tests.archives.folders import read
+from tests.archives.tools import change_dicom, make_file, make_item
 from tests.small_mammograms import COLS, PATIENT, ROWS, SQUARE
-from tfmammo.archives import folder, regions
+from tfmammo.archives import regions
 from tfmammo.archives.writers import segmentation
 from tfmammo.archives.writers.dicom import write_dicom
 from tfmammo.errors import ArchiveError
@@ -46,9 +47,6 @@ def write_image(root: Path, name: str = "a", **elements) -> Path:
     facts = {**PATIENT, "StudyTime": "", "PixelSpacing": [0.07, 0.07]}
     write_dicom(path, stored, 12, **{**facts, **elements})
     return path
-
-
-read = partial(read_archive, folder)
 
 
 def assert_read(root: Path, *lesions: Lesion) -> None:

@@ -10,7 +10,6 @@ from tests.archives.writers import vindr as writer
 from tests.small_mammograms import make_mammogram, ramp
 from tfmammo.archives import vindr
 from tfmammo.archives.vindr import FINDINGS, IMAGES
-from tfmammo.errors import ArchiveError
 from tfmammo.mammogram import Lesion, Lost, Mammogram
 
 MASS = Lesion("mass", (10, 20, 18, 31))
@@ -126,12 +125,6 @@ def test_a_height_that_is_none_costs_the_image(small, height):
     (record,), reasons = read(small)
     ((file, reason),) = reasons.items()
     assert record.view == "MLO" and file.startswith("images/") and "no height" in reason
-
-
-def test_a_size_that_contradicts_the_dicom_shows_when_pixels_are_read(small):
-    edit(small / IMAGES, 0, height="61")
-    with pytest.raises(ArchiveError, match=r"\(60, 44, 1\), the record says \(61, 44, 1\)"):
-        vindr.read(small)[0].pixels()
 
 
 def test_images_and_files_without_or_with_several_partners(small):

@@ -6,11 +6,6 @@ import pytest
 from tfmammo.baselines.poisson import METHODS, opencv, poisson
 
 
-@pytest.fixture(autouse=True)
-def float32_policy():
-    """Replace the fixture for all tests: nothing here uses Keras, so nothing waits for it."""
-
-
 def image(values):
     return np.asarray(values, np.float32)[..., None]
 

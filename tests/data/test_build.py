@@ -14,7 +14,6 @@ from pydicom.uid import RLELossless
 from tests.archives.writers import inbreast as writer
 from tests.commands import run_module
 from tests.small_mammograms import make_mammogram
-from tfmammo import filesystem
 from tfmammo.archives import inbreast
 from tfmammo.archives.files import make_pseudonym
 from tfmammo.config import AddedConfig, DataConfig, dump
@@ -270,13 +269,6 @@ def test_another_config_is_refused_by_its_keys(built, config, tmp_path):
         with pytest.raises(ConfigError, match=key):
             build(other, folder)
     assert read_files(built) == before and not (tmp_path / "new").exists()
-
-
-def test_a_second_build_in_one_folder_is_refused(built, config):
-    with (built / ".lock").open("a") as other:
-        assert filesystem.take_lock(other) is True
-        with pytest.raises(ConfigError, match="another process is at work"):
-            build(config, built)
 
 
 def test_where_no_patch_is_left(config, archive, tmp_path):

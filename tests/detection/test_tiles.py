@@ -6,11 +6,6 @@ import pytest
 from tfmammo.detection import tiles
 
 
-@pytest.fixture(autouse=True)
-def float32_policy():
-    """Replace the fixture for all tests: nothing here uses Keras, so nothing waits for it."""
-
-
 def test_a_grid_by_hand():
     """10 rows by tiles of 4 that share 1 start at 0, 3, 6.
 

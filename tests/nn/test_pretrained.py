@@ -103,9 +103,8 @@ def test_published_files_are_converted(tmp_path, repository, image, golden):
     for package in ("torch", "torchvision", "lpips"):
         if importlib.util.find_spec(package) is None:  # not to be imported beside TensorFlow
             pytest.skip(f"{package} is missing: pip install torch torchvision lpips")
-    program = str(repository / "tests/golden/make_pretrained_golden.py")
-    command = [sys.executable, program, str(tmp_path)]
-    subprocess.run(command, check=True, capture_output=True, timeout=300)
+    command = [sys.executable, "-m", "tests.golden.make_pretrained_golden", str(tmp_path)]
+    subprocess.run(command, check=True, capture_output=True, timeout=300, cwd=repository)
     for name, kind in (("alexnet", "alexnet"), ("vgg19", "vgg19"), ("heads", "LPIPS heads")):
         assert published.convert(tmp_path / f"{name}.pth", tmp_path / f"{name}.npz")[0] == kind
     for make in (

@@ -11,13 +11,6 @@ from tfmammo.errors import WeightsError
 from tfmammo.nn import tensor_files
 
 
-@pytest.fixture(autouse=True)
-def float32_policy():
-    """In place of the fixture for all tests: nothing here touches Keras, so nothing
-    waits for it.
-    """
-
-
 class Call:
     """Pickled as a call of one of Python's functions."""
 

@@ -9,37 +9,18 @@ import urllib.error
 import urllib.request
 from pathlib import Path
 
-import keras
 import mlflow
 import numpy as np
 import pytest
 import tensorflow as tf
 from mlflow.exceptions import MlflowException
 
-from tests.known_networks import make_functions
 from tests.ports import find_free_port, run_mlflow
+from tests.tracking.test_export import SIZE, Model
 from tfmammo.config import Experiment, TrackingConfig
 from tfmammo.tracking.export import export
 from tfmammo.tracking.pyfunc import NETWORKS
 from tfmammo.tracking.runs import Run
-
-SIZE = 4
-
-
-class Model(keras.Model):
-    """A generator, an inverter and a critic of pairs, one convolution each."""
-
-    def __init__(self):
-        super().__init__(name="tiny")
-        shapes = {"generator": (1, "sigmoid"), "inverter": (1, "sigmoid"), "critic": (2, None)}
-        self.networks = {}
-        for name, (channels, activation) in shapes.items():
-            layer = keras.layers.Conv2D(1, 3, padding="same", activation=activation)
-            network = keras.Sequential([keras.Input((SIZE, SIZE, channels)), layer])
-            self.networks[name] = network
-
-    def functions(self):
-        return make_functions(self.networks, SIZE)
 
 
 @pytest.fixture(scope="module")

@@ -13,13 +13,6 @@ from tfmammo.training.image_grid import (
 )
 
 
-@pytest.fixture(autouse=True)
-def float32_policy():
-    """In place of the fixture for all tests: nothing here touches Keras, so nothing
-    waits for it.
-    """
-
-
 def plain(value, count=2, size=(20, 32)):
     return np.full((count, *size, 1), value, np.float32)
 

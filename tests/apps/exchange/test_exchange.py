@@ -13,6 +13,7 @@ import pytest
 from pycocotools import mask as cocotools
 from pycocotools.coco import COCO
 
+from tests.archives.folders import read
 from tests.archives.writers import folder as writer
 from tests.small_mammograms import COLS, ROWS, SQUARE, make_mammogram
 from tfmammo.apps.exchange import writing
@@ -20,7 +21,7 @@ from tfmammo.apps.exchange.__main__ import main
 from tfmammo.apps.exchange.cases import ExchangeConfig, Plan, make_cases
 from tfmammo.apps.exchange.formats import FORMATS
 from tfmammo.apps.exchange.writing import write_dataset
-from tfmammo.archives import folder, read_mammograms
+from tfmammo.archives import read_mammograms
 from tfmammo.config import DataConfig
 from tfmammo.data import splits
 from tfmammo.data.extraction import make_patches
@@ -62,11 +63,6 @@ def config(root: Path | None, **changes) -> ExchangeConfig:
     exchange = changes.pop("exchange", {})
     values = {"name": "folder", "root": root, "kinds": KINDS, "folds": 2, "fold": 1} | changes
     return ExchangeConfig(data=DataConfig(**values), exchange=exchange)
-
-
-def read(root: Path):
-    skipped = Skipped()
-    return folder.read(root, skipped), skipped.reasons
 
 
 def draw(mammogram, kind: str) -> np.ndarray:
