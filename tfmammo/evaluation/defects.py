@@ -17,8 +17,8 @@ from pydantic import Field, PositiveInt
 from tfmammo.data.patches import Patches
 from tfmammo.errors import DataError
 from tfmammo.evaluation import sheets
-from tfmammo.evaluation.comparison import Comparison, EvaluationConfig
-from tfmammo.evaluation.report import ComparisonReport, Runs, average_runs, run_comparisons
+from tfmammo.evaluation.comparison import Comparison, EvaluationConfig, compare
+from tfmammo.evaluation.report import ComparisonReport, Runs, average_runs
 from tfmammo.evaluation.texture import LATTICES, TWO_GREYS, make_two_greys, measure_lattices
 from tfmammo.evaluation.texture import MEASURES as TEXTURE_MEASURES
 from tfmammo.metrics import texture
@@ -60,8 +60,7 @@ def evaluate(config: DefectsConfig, output: Path) -> ComparisonReport:
     """
     config.refuse_names(REAL, TWO_GREYS)
     report = ComparisonReport(config=config, measures=MEASURES, models_across=True)
-
-    def add(comparison: Comparison) -> None:
+    for comparison in compare(config, "mask", "image", allow_repeats=True):
         patches = comparison.patches
         outputs = {name: comparison.list_runs(name) for name in comparison.outputs}
         outputs |= {name: [images] for name, images in make_baselines(patches).items()}
@@ -81,8 +80,8 @@ def evaluate(config: DefectsConfig, output: Path) -> ComparisonReport:
         report.add(comparison, average_runs(runs), notes=(note,))
         report.add_runs(comparison, runs, "defects", RUNS_NOTE)
         write_sheets(comparison, runs, limits, config, output)
-
-    return run_comparisons(report, output, add, "mask", "image", allow_repeats=True)
+    report.write(output)
+    return report
 
 
 def make_baselines(patches: Patches) -> dict[str, Images]:

@@ -16,7 +16,7 @@ from pydantic import Field, PositiveFloat, PositiveInt
 
 from tfmammo.data.patches import Patches
 from tfmammo.evaluation import sheets, texture
-from tfmammo.evaluation.comparison import INPUTS, Comparison
+from tfmammo.evaluation.comparison import INPUTS, Comparison, compare
 from tfmammo.evaluation.perceptual import (
     SET_MEASURES,
     PatchSample,
@@ -26,7 +26,7 @@ from tfmammo.evaluation.perceptual import (
     Statistic,
 )
 from tfmammo.evaluation.printed import get_values
-from tfmammo.evaluation.report import ComparisonReport, Published, run_comparisons
+from tfmammo.evaluation.report import ComparisonReport, Published
 from tfmammo.metrics import perceptual, synthesis
 from tfmammo.metrics.rows import Fact
 from tfmammo.metrics.significance import bound_share
@@ -132,8 +132,10 @@ def evaluate(config: RealismConfig, output: Path) -> ComparisonReport:
     )
     scorer.write_sources(output / "networks.json")
     sources = {"tri_label": make_tri_labels, "mask": INPUTS["mask"]}
-    add = partial(add_comparison, config=config, scorer=scorer, report=report, output=output)
-    return run_comparisons(report, output, add, sources, "image", limit=config.sample)
+    for comparison in compare(config, sources, "image", limit=config.sample):
+        add_comparison(comparison, config, scorer, report, output)
+    report.write(output)
+    return report
 
 
 def make_tri_labels(patches: Patches, card: Mapping[str, Any], draw: int = 0) -> Images:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -12,8 +12,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
-from tfmammo.evaluation.comparison import Comparison, EvaluationConfig, compare
-from tfmammo.evaluation.networks import Inputs
+from tfmammo.evaluation.comparison import Comparison, EvaluationConfig
 from tfmammo.filesystem import atomic_file, write_atomically
 from tfmammo.metrics.rows import Fact, write_facts
 from tfmammo.metrics.summary import (
@@ -292,24 +291,6 @@ def _name_group(fact: Fact) -> Fact:
     group = fact.subset.rpartition("=")[2]
     against = f"{fact.against}, {group}" if fact.against else ""
     return replace(fact, model=f"{fact.model}, {group}", against=against)
-
-
-def run_comparisons(
-    report: ComparisonReport,
-    output: Path,
-    add: Callable[[Comparison], None],
-    source: str | Mapping[str, Inputs],
-    target: str,
-    **options: Any,
-) -> ComparisonReport:
-    """Compare the models of a report's config, and write what `add` makes of each comparison.
-
-    `source`, `target` and `options` are those of `compare`.
-    """
-    for comparison in compare(report.config, source, target, **options):
-        add(comparison)
-    report.write(output)
-    return report
 
 
 def join_subset(*parts: str) -> str:

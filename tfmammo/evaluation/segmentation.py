@@ -14,7 +14,7 @@ from pydantic import Field, PositiveInt, model_validator
 
 from tfmammo.data.patches import Patches
 from tfmammo.errors import DataError
-from tfmammo.evaluation.comparison import Comparison, EvaluationConfig, Settings
+from tfmammo.evaluation.comparison import Comparison, EvaluationConfig, Settings, compare
 from tfmammo.evaluation.printed import get_values
 from tfmammo.evaluation.report import (
     Attribute,
@@ -23,7 +23,6 @@ from tfmammo.evaluation.report import (
     Runs,
     average_runs,
     join_subset,
-    run_comparisons,
     save_figure,
 )
 from tfmammo.metrics import classification, segmentation
@@ -93,8 +92,7 @@ class SegmentationConfig(SegmentationSettings, EvaluationConfig):
 def evaluate(config: SegmentationConfig, output: Path) -> ComparisonReport:
     """Run every model on the patients it never saw, and write tables, CSVs and figures."""
     report = ComparisonReport(config=config, measures=MEASURES, published=PUBLISHED)
-
-    def add(comparison: Comparison) -> None:
+    for comparison in compare(config, "image", "mask", allow_repeats=True):
         outputs, runs, notes = score_patches(comparison, config)
         scores = average_runs(runs)
         report.add(comparison, scores, notes=notes)
@@ -108,8 +106,8 @@ def evaluate(config: SegmentationConfig, output: Path) -> ComparisonReport:
         save_figure(draw_box_plots(scores), output / f"boxes{comparison.ending}")
         figure = add_roc_curves(report, comparison)
         save_figure(figure, output / f"roc{comparison.ending}")
-
-    return run_comparisons(report, output, add, "image", "mask", allow_repeats=True)
+    report.write(output)
+    return report
 
 
 def score_patches(

@@ -10,13 +10,12 @@ from numpy.typing import NDArray
 from sklearn.metrics import confusion_matrix
 
 from tfmammo.data.extraction import make_shape_patches
-from tfmammo.evaluation.comparison import Comparison, EvaluationConfig
+from tfmammo.evaluation.comparison import Comparison, EvaluationConfig, compare
 from tfmammo.evaluation.printed import get_values
 from tfmammo.evaluation.report import (
     ComparisonReport,
     Published,
     join_subset,
-    run_comparisons,
     save_figure,
 )
 from tfmammo.metrics import classification
@@ -47,8 +46,7 @@ def evaluate(config: EvaluationConfig, output: Path) -> ComparisonReport:
     """
     config.refuse_names(MOST_FREQUENT)
     report = ComparisonReport(config=config, measures=MEASURES, published=PUBLISHED)
-
-    def add(comparison: Comparison) -> None:
+    for comparison in compare(config, "mask", "shapes", make_shape_patches, (len(SHAPES),)):
         labels = comparison.patches.labels
         outputs = comparison.outputs | {MOST_FREQUENT: predict_most_frequent(comparison)}
         scores = {
@@ -66,9 +64,8 @@ def evaluate(config: EvaluationConfig, output: Path) -> ComparisonReport:
                 add_areas(report, comparison, name, areas)
                 figure = draw_roc_curves(name, curves, areas)
                 save_figure(figure, output / f"figure-roc-{name}.png")
-
-    options = {"make": make_shape_patches, "shape": (len(SHAPES),)}
-    return run_comparisons(report, output, add, "mask", "shapes", **options)
+    report.write(output)
+    return report
 
 
 def predict_most_frequent(comparison: Comparison) -> NDArray[np.float32]:

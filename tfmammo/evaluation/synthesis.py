@@ -12,7 +12,7 @@ from pydantic import PositiveInt
 
 from tfmammo.data.patches import Patches
 from tfmammo.evaluation import sheets, texture
-from tfmammo.evaluation.comparison import Comparison, EvaluationConfig
+from tfmammo.evaluation.comparison import EvaluationConfig, compare
 from tfmammo.evaluation.perceptual import (
     MIN_SIZE,
     SET_MEASURES,
@@ -23,7 +23,7 @@ from tfmammo.evaluation.perceptual import (
     load_published,
     make_feature_statistics,
 )
-from tfmammo.evaluation.report import ComparisonReport, average_runs, run_comparisons
+from tfmammo.evaluation.report import ComparisonReport, average_runs
 from tfmammo.metrics import synthesis
 from tfmammo.metrics.rows import Fact
 from tfmammo.metrics.summary import Measure
@@ -82,8 +82,7 @@ def evaluate(config: SynthesisConfig, output: Path) -> ComparisonReport:
     scorer = load_published() if config.data.size >= MIN_SIZE else None
     columns = MEASURES | (PERCEPTUAL_MEASURES if scorer else {}) | texture.MEASURES
     report = ComparisonReport(config=config, measures=columns, models_across=True)
-
-    def add(comparison: Comparison) -> None:
+    for comparison in compare(config, "mask", "image", allow_repeats=True):
         patches = comparison.patches
         outputs = {name: comparison.list_runs(name) for name in comparison.outputs}
         outputs |= {name: [images] for name, images in texture.make_baselines(patches).items()}
@@ -108,8 +107,8 @@ def evaluate(config: SynthesisConfig, output: Path) -> ComparisonReport:
         report.add_runs(comparison, runs, EDGE, RUNS_NOTE)
         edges = {name: runs[name][0][EDGE] for name in comparison.outputs}
         sheets.write_comparison(comparison, edges, config.rows, config.seed, output, True)
-
-    return run_comparisons(report, output, add, "mask", "image", allow_repeats=True)
+    report.write(output)
+    return report
 
 
 def score(
