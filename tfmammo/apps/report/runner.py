@@ -199,8 +199,8 @@ def _write_item(report: _Report, item: Item, failures: Mapping[str, str]) -> Non
     about = describe_work(report.config, plan, report.papers, behind).model_copy(
         update={"item": item.key, "commands": tuple(map(report.format_command, behind))}
     )
-    if item.study:
-        about = about.model_copy(update={"papers_data": ""})
+    if item.study and not any(item.key in other.facts for other in ITEMS):
+        about = about.model_copy(update={"papers_data": ""})  # it decides no claim
     folder = rebuild.find_folder(report.config, plan.scale, output)
     if reasons := _list_obstacles(report, item, failures):
         log.info("%s: no result, %s", item.key, "; ".join(reasons))
