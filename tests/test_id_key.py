@@ -77,3 +77,5 @@ def test_a_synthetic_set_is_refused(other_key, tmp_path):
     config = DataConfig.model_validate({"added": {"synthetic": tmp_path}})
     with pytest.raises(DataError, match=rf"patients\.json: its {REFUSED}"):
         datasets.read_synthetic(config, set(), Skipped())
+    with pytest.raises(DataError, match=rf"patients\.json: its {REFUSED}"):
+        datasets.list_synthetic_patients(config)

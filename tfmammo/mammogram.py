@@ -329,6 +329,15 @@ def sort_found(found: Iterable[Found]) -> dict[str, Any]:
     }
 
 
+def cut_box(box: Box, rows: int, cols: int) -> Box:
+    """Cut a box off at the border of an image; ValueError where nothing of it is left."""
+    top, left = max(0, box[0]), max(0, box[1])
+    bottom, right = min(rows, box[2]), min(cols, box[3])
+    if not (top < bottom and left < right):
+        raise ValueError("its box is empty or is outside the image")
+    return top, left, bottom, right
+
+
 def stack_boxes(lesions: Iterable[Lesion]) -> NDArray[np.float64]:
     """Return the boxes of lesions, float64 [n, 4], native px."""
     return np.array([lesion.box for lesion in lesions], np.float64).reshape(-1, 4)
@@ -388,6 +397,7 @@ class Mammogram:
         source: The mammogram as its reader gave it, where this one was preprocessed.
         chest_wall: Side of the image at which the file says that the chest wall is, or None.
         lost: Lesions that are marked and can't be read; see `lacks`.
+        is_lossy: Whether its file was compressed with loss.
 
     Examples:
         >>> grey = partial(np.full, (40, 30, 1), 0.5)
@@ -416,6 +426,7 @@ class Mammogram:
     source: Mammogram | None = field(default=None, repr=False, compare=False)
     chest_wall: Laterality | None = None
     lost: tuple[Lost, ...] = ()
+    is_lossy: bool = False
 
     def __repr__(self) -> str:
         kinds = Counter(lesion.kind for lesion in self.lesions)
@@ -440,11 +451,6 @@ class Mammogram:
         """
         wanted = None if kinds is None else {None, *kinds}
         return any(wanted is None or lost.kind in wanted for lost in self.lost)
-
-    @property
-    def is_lossy(self) -> bool:
-        """Whether its file was compressed with loss, by its name."""
-        return self.file is not None and self.file.suffix.lower() in (".jpg", ".jpeg")
 
     def pixels(self) -> NDArray[np.float32]:
         """Read the image, float32 [rows, cols, 1] in [0, 1]: dark background, bright tissue.
@@ -485,13 +491,6 @@ class Skipped:
         """Note that `file` was skipped; several reasons for one file are joined."""
         noted = self.reasons.get(str(file))
         self.reasons[str(file)] = f"{noted}; {reason}" if noted else str(reason)
-
-    def note(self, root: Path, path: Path, reason: object) -> None:
-        """Note a file by its path beneath `root`.
-
-        A reason that begins with that path, as errors do, does not repeat it.
-        """
-        self.add(path.relative_to(root).as_posix(), str(reason).removeprefix(f"{path}: "))
 
     def __len__(self) -> int:
         return len(self.reasons)

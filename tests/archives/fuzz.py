@@ -52,7 +52,7 @@ def _write_regions(mammograms: Sequence[Mammogram], root: Path) -> None:
         if not mammogram.lesions:
             continue
         lesions = {f"{i} {lesion.kind}": lesion for i, lesion in enumerate(mammogram.lesions)}
-        segmentation.write(path.with_name(f"{path.stem}-seg.dcm"), path, lesions, "1", {})
+        segmentation.write(path.with_name(f"{path.stem}-seg.dcm"), path, lesions, {})
     shutil.rmtree(root / "masks")
     table = (root / "metadata.csv").read_text(encoding="ascii").splitlines(keepends=True)
     rows = [line for line in table if not re.match(r"[0-9]+_", line)]

@@ -140,7 +140,7 @@ def test_no_study_leads_out_of_the_folder(small, study):
 @pytest.mark.parametrize(
     ("values", "word"),
     [
-        ({"X1": "30", "X2": "20"}, "inverted or empty"),
+        ({"X1": "30", "X2": "20"}, "empty or is outside"),
         ({"X1": "-9", "X2": "0"}, "outside the image"),
         ({"X1": "left"}, "1 of its 1 marks"),
         ({"Mass": None}, "its flags name no mass"),

@@ -74,7 +74,7 @@ def coded(value, scheme, meaning="a meaning") -> list[Dataset]:
 def write_segmentation(image: Path, code=None, label: str = "1 mass", edit=None) -> Path:
     """Write a SEG of MASS beside an image: its type may be another code, its dataset edited."""
     path = image.parent / "z.dcm"
-    segmentation.write(path, image, {label: MASS}, "1", {})
+    segmentation.write(path, image, {label: MASS}, {})
     if code:
         edit = partial(_set_code, code)
     return change_dicom(path, edit=edit)
@@ -119,7 +119,7 @@ def test_frames_that_are_no_whole_bytes(tmp_path, is_compressed):
     corners = ([[1, 1], [1, 4], [4, 4]], [[6, 2], [6, 7], [9, 7]], [[10, 1], [13, 1], [13, 8]])
     lesions = [Lesion.from_outline("mass", each, 15, 9) for each in corners]
     path = tmp_path / "images" / "z.dcm"
-    segmentation.write(path, image, dict(zip("123", lesions, strict=True)), "1", {})
+    segmentation.write(path, image, dict(zip("123", lesions, strict=True)), {})
     if is_compressed:
         change_dicom(path, edit=compress_bits)
     (record,), reasons = read(tmp_path)

@@ -28,7 +28,7 @@ def build_report(image: Path, *graphics) -> Dataset:
     """Build the pipeline's report with a finding for each (graphic type, points)."""
     known = {"label": "1", "kind": "mass", "box": (1, 2, 9, 9), "score": 0.5}
     findings = [measurements.Finding(**known, tracking=generate_uid()) for _ in graphics]
-    algorithm = measurements.Algorithm("1", {"detector": "d"}, generate_uid())
+    algorithm = measurements.Algorithm({"detector": "d"}, generate_uid())
     uids = generate_uid(), generate_uid()
     with segmentation.referring(image):
         source = pydicom.dcmread(image)

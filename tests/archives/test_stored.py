@@ -156,7 +156,7 @@ MAMMOGRAPHY = (
 def test_what_the_standard_wants_is_there(tmp_path, mammogram, sop_class, required):
     stored = Stored.of_image(np.random.default_rng(0).random((ROWS, COLS, 1), np.float32), 8)
     path = tmp_path / "a.dcm"
-    synthetic.write_dicom_of_mammogram(path, stored, mammogram, "key", lossy=True)
+    synthetic.write_dicom_of_mammogram(path, stored, replace(mammogram, is_lossy=True), "key")
     dataset = pydicom.dcmread(path)
     assert dataset.SOPClassUID == f"1.2.840.10008.5.1.4.{sop_class}"
     assert [key for key in required.split() if dataset.get(key) in (None, "", [])] == []

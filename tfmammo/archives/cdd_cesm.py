@@ -194,8 +194,8 @@ def _make_normal(path: Path) -> Mammogram:
 
 def _read_facts(path: Path) -> dict[str, Any]:
     with open_picture(path) as image:
-        size = {"rows": image.height, "cols": image.width}
-    return {**size, "read": partial(_read_pixels, path), "file": path, "bits": 8}
+        facts = {"rows": image.height, "cols": image.width, "is_lossy": image.format == "JPEG"}
+    return {**facts, "read": partial(_read_pixels, path), "file": path, "bits": 8}
 
 
 # Regions

@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 
 from tfmammo.archives.findings import Finding, find_word, parse_pathology
 from tfmammo.errors import ArchiveError
-from tfmammo.mammogram import Box, Found, Lesion, Lost, MaskedLesion
+from tfmammo.mammogram import Box, Found, Lesion, Lost, MaskedLesion, cut_box
 
 
 class Contradiction(ArchiveError):
@@ -174,11 +174,7 @@ def _parse_box(numbers: Any, rows: int, cols: int) -> Box:
         raise ValueError("it has neither a segmentation nor a bbox of four numbers") from None
     if not all(math.isfinite(number) for number in (x, y, x + width, y + height)):
         raise ValueError("its bbox is not finite")
-    top, left = max(0, round(y)), max(0, round(x))
-    bottom, right = min(rows, round(y + height)), min(cols, round(x + width))
-    if not (top < bottom and left < right):
-        raise ValueError("its bbox is empty or is outside the image")
-    return top, left, bottom, right
+    return cut_box((round(y), round(x), round(y + height), round(x + width)), rows, cols)
 
 
 # Run lengths

@@ -67,21 +67,19 @@ def read_header(path: Path) -> Header:
         return parse_header(dataset)
 
 
-def read_pixels(path: Path, window: bool | int = True) -> NDArray[np.float32]:
+def read_pixels(path: Path, window: bool = True) -> NDArray[np.float32]:
     """Read the image of one mammogram, dark background, bright tissue.
 
     Args:
         path: A DICOM file, of any transfer syntax that pydicom's installed plugins decode.
-        window: True applies the first VOI LUT, or the first window where there is no VOI LUT, or
-            none. False keeps the whole range that the bits can store. A number chooses: 0, 1, ...
-            counts the VOI LUTs, then the windows.
+        window: Apply the first VOI LUT, else the first window, if there is one; False keeps the
+            whole range that the bits can store.
 
     Returns:
         float32 [rows, cols, 1] in [0, 1], native px; padding pixels are 0.
 
     Raises:
-        ArchiveError: What `read_header` raises, or there is no window of that number, or the pixels
-            can't be decoded.
+        ArchiveError: What `read_header` raises, or the pixels can't be decoded.
     """
     _, codes, grey = _decode_file(path, window)
     return look_up(grey, codes)
@@ -96,7 +94,7 @@ def read_facts(path: Path, window: bool = True) -> dict[str, Any] | None:
     return {name: getattr(header, name) for name in names} | pixel_source(path, window)
 
 
-def pixel_source(path: Path, window: bool | int = True) -> dict[str, Any]:
+def pixel_source(path: Path, window: bool = True) -> dict[str, Any]:
     """Return the fields of a Mammogram that say where its pixels come from; nothing is read."""
     return {
         "read": partial(read_pixels, path, window=window),
@@ -105,11 +103,11 @@ def pixel_source(path: Path, window: bool | int = True) -> dict[str, Any]:
     }
 
 
-def read_stored(path: Path, window: bool | int = True) -> Stored:
+def read_stored(path: Path, window: bool = True) -> Stored:
     """Read the stored values of one mammogram, and what they mean, as `read_pixels` does.
 
     Its elements are those by which a reader comes to these greys, and the stated spacing: numbers
-    and words of the standard alone. Of several windows they hold the one that was asked for.
+    and words of the standard alone. Of several windows they hold the first.
     """
     dataset, codes, grey = _decode_file(path, window)
     with reading(path), silence():
@@ -165,7 +163,7 @@ def read_meta(file: BinaryIO) -> FileMetaDataset:
 
 
 def _decode_file(
-    path: Path, window: bool | int
+    path: Path, window: bool
 ) -> tuple[FileDataset, NDArray[np.unsignedinteger], NDArray[np.float32]]:
     """Read everything but the pixels, the bits of every pixel, and the grey of each bit pattern."""
     with reading(path), path.open("rb") as file, silence():

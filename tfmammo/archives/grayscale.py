@@ -6,8 +6,8 @@ is always the range that a stage can put out, never the extremes of the image at
 tissue stays equal between images. A stored pixel has 16 bits at most, so the pipeline is computed
 once for every value that these can hold, in float64, and each pixel looks its own up.
 
-Several VOI LUTs and windows are alternatives for the eye. Without a choice the first VOI LUT is
-taken, else the first window.
+Several VOI LUTs and windows are alternatives for the eye. The first VOI LUT is taken, else the
+first window.
 
 Deviation: the tables and windows are applied here and not by pydicom.pixels, because pydicom 3.0
 wraps 12-bit pixels in an 8-bit VOI LUT, refuses modality LUTs of 10 to 14 bits and inverts a window
@@ -26,7 +26,7 @@ from pydicom.uid import JPEG2000TransferSyntaxes, JPEGLSTransferSyntaxes
 from tfmammo.archives.elements import Fault, fix_sign, items, numbers, text
 
 
-def map_codes(dataset: FileDataset, window: bool | int) -> NDArray[np.float32]:
+def map_codes(dataset: FileDataset, window: bool) -> NDArray[np.float32]:
     """Return what a pixel's bits mean in the image: float32 [256 or 65536] in [0, 1]."""
     width = 16 if dataset.BitsAllocated == 16 else 8
     # pydicom fills the bits above BitsStored with the sign for these two; in all others they may
@@ -47,7 +47,7 @@ def map_codes(dataset: FileDataset, window: bool | int) -> NDArray[np.float32]:
 
 
 def _map_values(
-    dataset: FileDataset, stored: NDArray[np.integer], window: bool | int
+    dataset: FileDataset, stored: NDArray[np.integer], window: bool
 ) -> NDArray[np.float64]:
     """Map stored values to [0, 1] by modality and VOI; not inverted or padded yet."""
     values = stored.astype(np.float64)
@@ -71,16 +71,11 @@ def _map_values(
     return np.clip((values - low) / (high - low), 0, 1)
 
 
-def choose_window(dataset: FileDataset, window: bool | int) -> Dataset | tuple[float, float] | None:
-    """Choose the VOI LUT or window (centre, width) that `window` means."""
+def choose_window(dataset: FileDataset, window: bool) -> Dataset | tuple[float, float] | None:
+    """Choose the first VOI LUT, else the first window (centre, width); None without `window`."""
     numbered = numbers(dataset, "WindowCenter"), numbers(dataset, "WindowWidth")
     choices: list[Any] = [*items(dataset, "VOILUTSequence"), *zip(*numbered, strict=False)]
-    if window is False or (window is True and not choices):
-        return None
-    index = 0 if window is True else window
-    if not 0 <= index < len(choices):
-        raise Fault(f"has no window of number {index}, only {len(choices)}")
-    return choices[index]
+    return choices[0] if window and choices else None
 
 
 def _look_up(

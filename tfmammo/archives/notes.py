@@ -42,7 +42,8 @@ class Notes:
 
     def note(self, path: Path, reason: object) -> None:
         """Note a file; a reason that begins with its path, as errors do, does not repeat it."""
-        self.skipped.note(self.root, path, reason)
+        words = str(reason).removeprefix(f"{path}: ")
+        self.skipped.add(path.relative_to(self.root).as_posix(), words)
 
     def count(
         self, place: Path | str, reason: str, number: int = 1, line: int | None = None

@@ -37,7 +37,6 @@ from tfmammo.archives.notes import Notes
 from tfmammo.archives.tables import read_json
 from tfmammo.errors import ArchiveError
 from tfmammo.mammogram import (
-    Box,
     Found,
     Laterality,
     Lesion,
@@ -46,6 +45,7 @@ from tfmammo.mammogram import (
     Mammogram,
     Pathology,
     Skipped,
+    cut_box,
     hash_id,
     sort_found,
 )
@@ -271,7 +271,8 @@ def _make_lesions(
         findings = [each for each in findings if side in (None, each.side and each.side.name)]
         try:
             kind, certain = _find_kind(mark, findings)
-            box = _parse_box(mark, facts["rows"], facts["cols"])
+            place = mark.boundingBox
+            box = cut_box((place.y1, place.x1, place.y2, place.x2), facts["rows"], facts["cols"])
         except ValueError as error:
             faults[str(error)].append(str(number))
             found.append(Lost())
@@ -301,17 +302,6 @@ def _find_kind(mark: Mark, findings: list[Finding]) -> tuple[LesionKind, bool]:
     if not kinds:
         raise ValueError("its flags name no mass, calcification, distortion or asymmetry")
     return kinds[0], len(kinds) == 1
-
-
-def _parse_box(mark: Mark, rows: int, cols: int) -> Box:
-    corners = mark.boundingBox
-    if corners.x1 >= corners.x2 or corners.y1 >= corners.y2:
-        raise ValueError("its box is inverted or empty")
-    top, left = max(0, corners.y1), max(0, corners.x1)
-    bottom, right = min(rows, corners.y2), min(cols, corners.x2)
-    if top >= bottom or left >= right:
-        raise ValueError("its box is outside the image")
-    return top, left, bottom, right
 
 
 def _find_mark_pathology(mark: Mark, findings: list[Finding]) -> Pathology | None:

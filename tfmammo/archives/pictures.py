@@ -48,11 +48,12 @@ def read_facts(path: Path, bits: int | None, is_listed: bool) -> dict[str, Any]:
     with open_picture(path) as picture:
         depth = (_find_full_scale(picture, path, bits) + 1).bit_length() - 1
         pixels = picture.width * picture.height
-        packs_well = path.stat().st_size * _MASKS_PACK < pixels and picture.format != "JPEG"
+        is_lossy = picture.format == "JPEG"
+        packs_well = path.stat().st_size * _MASKS_PACK < pixels and not is_lossy
         if is_listed and (packs_well or split_mask_name(path.stem)):
             read(path, bits)  # for its complaints
-        size = {"rows": picture.height, "cols": picture.width}
-        return {**size, "bits": depth, "read": partial(read, path, bits), "file": path}
+        facts = {"rows": picture.height, "cols": picture.width, "is_lossy": is_lossy}
+        return {**facts, "bits": depth, "read": partial(read, path, bits), "file": path}
 
 
 @contextmanager

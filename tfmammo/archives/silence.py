@@ -8,6 +8,12 @@ import warnings
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 
+# Warnings and loggers belong to the process: the first thread that comes silences them, the last
+# one that goes undoes it. So no file waits for the decoding of another.
+_lock = threading.Lock()
+_undo = ExitStack()
+_inside = 0
+
 
 @contextmanager
 def silence() -> Iterator[None]:
@@ -15,53 +21,30 @@ def silence() -> Iterator[None]:
 
     Values against the standard are common; those that matter are checked here.
     """
-    _silence.enter()
+    global _inside
+    with _lock:
+        if _inside == 0:
+            _begin()
+        _inside += 1
     try:
         yield
     finally:
-        _silence.leave()
+        with _lock:
+            _inside -= 1
+            if _inside == 0:
+                _undo.close()
 
 
-class _Silence:
-    """Silences warnings and loggers, which belong to the process.
-
-    The first thread that comes silences them, the last one that goes undoes it.
-
-    So no file waits for the decoding of another.
-    """
-
-    def __init__(self) -> None:
-        self._lock = threading.Lock()
-        self._inside = 0
-        self._undo = ExitStack()
-
-    def enter(self) -> None:
-        """Silence them, unless another thread has."""
-        with self._lock:
-            if self._inside == 0:
-                self._begin()
-            self._inside += 1
-
-    def leave(self) -> None:
-        """Undo it, unless another thread is still inside."""
-        with self._lock:
-            self._inside -= 1
-            if self._inside == 0:
-                self._undo.close()
-
-    def _begin(self) -> None:
-        log = logging.getLogger("pydicom")
-        writer = logging.getLogger("highdicom")
-        self._undo.enter_context(warnings.catch_warnings())
-        warnings.simplefilter("ignore")
-        self._undo.callback(setattr, log, "disabled", log.disabled)
-        self._undo.callback(setattr, log, "propagate", log.propagate)
-        self._undo.callback(writer.setLevel, writer.level)
-        # itself, and the loggers beneath it
-        log.disabled = True
-        log.propagate = False
-        # these have a logger for each module, which takes its level
-        writer.setLevel(logging.CRITICAL + 1)
-
-
-_silence = _Silence()
+def _begin() -> None:
+    log = logging.getLogger("pydicom")
+    writer = logging.getLogger("highdicom")
+    _undo.enter_context(warnings.catch_warnings())
+    warnings.simplefilter("ignore")
+    _undo.callback(setattr, log, "disabled", log.disabled)
+    _undo.callback(setattr, log, "propagate", log.propagate)
+    _undo.callback(writer.setLevel, writer.level)
+    # itself, and the loggers beneath it
+    log.disabled = True
+    log.propagate = False
+    # these have a logger for each module, which takes its level
+    writer.setLevel(logging.CRITICAL + 1)

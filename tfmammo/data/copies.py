@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from tfmammo.config import DataConfig
 from tfmammo.data import sampling
 from tfmammo.errors import DataError
-from tfmammo.mammogram import Laterality, Lesion, Mammogram, Skipped, find_box
+from tfmammo.mammogram import Laterality, Lesion, Mammogram, Skipped, cut_box, find_box
 
 SAME: dict[Laterality | None, Laterality | None] = {"L": "L", "R": "R", None: None}
 OTHER: dict[Laterality | None, Laterality | None] = {"L": "R", "R": "L", None: None}
@@ -120,11 +120,10 @@ def _move_lesion(lesion: Lesion, matrix: NDArray[np.float64], rows: int, cols: i
     top, left, bottom, right = lesion.box
     corners = [(r, c) for r in (top - 0.5, bottom - 0.5) for c in (left - 0.5, right - 0.5)]
     moved = _map_points(np.array(corners), matrix) + 0.5
-    top, left = np.clip(np.rint(moved.min(axis=0)), 0, (rows, cols)).astype(int).tolist()
-    bottom, right = np.clip(np.rint(moved.max(axis=0)), 0, (rows, cols)).astype(int).tolist()
-    if top >= bottom or left >= right:
-        raise ValueError("the box is outside the image")
-    return Lesion(lesion.kind, (top, left, bottom, right), **lesion.details)
+    top, left = np.rint(moved.min(axis=0)).astype(int).tolist()
+    bottom, right = np.rint(moved.max(axis=0)).astype(int).tolist()
+    box = cut_box((top, left, bottom, right), rows, cols)
+    return Lesion(lesion.kind, box, **lesion.details)
 
 
 def _map_points(points: NDArray, matrix: NDArray[np.float64]) -> NDArray[np.float32]:

@@ -32,7 +32,7 @@ from tfmammo.data.splits import (
 )
 from tfmammo.data.tfrecord import PatchSource, Records, read_manifest
 from tfmammo.errors import ConfigError, DataError, name_key
-from tfmammo.mammogram import Mammogram, Skipped, hash_patient, key_fault
+from tfmammo.mammogram import Mammogram, Skipped, hash_patient
 
 log = logging.getLogger(__name__)
 
@@ -247,8 +247,6 @@ def read_synthetic(config: DataConfig, held_out: set[str], skipped: Skipped) -> 
     assert root
     with name_key("data.added.synthetic"):
         patients = read_patients(root)
-    if fault := key_fault(patients.id_key):
-        raise DataError(f"data.added.synthetic: {root / PATIENTS}: {fault}")
     for role in ("mammograms", "lesions", "trained_on"):
         ids = getattr(patients, role)
         if shared := held_out & set(ids):

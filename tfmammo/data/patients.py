@@ -8,6 +8,7 @@ from pydantic import ValidationError
 
 from tfmammo.config import Frozen
 from tfmammo.errors import DataError
+from tfmammo.mammogram import key_fault
 
 PATIENTS = "patients.json"
 
@@ -29,11 +30,14 @@ class Patients(Frozen):
 
 
 def read_patients(root: Path) -> Patients:
-    """Read who is behind a synthetic set."""
+    """Read who is behind a synthetic set, by pseudonyms of today's TFMAMMO_ID_KEY."""
     try:
-        return Patients.model_validate_json((root / PATIENTS).read_bytes())
+        patients = Patients.model_validate_json((root / PATIENTS).read_bytes())
     except (OSError, ValidationError):
         raise DataError(
             f"{root} is no finished set of tfmammo.synthesis ({PATIENTS} is missing or damaged); "
             "run the synthesis again"
         ) from None
+    if fault := key_fault(patients.id_key):
+        raise DataError(f"{root / PATIENTS}: {fault}")
+    return patients

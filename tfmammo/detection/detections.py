@@ -162,7 +162,7 @@ class Detector:
                 Detection API.
             TrackingError: The store can't be reached, or the model URI leads to no export.
         """
-        place, card = _locate(str(handle), uri)
+        place, card = locate_model(str(handle), uri)
         data = None
         if card:
             try:
@@ -351,8 +351,8 @@ def _find_pixels(low: float, high: float, size: int) -> NDArray[np.intp]:
     return np.arange(max(0, int(np.ceil(low - 0.5))), min(size, int(np.ceil(high - 0.5))))
 
 
-def _locate(handle: str, uri: str | None) -> tuple[str, dict[str, Any]]:
-    """Find what to load, and the model card; {} for a detector trained elsewhere."""
+def locate_model(handle: str, uri: str | None) -> tuple[str, dict[str, Any]]:
+    """Find a SavedModel, and its card; {} for a detector of another tool, which alone has none."""
     if handle.startswith("http://"):
         raise DetectionError(
             f"{handle}: what comes by http can be changed on its way, and a SavedModel is a "

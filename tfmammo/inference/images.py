@@ -16,7 +16,7 @@ from tfmammo.archives.tables import read_table
 from tfmammo.config import DataConfig
 from tfmammo.errors import ArchiveError, ConfigError, PipelineError
 from tfmammo.inference.pipeline import Finding, Pipeline, PipelineConfig, PipelineResult
-from tfmammo.mammogram import Box, Lesion, LesionKind, Mammogram, Skipped
+from tfmammo.mammogram import Lesion, LesionKind, Mammogram, Skipped, cut_box
 
 log = logging.getLogger(__name__)
 
@@ -213,7 +213,8 @@ def _read_table(
         if name is None:
             continue
         try:
-            box = _cut_box([float(row[column]) for column in columns], sizes[name])
+            top, left, bottom, right = (round(float(row[column])) for column in columns)
+            box = cut_box((top, left, bottom, right), *sizes[name])
             kind: LesionKind = row.get("kind") or "mass"  # type: ignore[assignment]
             KINDS.index(kind)
             found.setdefault(name, []).append(Finding(kind, float(row.get("score") or 1), box))
@@ -222,13 +223,3 @@ def _read_table(
                 f"{path}: line {line} is not a box of a known kind inside its image"
             ) from None
     return found
-
-
-def _cut_box(corners: list[float], size: tuple[int, int]) -> Box:
-    top, left = (max(0, round(value)) for value in corners[:2])
-    bottom, right = (
-        min(length, round(value)) for value, length in zip(corners[2:], size, strict=True)
-    )
-    if not (top < bottom and left < right):
-        raise ValueError
-    return top, left, bottom, right

@@ -29,7 +29,7 @@ from tfmammo import filesystem
 from tfmammo.config import describe
 from tfmammo.data.jobs import complete_parts
 from tfmammo.data.runners import Runner
-from tfmammo.detection.detections import OUTPUTS
+from tfmammo.detection.detections import OUTPUTS, locate_model
 from tfmammo.errors import ConfigError, PipelineError
 from tfmammo.inference.images import (
     TRUTH,
@@ -43,7 +43,6 @@ from tfmammo.inference.pipeline import Pipeline, PipelineConfig, PipelineResult
 from tfmammo.inference.writing import Part, Summary, load, make, read_part, write_lists
 from tfmammo.mammogram import Mammogram, Skipped
 from tfmammo.models.cgan import PostprocessConfig
-from tfmammo.tracking import export, models
 
 IDENTITY = "predict.json"
 TOGETHER = 8  # whole patches that a network sees at once
@@ -188,13 +187,9 @@ def _make_config(
 
 
 def _is_segmenter(model: str | Path, tracking_uri: str | None) -> bool:
-    path = Path(model)
-    if str(model).startswith("https://") or any(
-        (place / "saved_model.pb").is_file() and not (place.parent / export.CARD).is_file()
-        for place in (path, path / "saved_model")
-    ):
-        return False  # only detectors of other tools have no card
-    card = export.read_card(models.resolve(model, tracking_uri))
+    _, card = locate_model(str(model), tracking_uri)
+    if not card:
+        return False
     functions = card["functions"].values()
     if any(set(one["inputs"]) == {"image"} and "mask" in one["outputs"] for one in functions):
         return True

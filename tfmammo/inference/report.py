@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 from datetime import UTC, datetime
 from math import pi, sqrt
 from pathlib import Path
@@ -15,11 +16,15 @@ import tensorflow as tf
 from numpy.typing import NDArray
 
 import tfmammo
+from tfmammo.archives.named_files import is_dicom
 from tfmammo.archives.writers import segmentation
 from tfmammo.data import preprocess
+from tfmammo.errors import ArchiveError
 from tfmammo.inference.pipeline import Finding, Pipeline, PipelineResult
 from tfmammo.mammogram import Box, Lesion, Mammogram
 from tfmammo.tracking.export.card import remove_places
+
+log = logging.getLogger(__name__)
 
 COLOURS = (
     (86, 180, 233),
@@ -162,12 +167,22 @@ def write_segmentation(
     Returns:
         The reason why there is no segmentation; "" if there is one.
     """
+    if source is None or not is_dicom(source):
+        return "no DICOM segmentation: the input is no DICOM"
+    lesions = lesions_by_label(result)
+    if not lesions:
+        return "no DICOM segmentation: there is no mask"
     models = {
         stage: json.dumps(identity, sort_keys=True)
         for stage, identity in pipeline.describe().items()
     }
-    lesions = lesions_by_label(result)
-    return segmentation.try_write(path, source, lesions, tfmammo.__version__, models)
+    try:
+        segmentation.write(path, source, lesions, models)
+    except ArchiveError as error:
+        log.warning("%s", error)
+        reason = str(error).removeprefix(f"{source}: ").removeprefix(f"{path}: ")
+        return f"no DICOM segmentation: {reason}"
+    return ""
 
 
 def describe_finding(finding: Finding, mammogram: Mammogram) -> dict[str, Any]:

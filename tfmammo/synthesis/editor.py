@@ -135,9 +135,7 @@ class EditResult:
     def write_dicom(self, path: str | Path) -> None:
         """Write the new mammogram as DICOM, marked as synthetic."""
         key = hashlib.sha256(json.dumps(self.recipe, sort_keys=True).encode()).hexdigest()
-        synthetic.write_dicom_of_mammogram(
-            Path(path), self.after, self.mammogram, key, self.mammogram.is_lossy
-        )
+        synthetic.write_dicom_of_mammogram(Path(path), self.after, self.mammogram, key)
 
     def to_coco(self, file_name: str) -> dict[str, Any]:
         """Convert to COCO annotations; there is none of a lesion that was removed."""

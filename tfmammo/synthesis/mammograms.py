@@ -216,7 +216,7 @@ def list_files(recipe: Recipe, mammogram: Mammogram, stored: Stored) -> sets.Con
     def write_image(part: Path) -> None:
         if recipe.config.format == "dicom":
             synthetic.write_dicom_of_mammogram(
-                part, stored, mammogram, recipe.make_key(), mammogram.is_lossy, recipe.repeat
+                part, stored, mammogram, recipe.make_key(), recipe.repeat
             )
         elif recipe.config.format == "png":
             synthetic.write_png(part, stored)

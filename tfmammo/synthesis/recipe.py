@@ -329,18 +329,13 @@ def describe_existing_lesions(mammogram: Mammogram) -> tuple[ExistingLesion, ...
         top, left, bottom, right = lesion.box
         if not (0 <= top < bottom <= rows and 0 <= left < right <= cols):
             raise DataError(f"lesion {number}: its box is empty or reaches beyond the mammogram")
-        region = None
-        area = (bottom - top) * (right - left)
-        if lesion.outlines:
-            mask = lesion.mask(rows, cols)[top:bottom, left:right]
-            region = coco.encode(mask, lesion.box, rows, cols)
-            area = int(mask.sum())
+        place = coco.describe(lesion, rows, cols)
         described.append(
             ExistingLesion(
                 kind=lesion.kind,
                 box=lesion.box,
-                area=area,
-                region=region,
+                area=place["area"],
+                region=place.get("segmentation"),
                 pathology=lesion.pathology,
             )
         )

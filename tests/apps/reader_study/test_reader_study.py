@@ -377,7 +377,7 @@ def test_damaged_sets_are_named(archives, config, tmp_path, damage):
     file = tmp_path / "set" / PATIENTS
     less = json.dumps(json.loads(file.read_text()) | {"mammograms": []})
     file.write_text(less if damage == "patients" else "[1]")
-    with pytest.raises(DataError, match=r"set: .*patients\.json"):
+    with pytest.raises(DataError, match=r"set.*patients\.json"):
         ReaderStudy(study_config)
 
 

@@ -17,6 +17,7 @@ import tensorflow as tf
 from PIL import Image
 from pydantic import ValidationError
 
+from tests.exported_detectors import save_detector, write_ssd_card
 from tests.known_networks import KnownCAN
 from tests.small_mammograms import textured_breast
 from tfmammo.apps.serving import pictures
@@ -248,6 +249,23 @@ EDITOR = {"renderer": "poisson", "lesions": {"name": "phantom"}}
 def test_a_wrong_config_is_refused(values, word):
     with pytest.raises(ValidationError, match=word):
         ServiceConfig.model_validate({"name": "x", **values})
+
+
+@pytest.mark.parametrize("place", ["run/export", "run/export/saved_model"])
+def test_a_detector_of_the_package_is_copied_and_another_is_not(tmp_path, place):
+    """Both have a saved_model/saved_model.pb; ours has a card beside it."""
+    export_folder = tmp_path / "run/export"
+    save_detector(export_folder / "saved_model", [], [])
+    pipeline = {"segmenter": None, "classifier": None}
+    config = {"name": "x", "case": {"detector": str(tmp_path / place), **pipeline}}
+    (tmp_path / "foreign").mkdir()
+    pictures.gather(ServiceConfig.model_validate(config), tmp_path / "foreign")
+    assert not (tmp_path / "foreign/detector").exists()
+    write_ssd_card(export_folder, DataConfig(size=SIZE))
+    (tmp_path / "own").mkdir()
+    pictures.gather(ServiceConfig.model_validate(config), tmp_path / "own")
+    assert (tmp_path / "own/detector/card.json").is_file()
+    assert pictures.unpack(tmp_path / "own").case.detector == str(tmp_path / "own/detector")
 
 
 def test_an_unsuitable_model_is_refused(tiny_infilling, tmp_path):

@@ -154,7 +154,7 @@ def test_an_upload_is_deleted_and_its_stored_values_are_kept(tmp_path, ending, b
     stored = archives.read_stored(held.mammogram)
     assert np.array_equal(stored.values, expected.values) and stored.bits == expected.bits
     assert np.array_equal(held.mammogram.pixels(), expected.image())
-    assert held.lossy == (ending == ".jpg")
+    assert held.mammogram.is_lossy == (ending == ".jpg")
     assert (held.folder is not None) == (ending == ".dcm")
     uploads.release(held)
     assert held.folder is None or not held.folder.exists()

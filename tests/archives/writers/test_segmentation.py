@@ -9,6 +9,7 @@ import pytest
 from highdicom.seg import segread
 from pydicom.uid import ExplicitVRBigEndian, JPEG2000Lossless
 
+import tfmammo
 from tests.archives.tools import change_dicom
 from tests.small_mammograms import COLS, PATIENT, ROWS, make_rectangle
 from tfmammo.archives.writers import segmentation
@@ -38,7 +39,7 @@ def source(tmp_path):
 
 
 def written(source, tmp_path):
-    segmentation.write(tmp_path / "seg.dcm", source, LESIONS, "0.1.0", PARAMETERS)
+    segmentation.write(tmp_path / "seg.dcm", source, LESIONS, PARAMETERS)
     return pydicom.dcmread(tmp_path / "seg.dcm")
 
 
@@ -75,7 +76,8 @@ def test_whose_it_is_what_it_refers_to_and_what_made_it(source, tmp_path):
         assert reference.SpatialLocationsPreserved == "YES"
     (algorithm,) = segmentation.SegmentSequence[0].SegmentationAlgorithmIdentificationSequence
     assert algorithm.AlgorithmFamilyCodeSequence[0].CodeMeaning == "Artificial Intelligence"
-    assert "cgan, step 7" in algorithm.AlgorithmParameters and algorithm.AlgorithmVersion == "0.1.0"
+    assert "cgan, step 7" in algorithm.AlgorithmParameters
+    assert algorithm.AlgorithmVersion == tfmammo.__version__
     assert segmentation.ImageType[0] == "DERIVED" and "AI" in segmentation.SeriesDescription
 
 
@@ -108,7 +110,7 @@ def test_nothing_of_the_patient_is_said(source, tmp_path, caplog, capfd):
     caplog.clear()
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
-        segmentation.write(tmp_path / "seg.dcm", path, LESIONS, "0.1.0", PARAMETERS)
+        segmentation.write(tmp_path / "seg.dcm", path, LESIONS, PARAMETERS)
     said = caplog.text + "".join(str(one.message) for one in caught) + "".join(capfd.readouterr())
     assert "QUIBBLE" not in said and "ACCVN" not in said
     assert logging.getLogger("highdicom").level == logging.NOTSET
@@ -135,6 +137,6 @@ def test_sources_that_nothing_can_refer_to(source, tmp_path, elements, reason):
 
 def test_no_source_and_no_place(source, tmp_path):
     with pytest.raises(ArchiveError, match=r"nowhere\.dcm: no such file"):
-        segmentation.write(tmp_path / "seg.dcm", tmp_path / "nowhere.dcm", LESIONS, "1", PARAMETERS)
+        segmentation.write(tmp_path / "seg.dcm", tmp_path / "nowhere.dcm", LESIONS, PARAMETERS)
     with pytest.raises(ArchiveError, match=r"away/seg\.dcm: can't be written \(No such file"):
-        segmentation.write(tmp_path / "away/seg.dcm", source(), LESIONS, "1", PARAMETERS)
+        segmentation.write(tmp_path / "away/seg.dcm", source(), LESIONS, PARAMETERS)

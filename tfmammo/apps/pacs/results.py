@@ -82,7 +82,6 @@ def build_results(
 
     `header` has all elements of the mammogram before its pixels.
     """
-    version = tfmammo.__version__
     numbered = list(enumerate(result.findings, 1))
     tracking = {
         number: identity.make_uid("lesion", str(number), source.uid) for number, _ in numbered
@@ -97,7 +96,6 @@ def build_results(
             segments = segmentation.build(
                 header,
                 lesions_by_label(result),
-                version,
                 identity.models,
                 segmentation.Identifiers(named.series, named.uid, uids),
             )
@@ -105,7 +103,7 @@ def build_results(
         if picture:
             named = identity.name_result("capture", source)
             drawn = _mark(draw_overlay(result))
-            results.append(capture.build(header, drawn, version, named.series, named.uid))
+            results.append(capture.build(header, drawn, named.series, named.uid))
         findings = [
             _describe(
                 number,
@@ -117,7 +115,7 @@ def build_results(
             for number, finding in numbered
         ]
         named = identity.name_result("report", source)
-        algorithm = Algorithm(version, identity.models, identity.make_uid("device"))
+        algorithm = Algorithm(identity.models, identity.make_uid("device"))
         results.append(
             measurements.build(header, segments, findings, algorithm, named.series, named.uid)
         )

@@ -11,16 +11,16 @@ from typing import Final, Literal
 
 import cv2
 import numpy as np
-from pydantic import Field, NonNegativeInt, PositiveInt, ValidationError, model_validator
+from pydantic import Field, NonNegativeInt, PositiveInt, model_validator
 from scipy import optimize, sparse
 
 from tfmammo.archives import tables
 from tfmammo.config import DataConfig, Frozen
 from tfmammo.data import datasets
 from tfmammo.data.patches import Patches
-from tfmammo.data.patients import PATIENTS, Patients
+from tfmammo.data.patients import PATIENTS, read_patients
 from tfmammo.errors import DataError, name_key
-from tfmammo.mammogram import hash_id, hash_patient, key_fault
+from tfmammo.mammogram import hash_id, hash_patient
 
 REAL: Final = "real"  # the real lesions, wherever systems are named
 SCALE: Final = range(1, 7)
@@ -183,13 +183,8 @@ def _map_patients(root: Path) -> dict[str, str] | None:
     """
     if not (root / PATIENTS).is_file():
         return None
-    try:
-        set_patients = Patients.model_validate_json((root / PATIENTS).read_bytes())
-    except (OSError, ValidationError):
-        raise DataError(f"{root}: {PATIENTS} is damaged; run the synthesis again") from None
-    if fault := key_fault(set_patients.id_key):
-        raise DataError(f"{root / PATIENTS}: {fault}")
-    return {hash_patient("folder", patient): patient for patient in set_patients.mammograms}
+    patients = read_patients(root).mammograms
+    return {hash_patient("folder", patient): patient for patient in patients}
 
 
 def _map_lesion_patients(root: Path) -> dict[str, list[str]]:

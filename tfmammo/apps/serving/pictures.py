@@ -55,6 +55,7 @@ from tfmammo.archives.writers import synthetic
 from tfmammo.config import DataConfig, Frozen
 from tfmammo.data import preprocess
 from tfmammo.data.windows import extract_window
+from tfmammo.detection.detections import locate_model
 from tfmammo.errors import ArchiveError, ConfigError
 from tfmammo.inference.pipeline import Pipeline, PipelineConfig
 from tfmammo.inference.report import build_report, draw_overlay
@@ -201,7 +202,7 @@ def gather(config: ServiceConfig, folder: Path) -> None:
     uri = getattr(part, "tracking_uri", None) or config.tracking_uri
     for key in MODEL_KEYS:
         model_uri = getattr(part, key, None)
-        if model_uri and not (key == "detector" and _has_no_card(model_uri)):
+        if model_uri and (key != "detector" or locate_model(model_uri, uri)[1]):
             shutil.copytree(models.resolve(model_uri, uri), folder / key)
             copies[key] = key
     if config.network and config.network.runtime == "onnx":
@@ -228,12 +229,6 @@ def unpack(folder: Path) -> ServiceConfig:
         return ServiceConfig.model_validate(values)
     except (OSError, ValueError, TypeError, AttributeError) as error:
         raise ConfigError(f"{folder}: is not a service ({error.__class__.__name__})") from None
-
-
-def _has_no_card(uri: str) -> bool:
-    return uri.startswith("http") or any(
-        (Path(uri) / place / "saved_model.pb").is_file() for place in (".", "saved_model")
-    )
 
 
 class NetworkService(Service):
@@ -325,15 +320,10 @@ class PipelineService(Service):
         with numbering_errors(number):
             result = self.pipeline.predict(mammogram)
         rows, cols = mammogram.rows, mammogram.cols
-        masks: list[Any] = []
-        for finding in result.findings:
-            lesion = finding.lesion
-            if lesion is None:
-                masks.append(None)
-                continue
-            top, left, bottom, right = lesion.box
-            region = np.ascontiguousarray(lesion.mask(rows, cols)[top:bottom, left:right])
-            masks.append(coco.encode(region, lesion.box, rows, cols))
+        masks = [
+            coco.describe(finding.lesion, rows, cols)["segmentation"] if finding.lesion else None
+            for finding in result.findings
+        ]
         answer: Answer = {"report": build_report(result, self.pipeline), "masks": masks}
         if request.overlay:
             answer["overlay"] = _base64(encode_rgb_png(draw_overlay(result)))

@@ -5,7 +5,6 @@ Every browser has its own mammogram and result (gr.State); only the systems are 
 
 from __future__ import annotations
 
-import hashlib
 import json
 import shutil
 import tempfile
@@ -243,7 +242,7 @@ class InsertTab:
             system = self.systems[name]
             request = build_request(system, tuple(centre), *options[:5])
             result = system.edit(Facts.parse(*options[5:]).add_to(held.mammogram), request)
-            view = make_view(result, write_downloads(result, held.lossy))
+            view = make_view(result, write_downloads(result))
             uploads.release(old)
             middle = 50 * (view.box[1] + view.box[3]) / view.cols
             return {
@@ -355,19 +354,15 @@ def make_view(result: EditResult, folder: Path) -> ResultView:
     )
 
 
-def write_downloads(result: EditResult, lossy: bool) -> Path:
-    """Write the DOWNLOADS to a new folder; `lossy`: the mammogram's file was lossily compressed."""
+def write_downloads(result: EditResult) -> Path:
+    """Write the DOWNLOADS to a new folder."""
     folder = Path(tempfile.mkdtemp(prefix="made_"))
     recipe = dict(result.recipe)
     if "config" in recipe:
         recipe["config"] = recipe["config"] | {"tracking_uri": None}  # it may hold a password
     try:
         text = json.dumps(recipe, indent=2, sort_keys=True, allow_nan=False)
-        # `EditResult.dicom` would look at the ending of the mammogram's file, which is deleted.
-        key = hashlib.sha256(text.encode()).hexdigest()
-        synthetic.write_dicom_of_mammogram(
-            folder / "synthetic.dcm", result.after, result.mammogram, key, lossy
-        )
+        result.write_dicom(folder / "synthetic.dcm")
         (folder / "annotations.json").write_text(
             json.dumps(result.to_coco("synthetic.dcm"), indent=1), encoding="utf-8"
         )

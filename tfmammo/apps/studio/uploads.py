@@ -93,7 +93,6 @@ class OpenMammogram:
 
     mammogram: Mammogram
     shown: Picture  # uint8 [rows, cols], at most MAX_SIDE px high and wide
-    lossy: bool = False  # its file was lossily compressed
     folder: Path | None = None  # of the pixels; None: they are in memory
 
 
@@ -125,7 +124,6 @@ def open_upload(upload: str) -> OpenMammogram:
         stored = archives.read_stored(mammogram)
         image = stored.image()
         is_dicom = named_files.is_dicom(path)
-        lossy = mammogram.is_lossy
     content = repr(stored.values.shape).encode() + stored.values.tobytes()
     identity = hashlib.sha256(content).hexdigest()
     # Nobody states the patient, so every image gets a pseudonymous patient.
@@ -133,7 +131,7 @@ def open_upload(upload: str) -> OpenMammogram:
     mammogram = replace(mammogram, archive="studio", patient_id=pseudonym, image_id=pseudonym)
     if not is_dicom:
         read = partial(Stored.image, stored)
-        return OpenMammogram(mammogram.with_pixels(read), to_display(image), lossy)
+        return OpenMammogram(mammogram.with_pixels(read), to_display(image))
     session_folder = Path(tempfile.mkdtemp(prefix="held_"))
     path = session_folder / "mammogram.dcm"
     synthetic.write_dicom_of_mammogram(path, stored, mammogram, identity)

@@ -12,7 +12,6 @@ from pathlib import Path
 
 from pydicom.uid import generate_uid
 
-from tfmammo import __version__
 from tfmammo.archives import dicom
 from tfmammo.archives.named_files import is_dicom
 from tfmammo.archives.writers import measurements, segmentation
@@ -65,9 +64,9 @@ def _write_one(mammogram: Mammogram, output: Path) -> None:
             for number, lesion in enumerate(lesions, 1)
         }
         uids = segmentation.Identifiers(make_uid("SEG series"), make_uid("SEG"), tracking)
-        segments = segmentation.build(source, labelled, __version__, None, uids, label_map=True)
+        segments = segmentation.build(source, labelled, None, uids, label_map=True)
         report = measurements.build_outlines(
-            source, lesions, __version__, tracking, make_uid("SR series"), make_uid("SR")
+            source, lesions, tracking, make_uid("SR series"), make_uid("SR")
         )
     name = name_case(mammogram.image_id)
     segmentation.save(segments, output / f"{name}_seg.dcm")

@@ -21,9 +21,7 @@ from tfmammo.archives.writers.segmentation import PURPOSE, complete, identify
 _SERIES = 9102
 
 
-def build(
-    source: Dataset, picture: NDArray[np.uint8], version: str, series: str, instance: str
-) -> SCImage:
+def build(source: Dataset, picture: NDArray[np.uint8], series: str, instance: str) -> SCImage:
     """Build the capture of one mammogram from its elements and a picture, uint8 RGB.
 
     Elements that a capture can't take over are emptied. Call it within `segmentation.referring`:
@@ -49,7 +47,7 @@ def build(
         referring_physician_name=source.ReferringPhysicianName,
         specific_character_set=source.get("SpecificCharacterSet"),
         transfer_syntax_uid=ExplicitVRLittleEndian,
-        **identify(series, _SERIES, instance, version, "overlay (AI)"),
+        **identify(series, _SERIES, instance, "overlay (AI)"),
     )
     capture.PatientOrientation = []
     side = elements.text(source, "ImageLaterality")

@@ -33,6 +33,7 @@ from highdicom.coding_schemes import CodingSchemeIdentificationItem
 from pydicom.dataset import Dataset
 from pydicom.sr.coding import Code
 
+from tfmammo import __version__
 from tfmammo.archives.writers.segmentation import (
     ARTIFICIAL,
     BREAST,
@@ -107,7 +108,6 @@ class Finding:
 class Algorithm:
     """What made the findings."""
 
-    version: str  # of tfmammo
     models: Mapping[str, str]  # by stage: "detector", "segmenter" and "classifier"
     device: str  # UID of these models together
 
@@ -138,17 +138,12 @@ def build(
         if finding.outlined and segmentation is not None:
             groups.append(_describe_segment(source, segmentation, finding, algorithm))
     evidence = [source] if segmentation is None else [source, segmentation]
-    identity = identify(series, _SERIES, instance, algorithm.version, "findings (AI)")
+    identity = identify(series, _SERIES, instance, "findings (AI)")
     return _build_report(evidence, groups, algorithm.device, identity, has_status=True)
 
 
 def build_outlines(
-    source: Dataset,
-    lesions: Sequence[Lesion],
-    version: str,
-    tracking: Sequence[str],
-    series: str,
-    instance: str,
+    source: Dataset, lesions: Sequence[Lesion], tracking: Sequence[str], series: str, instance: str
 ) -> sr.ComprehensiveSR:
     """Build the report of what readers outlined in one mammogram, as `build` does.
 
@@ -181,7 +176,7 @@ def build_outlines(
                 ],
             )
         )
-    identity = identify(series, _SERIES, instance, version, "lesions")
+    identity = identify(series, _SERIES, instance, "lesions")
     return _build_report([source], groups, instance, identity)
 
 
@@ -229,7 +224,7 @@ def _build_report(
 def _identify(algorithm: Algorithm, *stages: str) -> sr.AlgorithmIdentification:
     return sr.AlgorithmIdentification(
         name=f"tfmammo {' and '.join(stages)}",
-        version=algorithm.version,
+        version=__version__,
         parameters=[PURPOSE, *(f"{stage}: {algorithm.models[stage]}" for stage in stages)],
         family=ARTIFICIAL,
     )

@@ -15,7 +15,6 @@ seldom state.
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -33,13 +32,11 @@ from pydicom.dataset import Dataset
 from pydicom.sr.coding import Code
 from pydicom.valuerep import DA, TM, PersonName
 
+from tfmammo import __version__
 from tfmammo.archives import dicom
-from tfmammo.archives.named_files import is_dicom
 from tfmammo.archives.silence import silence
 from tfmammo.errors import ArchiveError
 from tfmammo.mammogram import Lesion
-
-log = logging.getLogger(__name__)
 
 _SERIES = 9100  # its number among the study's, far from those of the machine
 PURPOSE = "research output of neural networks, not for diagnosis"
@@ -70,33 +67,8 @@ _EMPTIABLE: dict[str, Callable[[str], object]] = {
 }
 
 
-def try_write(
-    path: Path,
-    source: Path | None,
-    lesions: Mapping[str, Lesion],
-    version: str,
-    parameters: Mapping[str, str],
-) -> str:
-    """Write as `write` does, where that can be; return why there is no file, or ""."""
-    if source is None or not is_dicom(source):
-        return "no DICOM segmentation: the input is no DICOM"
-    if not lesions:
-        return "no DICOM segmentation: there is no mask"
-    try:
-        write(path, source, lesions, version, parameters)
-    except ArchiveError as error:
-        log.warning("%s", error)
-        reason = str(error).removeprefix(f"{source}: ").removeprefix(f"{path}: ")
-        return f"no DICOM segmentation: {reason}"
-    return ""
-
-
 def write(
-    path: Path,
-    source: Path,
-    lesions: Mapping[str, Lesion],
-    version: str,
-    parameters: Mapping[str, str],
+    path: Path, source: Path, lesions: Mapping[str, Lesion], parameters: Mapping[str, str]
 ) -> None:
     """Write the masks of a mammogram's lesions.
 
@@ -105,7 +77,6 @@ def write(
         source: The mammogram, of which everything before the pixels is read.
         lesions: Lesions by their segments' labels, up to 64 ASCII characters, each with an outline
             in the source's px; at least one.
-        version: Version of tfmammo.
         parameters: Parameters of the algorithm: which models it was.
 
     Raises:
@@ -114,7 +85,7 @@ def write(
     """
     dataset = dicom.read_dataset(source)
     with referring(source):
-        segmentation = build(dataset, lesions, version, parameters)
+        segmentation = build(dataset, lesions, parameters)
     save(segmentation, path)
 
 
@@ -140,7 +111,6 @@ class Identifiers(NamedTuple):
 def build(
     source: Dataset,
     lesions: Mapping[str, Lesion],
-    version: str,
     parameters: Mapping[str, str] | None,
     identifiers: Identifiers | None = None,
     label_map: bool = False,
@@ -171,26 +141,23 @@ def build(
         source_images=[source],
         pixel_array=masks[np.newaxis],
         segmentation_type=form,
-        segment_descriptions=_describe_segments(lesions, identifiers.tracking, version, parameters),
+        segment_descriptions=_describe_segments(lesions, identifiers.tracking, parameters),
         device_serial_number="none",
         content_description=f"Lesions outlined by {author}",
-        **identify(identifiers.series, _SERIES, identifiers.instance, version, what),
+        **identify(identifiers.series, _SERIES, identifiers.instance, what),
     )
     _complete_groups(segmentation, source)
     return segmentation
 
 
 def _describe_segments(
-    lesions: Mapping[str, Lesion],
-    tracking: Sequence[str],
-    version: str,
-    parameters: Mapping[str, str] | None,
+    lesions: Mapping[str, Lesion], tracking: Sequence[str], parameters: Mapping[str, str] | None
 ) -> list[SegmentDescription]:
     algorithm = None
     kind = SegmentAlgorithmTypeValues.MANUAL
     if parameters is not None:
         algorithm = AlgorithmIdentificationSequence(
-            "tfmammo", ARTIFICIAL, version, parameters=dict(parameters)
+            "tfmammo", ARTIFICIAL, __version__, parameters=dict(parameters)
         )
         kind = SegmentAlgorithmTypeValues.AUTOMATIC
     pairs = zip(lesions.items(), tracking, strict=True)
@@ -247,7 +214,7 @@ class _Unidentified(Exception):
     """The keyword of a missing element."""
 
 
-def identify(series: str, number: int, instance: str, version: str, what: str) -> dict[str, Any]:
+def identify(series: str, number: int, instance: str, what: str) -> dict[str, Any]:
     """Return what highdicom writes of the origin of a result, the only one of its series."""
     return {
         "series_instance_uid": series,
@@ -256,7 +223,7 @@ def identify(series: str, number: int, instance: str, version: str, what: str) -
         "instance_number": 1,
         "manufacturer": "tfmammo",
         "manufacturer_model_name": "tfmammo",
-        "software_versions": version,
+        "software_versions": __version__,
         "content_qualification": "RESEARCH",
         "series_description": f"tfmammo: {what}, research output",
     }

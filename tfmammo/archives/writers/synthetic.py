@@ -56,14 +56,8 @@ _DEIDENTIFIED = (
     "vindr",
 )
 _VIEWS = {"CC": ("399162004", "cranio-caudal"), "MLO": ("399368009", "medio-lateral oblique")}
-# Where rows and columns run to, as mammograms are shown: the chest wall on the left of a left
-# breast, lateral or axilla at the top.
-_ORIENTATION = {
-    ("L", "CC"): ["A", "R"],
-    ("R", "CC"): ["P", "L"],
-    ("L", "MLO"): ["A", "FR"],
-    ("R", "MLO"): ["P", "FL"],
-}
+# Where columns run to, as mammograms are shown: lateral or axilla at the top.
+_DOWNWARDS = {("L", "CC"): "R", ("R", "CC"): "L", ("L", "MLO"): "FR", ("R", "MLO"): "FL"}
 # what the standard wants stated even when it is unknown
 _EMPTY = (
     "PatientBirthDate",
@@ -81,12 +75,7 @@ _FAST = (cv2.IMWRITE_PNG_COMPRESSION, 1)
 
 
 def write_dicom_of_mammogram(
-    path: Path,
-    stored: Stored,
-    mammogram: Mammogram,
-    key: str,
-    lossy: bool = False,
-    repeat: int = 0,
+    path: Path, stored: Stored, mammogram: Mammogram, key: str, repeat: int = 0
 ) -> None:
     """Write one DICOM file, with the source's bits, sign and rendition.
 
@@ -95,7 +84,6 @@ def write_dicom_of_mammogram(
         stored: Values with the inserted lesions.
         mammogram: The source; its pseudonym becomes the PatientID.
         key: What the UIDs follow from.
-        lossy: Whether the source was compressed with loss.
         repeat: How many images of the same mammogram were written before.
     """
     rendition = _rendition(stored)
@@ -103,7 +91,7 @@ def write_dicom_of_mammogram(
     if stored.elements is None:
         rendition["ImagerPixelSpacing"] = spacing
     shown = (mammogram.laterality, mammogram.view)
-    full = bool(shown in _ORIENTATION and rendition.get("ImagerPixelSpacing"))
+    full = bool(shown in _DOWNWARDS and rendition.get("ImagerPixelSpacing"))
     capture = {
         "ImageType": ["DERIVED", "SECONDARY", "", "SYNTHETIC"],
         "ConversionType": "SYN",
@@ -114,7 +102,7 @@ def write_dicom_of_mammogram(
         | (_mammography(mammogram, rendition) if full else capture)
         | rendition
     )
-    elements["LossyImageCompression"] = "01" if lossy else "00"
+    elements["LossyImageCompression"] = "01" if mammogram.is_lossy else "00"
     sop_class = MAMMOGRAPHY if full else SECONDARY_CAPTURE
     write_dicom(path, stored.values, stored.bits, sop_class=sop_class, **elements)
 
@@ -262,7 +250,7 @@ def _mammography(mammogram: Mammogram, rendition: dict[str, Any]) -> dict[str, A
         # rows run from the chest wall to the front where that is at the left
         "PatientOrientation": [
             "A" if mammogram.wall_side == "L" else "P",
-            _ORIENTATION[mammogram.laterality, mammogram.view][1],
+            _DOWNWARDS[mammogram.laterality, mammogram.view],
         ],
         "PixelIntensityRelationship": "LOG",
         "PixelIntensityRelationshipSign": 1
