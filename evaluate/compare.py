@@ -12,7 +12,6 @@ from pathlib import Path
 
 from tfmammo import cli, shipped
 from tfmammo import config as configuration
-from tfmammo.apps.commands import SCHEMAS
 from tfmammo.errors import ConfigError
 from tfmammo.evaluation.script import print_tables
 from tfmammo.studies.segmenters import ComparisonConfig, plan_steps, run_comparison
@@ -43,8 +42,7 @@ def main() -> None:
         for step in plan_steps(config, output, shipped.ROOT):
             print(step.format_command())
         return
-    places = (shipped.ROOT, SCHEMAS, options.jobs, options.any_version)
-    report = run_comparison(config, output, *places)
+    report = run_comparison(config, output, shipped.ROOT, options.jobs, options.any_version)
     print_tables(report.tables, f"table, figure and methods: {output}")
 
 

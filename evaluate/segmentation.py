@@ -18,7 +18,6 @@ continues where it was stopped, elsewhere with its CSV files alone.
 from pathlib import Path
 
 from tfmammo import cli, shipped
-from tfmammo.apps.commands import SCHEMAS
 from tfmammo.evaluation.script import print_tables, run_with
 from tfmammo.evaluation.segmentation import SegmentationConfig, evaluate
 from tfmammo.studies import segmentation as studies
@@ -47,7 +46,7 @@ def main() -> None:
             for step in (run.train, run.score):
                 cli.console.print(step.format_command(), markup=False, soft_wrap=True)
         return
-    places = (output, shipped.ROOT, SCHEMAS, arguments.jobs, arguments.any_version)
+    places = (output, shipped.ROOT, arguments.jobs, arguments.any_version)
     report = studies.run_study(study, *places)
     print_tables(report.tables, f"tables: {output}; scores of every case: {study.rows}")
 

@@ -28,7 +28,7 @@ from tfmammo.metrics.detection import (
     parts_with_lesions,
 )
 from tfmammo.metrics.jafroc import JafrocTest, Merit, choose_common_merit, jafroc, jafroc_test
-from tfmammo.metrics.plotting import draw_froc
+from tfmammo.metrics.plotting import plot_style
 from tfmammo.metrics.rows import Fact
 from tfmammo.metrics.significance import (
     FEWEST_PATIENTS,
@@ -120,18 +120,23 @@ class Detected:
         count = len(set(self.patients))
         return (describe("jackknife", count, comparisons),) if comparisons else ()
 
+    @plot_style
     def draw(self, detectors: Iterable[str] | None = None, title: str = "") -> Figure:
-        """Draw the FROC curves, of all detectors or of some."""
-        shown = list(self.matches) if detectors is None else list(detectors)
-        return draw_froc(
-            {self.name(name): self.matches[name][0] for name in shown},
-            self.patients,
-            max(self.fppi),
-            *self.bootstrap,
-            title or self.title,
-            self.recall,
-            runs={self.name(name): self.matches[name][1] for name in shown},
-        )
+        """Draw the FROC curves, of all detectors or of some, each with the band of its interval."""
+        rates = np.linspace(0, max(self.fppi), 81)
+        figure = Figure(figsize=(5, 4), layout="constrained")
+        axes = figure.subplots()
+        shown = list(self.matches if detectors is None else detectors)
+        for name in shown:
+            mean, _, low, high = self.measure(name, rates.tolist())
+            axes.fill_between(rates, low, high, alpha=0.2, linewidth=0)
+            axes.plot(rates, mean, label=self.name(name))
+        axes.set(xlabel="false positives per image", ylabel=self.recall)
+        axes.set(xlim=(0, rates[-1]), ylim=(0, 1))
+        axes.set_title(title or self.title, fontsize=8)
+        if len(shown) > 1:
+            axes.legend()
+        return figure
 
 
 def name_rate(key: str, rate: float) -> str:

@@ -53,18 +53,13 @@ class TwoSample:
     real_folds: NDArray[np.intp]
     made_folds: NDArray[np.intp]
 
-    @property
-    def auc(self) -> float:
-        """The probability that a made patch scores higher than a real one, both unseen and scored
-        by the same network; 0.5: they do not differ to it.
-        """
-        return _compute_area(self.real, self.made, self.real_folds, self.made_folds)
-
     def measure_area(
         self, rows: NDArray[np.intp], made_rows: NDArray[np.intp] | None = None
     ) -> float:
         """Compute the area over some rows of the real and the made patches, for given networks.
 
+        It is the probability that a made patch scores higher than a real one, both unseen and
+        scored by the same network, as networks have no common scale; 0.5: they do not differ to it.
         Two sets made from the same real patches are compared by it, as their folds are the same.
         NaN where no network scored patches of both kinds.
 
@@ -74,21 +69,9 @@ class TwoSample:
         """
         if made_rows is None:
             made_rows = rows
-        return _compute_area(
-            self.real[rows], self.made[made_rows], self.real_folds[rows], self.made_folds[made_rows]
-        )
-
-
-def _compute_area(
-    real: NDArray[np.float64],
-    made: NDArray[np.float64],
-    real_folds: NDArray[np.intp],
-    made_folds: NDArray[np.intp],
-) -> float:
-    """Compute the area over pairs that one network scored: networks have no common scale."""
-    pairs = real_folds[:, None] == made_folds
-    won = (1 + np.sign(made - real[:, None])) / 2  # ties count one half
-    return float(won[pairs].mean()) if pairs.any() else np.nan
+        pairs = self.real_folds[rows][:, None] == self.made_folds[made_rows]
+        won = (1 + np.sign(self.made[made_rows] - self.real[rows][:, None])) / 2  # ties: one half
+        return float(won[pairs].mean()) if pairs.any() else np.nan
 
 
 def two_sample(

@@ -11,7 +11,7 @@ from __future__ import annotations
 import hashlib
 import logging
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -209,7 +209,6 @@ def run_study(
     config: StudyConfig,
     output: Path,
     root: Path,
-    schemas: Mapping[str, Any],
     jobs: int = 1,
     any_version: bool = False,
 ) -> Report:
@@ -219,12 +218,11 @@ def run_study(
         config: The study.
         output: The folder of its runs.
         root: The folder of configs, train and evaluate.
-        schemas: Script -> the class of its config.
         jobs: Commands at once.
         any_version: Go on with what another version of the package made.
     """
     planned = plan_runs(config, output, root)
-    check_steps([run.train for run in planned], schemas)
+    check_steps([run.train for run in planned])
     missing = find_missing(config, planned)
     log.info("%d of %d runs have their scores", len(planned) - len(missing), len(planned))
     by_step = {run.score.name: run for run in missing}

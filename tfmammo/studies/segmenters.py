@@ -26,6 +26,7 @@ from tfmammo.metrics.plotting import plot_style
 from tfmammo.metrics.rows import Fact
 from tfmammo.metrics.summary import Table
 from tfmammo.studies import workflow
+from tfmammo.studies.systems import MODELS, make_schema
 from tfmammo.studies.workflow import Step, format_overrides, parse_step
 from tfmammo.tracking import export, runs
 
@@ -139,26 +140,19 @@ def plan_training(
     )
 
 
-def check_steps(steps: Sequence[Step], schemas: Mapping[str, Any]) -> None:
-    """Refuse at once what a run would refuse hours later.
-
-    Args:
-        steps: Of `plan_steps`.
-        schemas: Script, as "train/can.py" -> the class of its config.
-    """
+def check_steps(steps: Sequence[Step]) -> None:
+    """Refuse at once what a run would refuse hours later."""
     for step in steps:
         script = Path(step.command[0])
-        schema = schemas.get(f"train/{script.name}")
-        if schema is None or not script.is_file():
+        if script.stem not in MODELS or not script.is_file():
             raise ConfigError(f"models.{script.stem}: there is no such train script")
-        parse_step(step, schema, f"models.{script.stem}")
+        parse_step(step, make_schema(MODELS[script.stem]), f"models.{script.stem}")
 
 
 def run_comparison(
     config: ComparisonConfig,
     output: Path,
     root: Path,
-    schemas: Mapping[str, Any],
     jobs: int = 1,
     any_version: bool = False,
 ) -> ComparisonReport:
@@ -168,11 +162,10 @@ def run_comparison(
         config: The comparison.
         output: Its folder.
         root: The folder of configs and train.
-        schemas: As for `check_steps`.
         jobs: Runs at once.
         any_version: Continue with what another version of the package made.
     """
-    check_steps(plan_steps(config, output, root), schemas)
+    check_steps(plan_steps(config, output, root))
     parent = runs.open_parent_run(output, config.tracking)
     workflow.run_steps(plan_steps(config, output, root, parent), output, "", any_version, jobs)
     return write_comparison(config, output)
@@ -255,6 +248,9 @@ def describe_methods(
             f"the {data.percentiles[0]:g}th to {data.percentiles[1]:g}th percentile of each patch"
         )
     )
+    fingerprints = ", ".join(dict.fromkeys(str(card["data_fingerprint"]) for card in first))
+    *others, last = (measure.heading for measure in MEASURES.values())
+    notes = dict.fromkeys(note for table in tables[:2] for note in table.notes)
     lines = [
         "# Methods",
         "",
@@ -262,7 +258,7 @@ def describe_methods(
         f"{data.archive_name}, {data.size} x {data.size} px, crop mode {data.frame}"
         f"{f', context {data.context:g}' if data.frame == 'square' else ''}; lesions: "
         f"{', '.join(data.kinds)}; {window} became 0 to 1. Data fingerprints of the runs: "
-        f"{_list_values(card['data_fingerprint'] for card in first)}.",
+        f"{fingerprints}.",
         "",
         f"**Split.** Patients were dealt into {config.folds} folds (seed {data.seed}"
         f"{'' if data.stratify == 'none' else f', stratified by {data.stratify}'}). Each fold was "
@@ -276,10 +272,10 @@ def describe_methods(
         *(f"- {title}: {_describe_training(group)}" for title, group in cards.items()),
         "",
         f"**Scores.** A pixel was mass from a probability of {config.threshold:g} on, without "
-        f"post-processing. {_join(measure.heading for measure in MEASURES.values())} were computed "
+        f"post-processing. {', '.join(others)} and {last} were computed "
         "for each patch, averaged over the seeds, then over the patches.",
         "",
-        "**Statistics.** " + " ".join(_list_notes(tables, config)),
+        f"**Statistics.** {' '.join([*notes, f'Draws: {config.samples:,}, seed {config.seed}.'])}",
         "",
         f"**Software.** {_describe_software(first[0])}",
         "",
@@ -308,12 +304,6 @@ def _describe_training(cards: Sequence[Mapping[str, Any]]) -> str:
     )
 
 
-def _list_notes(tables: Sequence[Table], config: ComparisonConfig) -> list[str]:
-    """List the notes below the tables of means and differences, each once."""
-    notes = dict.fromkeys(note for table in tables[:2] for note in table.notes)
-    return [*notes, f"Draws: {config.samples:,}, seed {config.seed}."]
-
-
 def _describe_software(card: Mapping[str, Any]) -> str:
     commit = card.get("git_commit")
     dirty = " and changes" if str(card.get("git_dirty")) == "true" else ""
@@ -321,12 +311,3 @@ def _describe_software(card: Mapping[str, Any]) -> str:
     source = f" (commit {commit}{dirty})" if commit else ""
     hardware = f", on {card['hardware']}" if "hardware" in card else ""
     return f"tfmammo {__version__}{source}, {libraries}{hardware}."
-
-
-def _list_values(values: Any) -> str:
-    return ", ".join(dict.fromkeys(map(str, values)))
-
-
-def _join(words: Any) -> str:
-    *others, last = words
-    return f"{', '.join(others)} and {last}" if others else str(last)

@@ -1,0 +1,31 @@
+"""What a FROC figure shows."""
+
+import numpy as np
+
+from tfmammo.evaluation.froc import Detected
+from tfmammo.metrics.boxes import Matches
+
+HALF = [
+    Matches(np.array([0.9]), np.array([0.8]), 1, 1),
+    Matches(np.empty(0), np.array([0.3]), 1, 1),
+] * 3
+NOTHING = [Matches(np.empty(0), np.empty(0), 1, 1)] * 6
+
+
+def test_curves_and_bands():
+    matches = {name: (images, [(0, 0)] * 6) for name, images in (("a", HALF), ("none", NOTHING))}
+    detected = Detected(
+        matches, list("abcdef"), (1, 2), (50, 0, 0.95), "recall", "phantom", titles={"a": "ours"}
+    )
+    (axes,) = detected.draw().axes
+    ours, none = axes.get_lines()
+    assert np.interp([0, 0.5, 2], *ours.get_data()).tolist() == [0.5] * 3
+    assert not np.any(none.get_ydata())
+    assert [text.get_text() for text in axes.get_legend().get_texts()] == ["ours", "none"]
+    band, of_nothing = (each.get_datalim(axes.transData) for each in axes.collections)
+    assert 0 <= band.y0 < 0.5 < band.y1 <= 1
+    # six patients without a hit do not exclude all recall above 0
+    assert of_nothing.y0 == 0 < of_nothing.y1 < 1
+    assert (axes.get_title(), axes.get_ylabel(), axes.get_xlim()) == ("phantom", "recall", (0, 2))
+    (axes,) = detected.draw(["a"], "another").axes
+    assert axes.get_legend() is None and axes.get_title() == "another"
