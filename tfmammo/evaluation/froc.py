@@ -82,20 +82,26 @@ class Detected:
         """Return what tables call a detector."""
         return self.titles.get(detector, detector)
 
+    def average(
+        self, detector: str, rates: Sequence[float], of: Measured = "tpr", is_pooled: bool = False
+    ) -> tuple[Floats, Floats]:
+        """Average a FROC curve over runs: mean and deviation over folds, float64 [k] each."""
+        images, runs = self.matches[detector]
+        curves = froc_by_run(images, [(0, 0)] * len(images) if is_pooled else runs, rates)
+        return over_folds({run: getattr(curve, of) for run, curve in curves.items()})
+
     def measure(
         self, detector: str, rates: Sequence[float], of: Measured = "tpr", is_pooled: bool = False
     ) -> tuple[Floats, Floats, Floats, Floats]:
-        """Average a FROC curve over runs, with its deviation over folds and its interval.
+        """Average a FROC curve as `average` does, with its interval.
 
         Returns:
             (mean, deviation, low, high), float64 [k] each; NaN where there is none.
         """
         images, runs = self.matches[detector]
         runs = [(0, 0)] * len(images) if is_pooled else runs
-        curves = froc_by_run(images, runs, rates)
-        values = {run: getattr(curve, of) for run, curve in curves.items()}
         low, high = froc_interval(images, self.patients, rates, *self.bootstrap, of, runs=runs)
-        mean, deviation = over_folds(values)
+        mean, deviation = self.average(detector, rates, of, is_pooled)
         if np.isfinite(low).all():  # resampling sees no variance in all or none
             diseased = count_diseased(images, self.patients)
             for place in np.flatnonzero((mean == 0) | (mean == 1)):
@@ -283,7 +289,7 @@ def compare_recall(detected: Detected, name: str, reference: str) -> Iterator[Fa
     """Compare a detector's recall with a reference's, in draws of the same patients."""
     images, runs = detected.matches[name]
     others, reference_runs = detected.matches[reference]
-    ours, theirs = (detected.measure(one, detected.rates)[0] for one in (name, reference))
+    ours, theirs = (detected.average(one, detected.rates)[0] for one in (name, reference))
     bounds = froc_interval(
         images,
         detected.patients,
