@@ -27,3 +27,8 @@ def read_csv(path: Path) -> list[dict[str, str]]:
 def read_scores(output: Path, model: str) -> list[dict[str, str]]:
     """Read the lines of per_image.csv of a model."""
     return [row for row in read_csv(output / "per_image.csv") if row["model"] == model]
+
+
+def read_failures(folder: Path) -> dict[str, str]:
+    """Read the reason of each file that could not be made."""
+    return {row["file"]: row["reason"] for row in read_csv(folder / "failures.csv")}

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -15,6 +14,7 @@ import tensorflow as tf
 from numpy.typing import NDArray
 
 from tests.archives.writers import folder as writer
+from tests.facts import read_csv
 from tests.small_mammograms import make_mammogram
 from tfmammo import archives
 from tfmammo.config import DataConfig
@@ -94,16 +94,9 @@ def write_mask(path: Path, *boxes: tuple[int, int, int, int]) -> Path:
     return path
 
 
-def read_failures(folder: Path) -> dict[str, str]:
-    """Read why each item of a set could not be made."""
-    with (folder / "failures.csv").open(newline="", encoding="utf-8") as file:
-        return {row["file"]: row["reason"] for row in csv.DictReader(file)}
-
-
 def read_metadata(folder: Path) -> list[dict[str, str]]:
     """Read the rows of a set's metadata.csv."""
-    with (folder / "metadata.csv").open(newline="", encoding="utf-8") as file:
-        return list(csv.DictReader(file))
+    return read_csv(folder / "metadata.csv")
 
 
 def list_times(folder: Path) -> dict[Path, int]:

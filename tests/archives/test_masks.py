@@ -10,10 +10,10 @@ from PIL import Image
 
 from tests.archives.folders import picture as save
 from tests.archives.folders import read
-from tests.archives.tools import dice
 from tfmammo.archives.masks import read_mask
 from tfmammo.errors import ArchiveError
 from tfmammo.mammogram import hash_id
+from tfmammo.metrics.segmentation import dice
 
 ROWS = 80
 COLS = 60

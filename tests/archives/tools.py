@@ -14,6 +14,7 @@ from tests.archives.writers.tables import write_csv
 from tests.small_mammograms import COLS, ROWS, SQUARE, make_mammogram, ramp
 from tfmammo.archives import ARCHIVES
 from tfmammo.mammogram import Lesion, Mammogram, Skipped
+from tfmammo.metrics.segmentation import dice
 
 READERS = sorted(ARCHIVES.keys() - {"phantom"})
 DETAILS = {"pathology": "malignant", "shape": "oval", "margin": "spiculated"}
@@ -90,11 +91,6 @@ def edit_csv(path: Path, row: int, add: bool = False, **cells: str) -> None:
     else:
         rows[row] = changed
     write_csv(path, rows)
-
-
-def dice(a: np.ndarray, b: np.ndarray) -> float:
-    """Return the overlap of two masks."""
-    return float(2 * np.sum(a * b) / (np.sum(a) + np.sum(b)))
 
 
 def assert_same(ours: object, theirs: object, facts: str) -> None:

@@ -8,13 +8,10 @@ import pytest
 
 from tfmammo.archives import cdd_cesm, phantom, phantom_anatomy
 from tfmammo.data.anatomy import breast_mask, pectoral_mask, remove_marks, remove_pectoral
+from tfmammo.metrics.segmentation import dice
 
 ROWS = phantom.ROWS
 COLS = phantom.COLS
-
-
-def dice(a, b) -> float:
-    return 2 * np.sum(a * b, dtype=float) / (np.sum(a, dtype=float) + np.sum(b, dtype=float))
 
 
 def truth(mammogram):

@@ -1,6 +1,5 @@
 """Building records of a tiny INbreast tree: contents, resumption, failures, refusals."""
 
-import csv
 import hashlib
 import json
 from pathlib import Path
@@ -13,6 +12,7 @@ from pydicom.uid import RLELossless
 
 from tests.archives.writers import inbreast as writer
 from tests.commands import run_module
+from tests.facts import read_failures
 from tests.small_mammograms import make_mammogram
 from tfmammo.archives import inbreast
 from tfmammo.archives.files import make_pseudonym
@@ -93,11 +93,6 @@ def read_files(folder: Path) -> dict[str, tuple[bytes, int]]:
 
 def read_contents(folder: Path) -> dict[str, bytes]:
     return {name: content for name, (content, _) in read_files(folder).items()}
-
-
-def read_failures(folder: Path) -> dict[str, str]:
-    with (folder / "failures.csv").open(newline="", encoding="utf-8") as file:
-        return {row["file"]: row["reason"] for row in csv.DictReader(file)}
 
 
 @pytest.mark.parametrize("patches", ["lesion", "offset"])

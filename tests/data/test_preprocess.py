@@ -27,6 +27,7 @@ from tfmammo.data.preprocess import (
 )
 from tfmammo.errors import ArchiveError, DataError
 from tfmammo.mammogram import Lesion, MaskedLesion
+from tfmammo.metrics.segmentation import dice
 
 
 def noise(rows: int, cols: int) -> np.ndarray:
@@ -35,10 +36,6 @@ def noise(rows: int, cols: int) -> np.ndarray:
 
 def column(*values):
     return np.float32(values).reshape(-1, 1, 1)
-
-
-def dice(a, b) -> float:
-    return 2 * np.sum(a * b, dtype=float) / (np.sum(a, dtype=float) + np.sum(b, dtype=float))
 
 
 def test_stretching_by_hand():

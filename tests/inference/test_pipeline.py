@@ -25,6 +25,7 @@ from tfmammo.inference import pipeline as pipelines
 from tfmammo.inference.pipeline import Finding, Pipeline, PipelineConfig
 from tfmammo.inference.report import COLOURS, build_report, draw_overlay, format_label, measure
 from tfmammo.mammogram import Mammogram, MaskedLesion, Skipped, key_check
+from tfmammo.metrics.segmentation import dice
 from tfmammo.models.cgan import CGAN, CGANConfig
 from tfmammo.models.shape import SHAPES, ShapeCNN, ShapeConfig
 from tfmammo.tracking import export
@@ -106,10 +107,6 @@ BOX = mammogram().lesions[0].box
 
 def mask_of(finding):
     return finding.lesion.mask(ROWS, COLS)
-
-
-def dice(one, other):
-    return 2 * (one & other).sum() / (one.sum() + other.sum())
 
 
 def heard(stage):

@@ -27,7 +27,7 @@ from tfmammo.errors import ConfigError, PipelineError
 from tfmammo.inference.pipeline import Pipeline, PipelineConfig
 from tfmammo.inference.predict import predict, predict_files
 from tfmammo.mammogram import Lesion, Skipped
-from tfmammo.metrics.segmentation import per_image
+from tfmammo.metrics.segmentation import dice, per_image
 from tfmammo.tracking import export
 
 ROWS = 160
@@ -63,10 +63,6 @@ def read_mask(path):
     return cv2.imread(str(path), cv2.IMREAD_UNCHANGED)
 
 
-def compute_dice(one, other):
-    return 2 * (one & other).sum() / (one.sum() + other.sum())
-
-
 def run(*arguments):
     return run_module_here("tfmammo.inference", *arguments)
 
@@ -87,7 +83,7 @@ def test_patches_of_a_messy_folder_and_what_a_second_run_does(models, tmp_path):
     for name, image in {"a": draw(1), "left side/b": draw(2, 90, 70)}.items():
         mask = read_mask(tmp_path / f"out/masks/{name}.png")
         assert mask.shape == image.shape and set(np.unique(mask)) == {0, 255}
-        assert compute_dice(mask > 0, image > 200) > 0.95
+        assert dice(mask > 0, image > 200) > 0.95
         assert (tmp_path / f"out/overviews/{name}.png").is_file()
     assert not read_mask(tmp_path / "out/masks/flat.png").any()
     (row,) = read_csv(tmp_path / "out/failures.csv")
@@ -189,7 +185,7 @@ def test_boxes_are_given_in_any_form(models, archive, tmp_path, form):
         (finding,) = result.findings
         assert finding.score == (1.0 if form == "truth" else 0.75)
         assert finding.box == (35, 45, 86, 76) and finding.output.shape == (SIZE, SIZE, 1)
-        assert compute_dice(result.mask, draw(number) > 200) > 0.95
+        assert dice(result.mask, draw(number) > 200) > 0.95
 
 
 @pytest.mark.parametrize(

@@ -13,6 +13,7 @@ import pytest
 import tensorflow as tf
 
 from tests.commands import run_module, run_module_here
+from tests.facts import read_failures
 from tests.synthesis_archives import (
     COLS,
     ROWS,
@@ -21,7 +22,6 @@ from tests.synthesis_archives import (
     find_outside,
     find_source,
     make_outline,
-    read_failures,
     read_image,
     write_archive,
     write_mask,

@@ -7,11 +7,11 @@ import cv2
 import numpy as np
 import pytest
 
+from tests.facts import read_failures
 from tests.synthesis_archives import (
     MASSES,
     draw_mammogram,
     find_source,
-    read_failures,
     read_image,
     read_metadata,
     write_archive,
