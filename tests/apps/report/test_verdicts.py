@@ -118,6 +118,7 @@ def test_a_rival_that_is_wider_can_lose_but_not_win():
     [
         (lead(0.5, 0.2, 0.8, 0.06), True, "0.2 to 0.9 %, excludes the printed 1.3 %"),
         (lead(0.5, -0.5, 1.5, 0.6), True, "-0.6 to 1.7 %, includes the printed 1.3 %"),
+        (lead(0.4, -0.2, 1.16), True, "-0.23 to 1.31 %, excludes the printed 1.33 %"),
         (lead(-2, -3, -1), False, "1.1 to 3.4 %, excludes the printed -1.3 %"),
         (lead(0.5, NAN, NAN, 0.06), True, ""),
     ],

@@ -70,7 +70,7 @@ def _describe_leak(facts: AllFacts) -> str:
     effect = studies.describe_difference(CAN, facts, "leak_short")
     if effect == UNKNOWN:
         return f"still to be measured, {studies.describe_runs(CAN, facts)}"
-    return f"{effect} (less Dice on unseen patients, after as many steps; one run per model)"
+    return f"{effect} (less Dice on unseen patients, after as many steps)"
 
 
 def _describe_adversary(facts: AllFacts) -> str:

@@ -93,10 +93,16 @@ class Gains(NamedTuple):
     unit: str
 
     def describe(self) -> str:
-        """Say whether our interval excludes a gain as large as the printed one."""
-        word = "includes" if self.low <= self.printed <= self.high else "excludes"
-        ours = f"our {self.kind}, {self.low:.1f} to {self.high:.1f} {self.unit}"
-        return f"{ours}, {word} the printed {self.printed:.1f} {self.unit}"
+        """Say whether our interval excludes a gain as large as the printed one.
+
+        With two decimals where the difference would not be seen with one.
+        """
+        is_inside = self.low <= self.printed <= self.high
+        low, high, printed = (round(value, 1) for value in (self.low, self.high, self.printed))
+        digits = 1 if (low <= printed <= high) == is_inside else 2
+        ours = f"our {self.kind}, {self.low:.{digits}f} to {self.high:.{digits}f} {self.unit}"
+        word = "includes" if is_inside else "excludes"
+        return f"{ours}, {word} the printed {self.printed:.{digits}f} {self.unit}"
 
 
 class Difference(Frozen):
