@@ -64,9 +64,15 @@ def test_an_arms_patches_are_scored_as_they_are_trained_on_whatever_its_split(tm
     assert segmentation._hash(config, run) != segmentation._hash(plain, run)
 
 
-def test_the_committed_rows_are_those_of_the_shipped_config(tmp_path):
-    """A study goes on with its rows only while the same config hashes as it did."""
-    study = configuration.parse(StudyConfig, "study_can")
+@pytest.mark.parametrize("folder", ["", "/elsewhere/"])
+def test_the_committed_rows_are_those_of_the_shipped_config(tmp_path, folder):
+    """A study goes on with its rows only while the same config hashes as it did, wherever the files
+    of weights are.
+    """
+    overrides = [
+        f"models.{name}.set.model.weights={folder}vgg19.npz" for name in ("SegNet", "FCN-8s")
+    ]
+    study = configuration.parse(StudyConfig, "study_can", overrides if folder else ())
     study = study.model_copy(update={"rows": REPOSITORY / study.rows})
     made = {tuple(row.values())[:4] for row in read_csv(study.rows / RUNS)}
     assert made
