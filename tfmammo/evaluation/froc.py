@@ -86,8 +86,7 @@ class Detected:
         self, detector: str, rates: Sequence[float], of: Measured = "tpr", is_pooled: bool = False
     ) -> tuple[Floats, Floats]:
         """Average a FROC curve over runs: mean and deviation over folds, float64 [k] each."""
-        images, runs = self.matches[detector]
-        curves = froc_by_run(images, [(0, 0)] * len(images) if is_pooled else runs, rates)
+        curves = froc_by_run(*self._list_matches(detector, is_pooled), rates)
         return over_folds({run: getattr(curve, of) for run, curve in curves.items()})
 
     def measure(
@@ -98,8 +97,7 @@ class Detected:
         Returns:
             (mean, deviation, low, high), float64 [k] each; NaN where there is none.
         """
-        images, runs = self.matches[detector]
-        runs = [(0, 0)] * len(images) if is_pooled else runs
+        images, runs = self._list_matches(detector, is_pooled)
         low, high = froc_interval(images, self.patients, rates, *self.bootstrap, of, runs=runs)
         mean, deviation = self.average(detector, rates, of, is_pooled)
         if np.isfinite(low).all():  # resampling sees no variance in all or none
@@ -108,6 +106,13 @@ class Detected:
                 share = bound_share(bool(mean[place]), diseased, self.bootstrap[2])
                 low[place], high[place] = share
         return mean, deviation, low, high
+
+    def _list_matches(
+        self, detector: str, is_pooled: bool
+    ) -> tuple[Sequence[Matches], Sequence[Run]]:
+        """List the matches in each mammogram and their runs; pooled, all are of one run."""
+        images, runs = self.matches[detector]
+        return images, [(0, 0)] * len(images) if is_pooled else runs
 
     def make_fact(
         self, measure: Measure, table: str, detector: str, key: str, *numbers: float

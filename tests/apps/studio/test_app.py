@@ -305,7 +305,9 @@ def test_a_click_is_answered_though_the_connection_is_being_closed(server, brows
     image.wait_for()
     page.wait_for_timeout(1000)  # its opening has been answered, and the connection is closing
     image.click(position=find_position(image, *free_place(phantom.read(count=1)[0])))
-    page.get_by_text("Place: row", exact=False).wait_for(timeout=60_000)
+    told = page.get_by_text("Place: row", exact=False)
+    told.wait_for(timeout=60_000)
+    assert told.is_visible()
 
 
 @pytest.mark.long

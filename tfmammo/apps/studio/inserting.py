@@ -357,11 +357,8 @@ def make_view(result: EditResult, folder: Path) -> ResultView:
 def write_downloads(result: EditResult) -> Path:
     """Write the DOWNLOADS to a new folder."""
     folder = Path(tempfile.mkdtemp(prefix="made_"))
-    recipe = dict(result.recipe)
-    if "config" in recipe:
-        recipe["config"] = recipe["config"] | {"tracking_uri": None}  # it may hold a password
     try:
-        text = json.dumps(recipe, indent=2, sort_keys=True, allow_nan=False)
+        text = json.dumps(result.recipe, indent=2, sort_keys=True, allow_nan=False)
         result.write_dicom(folder / "synthetic.dcm")
         (folder / "annotations.json").write_text(
             json.dumps(result.to_coco("synthetic.dcm"), indent=1), encoding="utf-8"
