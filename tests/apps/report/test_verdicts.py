@@ -104,13 +104,16 @@ def test_a_rival_that_lacks_its_papers_start_decides_nothing():
     assert evidence.word == "holds" and evidence.gain
 
 
-def test_a_rival_that_is_wider_can_lose_but_not_win():
-    claim = CLAIM.model_copy(update={"imagenet": "segnet"})
-    assert judge(claim, lead(), *APART, wider=("segnet",)).word == "holds"
-    runs = repeats("runs", CAN=(88, 89), **{"U_Net": (90, 91)})
-    assert judge(claim, lead(-2, -3, -1), *runs).word == "does not hold"
-    evidence = judge(claim, lead(-2, -3, -1), *runs, wider=("segnet",))
-    assert (evidence.word, evidence.why) == ("not decided", verdicts.WIDER)
+def test_a_copy_that_is_as_wide_as_its_rival_stands_in_for_the_papers_model():
+    claim = CLAIM.model_copy(update={"printed": "dice"})
+    wide = difference("wide CAN", "U-Net", 0.4, -0.2, 1, 0.3)
+    rows = (lead(), *APART, wide, level("U-Net", 88.7, 87, 90))
+    about = {"data": "INbreast", "papers_data": "INbreast", "runs": 5}
+    assert judge(claim, *rows, **about).word == "holds"
+    evidence = judge(claim, *rows, stand_ins={"U-Net": "wide CAN"}, **about)
+    assert evidence.word == "does not hold" and evidence.basis.startswith("wide CAN, ")
+    assert evidence.gain.endswith("excludes the printed 1.3 %")
+    assert judge(claim, *rows, stand_ins={"SegNet": "wide CAN"}, **about).word == "holds"
 
 
 @pytest.mark.parametrize(

@@ -53,8 +53,8 @@ class About(Frozen):
     """Whether patches have fewer pixels than the paper's."""
     random_starts: tuple[str, ...] = ()
     """The train scripts whose networks started from random weights."""
-    wider: tuple[str, ...] = ()
-    """The train scripts of baselines that have more of their full width than the paper's model."""
+    stand_ins: dict[str, str] = {}
+    """Baseline -> the model that stands in for the paper's in claims against it."""
     commands: tuple[str, ...] = ()
     """The commands, in order."""
     code: tuple[str, ...] = ()

@@ -71,8 +71,10 @@ class Study(Frozen):
     """Whether its patches have fewer pixels than the paper's."""
     random_starts: tuple[str, ...] = ()
     """The train scripts whose networks start from random weights."""
-    wider: tuple[str, ...] = ()
-    """The train scripts of baselines that have more of their full width than the paper's model."""
+    stand_ins: dict[str, str] = {}
+    """Baseline -> the model that stands in for the paper's in claims against it: its copy with as
+    large a share of the full width.
+    """
     subset: str
     """What an arm is, in the rows' subsets: "protocol", "frame"."""
     arms: dict[str, ShownArm]
@@ -264,7 +266,7 @@ def make_facts(rows: Rows) -> Facts | None:
         trained=len(planned & set(scores.runs)),
         is_smaller=study.is_smaller,
         random_starts=study.random_starts,
-        wider=study.wider,
+        stand_ins=study.stand_ins,
         commands=(study.command,),
         code=rows.code,
         is_preliminary=not planned <= set(scores.runs),

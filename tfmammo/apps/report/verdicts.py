@@ -28,7 +28,6 @@ RUNS_DISAGREE = "runs disagree"
 ONE_RUN = "only one run of each model"
 NOT_RECORDED = "the scores of single runs were not recorded"
 RANDOM_START = "we trained the baseline from random weights; its authors start from ImageNet"
-WIDER = "the baseline has its full width here, and the paper's model has less"
 NOT_BEYOND = "not beyond what a trivial method gains"
 BELOW_TRIVIAL = "not better than the trivial baseline"
 SMALLER = "it depends on the patch size in pixels, and our patches are smaller than the paper's"
@@ -61,6 +60,7 @@ class Evidence:
     certainty: str = ""  # "high", "moderate" or "low" of a decided claim
     facts: Facts | None = None  # that were judged
     seeds: int = 0  # that each of its models has; 0: not known
+    stand_in: str = ""  # the model in place of the one that the claim names
 
     @property
     def is_decided(self) -> bool:
@@ -76,7 +76,8 @@ class Evidence:
         kind = "the paper's data" if about.is_papers_data else "a substitute for the paper's data"
         seeds = f"{self.seeds} seed{'' if self.seeds == 1 else 's'}" if self.seeds else ""
         preliminary = "preliminary" if about.is_preliminary else ""
-        return ", ".join(filter(None, (about.basis or kind, seeds, preliminary)))
+        parts = (self.stand_in, about.basis or kind, seeds, preliminary)
+        return ", ".join(filter(None, parts))
 
     def withhold(self, why: str, detail: str = "") -> Evidence:
         """Return it as not decided."""
@@ -167,8 +168,6 @@ class Difference(Frozen):
             evidence = replace(evidence, gain="").withhold(RANDOM_START)
         if evidence.why == NOT_SIGNIFICANT and gains and self._excludes_printed(gains, facts):
             evidence = replace(evidence, word="does not hold", why="", seen="")
-        if evidence.word == "does not hold" and self.imagenet in facts.about.wider:
-            evidence = evidence.withhold(WIDER)
         return self._require_more(evidence, row, facts) if evidence.word == "holds" else evidence
 
     def _require_more(self, evidence: Evidence, row: Fact, facts: Facts) -> Evidence:
@@ -327,8 +326,12 @@ def judge_claim(
     `printed` has the paper's numbers, row -> column -> number. A claim that `is_sized` depends on
     the pixels of a patch.
     """
+    ours = facts.about.stand_ins.get(claim.named[-1], "")
+    if ours:
+        printed = {**printed, ours: printed.get(claim.model, {})}
+        claim = claim.model_copy(update={"model": ours})
     seeds = facts.about.count_seeds(claim.named, claim.subset)
-    evidence = replace(claim.judge(facts, printed), facts=facts, seeds=seeds)
+    evidence = replace(claim.judge(facts, printed), facts=facts, seeds=seeds, stand_in=ours)
     if not evidence.is_decided:
         return evidence
     if facts.about.scale == "smoke":
