@@ -54,7 +54,8 @@ def masses(tmp_path_factory):
 
 def test_a_can_inserts_its_patch_whole(load_can, mammogram):
     request = EditRequest(centre=MIDDLE, size=(20, 20), shape="round", seed=1)
-    result = load_can().edit(mammogram, request)
+    editor = load_can()
+    result = editor.edit(mammogram, request)
     top, left, bottom, right = result.box
     np.testing.assert_allclose([(top + bottom) / 2, (left + right) / 2], MIDDLE, atol=1)
     assert bottom - top <= 21 and right - left <= 21
@@ -71,6 +72,9 @@ def test_a_can_inserts_its_patch_whole(load_can, mammogram):
     assert result.recipe["lesions"][0]["shape"] == "drawn, round"
     other = load_can().edit(mammogram, request.model_copy(update={"seed": 2}))
     assert (other.mask != result.mask).any()
+    stored = editor.config.model_copy(update={"tracking_uri": "sqlite:///elsewhere.db"})
+    again = Editor.load(stored).edit(mammogram, request)
+    assert again.recipe["identity"] == result.recipe["identity"]
 
 
 @pytest.mark.slow

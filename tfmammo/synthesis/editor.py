@@ -338,7 +338,7 @@ def _make_item_config(config: EditorConfig, request: EditRequest) -> SynthesisCo
     """Make the synthesis config that a recipe keeps: of one item, as requested."""
     values: dict[str, Any] = {}
     if config.renderer in NETWORK_INPUTS:
-        values |= {"tracking_uri": config.tracking_uri, "feather": config.feather}
+        values |= {"feather": config.feather}
     if config.real_lesions:
         values |= {"resize": (request.factor, request.factor)}
     else:
