@@ -5,6 +5,7 @@ import shutil
 
 import pytest
 
+from tests.apps.report.rows import level, make_facts
 from tfmammo.apps.report import facts, runner
 from tfmammo.apps.report.items import FACT_KEYS
 from tfmammo.apps.report.runner import Options
@@ -84,6 +85,29 @@ def test_at_other_scales_the_reason_is_a_fact(config, root, tmp_path):
         "needs CDD-CESM, scaled to 512 px: set data.cdd_cesm.root"
     )
     assert str(tmp_path) not in (tmp_path / "results/can_fig2.small.json").read_text()
+
+
+def test_what_has_a_result_keeps_it_where_its_commands_cannot_run(config, root, tmp_path):
+    results = tmp_path / "results"
+    facts.write(make_facts(level("CAN", 1), item="can_fig2"), results)
+    own = config.model_copy(update={"results": results, "readme": None})
+    runner.run_report(own, Options("small", ("can_fig2", "can_fig3")), tmp_path / "output", root)
+    found = facts.read(results, FACT_KEYS)
+    assert found["can_fig2"].rows and not found["can_fig2"].about.reason
+    assert found["can_fig3"].about.reason.startswith("needs CBIS-DDSM mass patches")
+
+
+def test_a_reason_names_no_place_of_this_machine(config, root, tmp_path):
+    archive = tmp_path / "DOE^JANE"
+    (root / "train/pix2pix.py").write_text(f"import sys; sys.exit('error: {archive}/1.dcm')")
+    patches = config.data["cbis_patches"].model_copy(update={"root": archive})
+    data = {**config.data, "cbis_patches": patches}
+    own = config.model_copy(update={"data": data, "readme": None, "results": tmp_path / "results"})
+    with pytest.raises(DataError):
+        runner.run_report(
+            own, Options("small", ("can_fig2",), keep_going=True), tmp_path / "output", root
+        )
+    assert "DOE" not in (tmp_path / "results/can_fig2.small.json").read_text()
 
 
 def test_a_finished_report_is_not_run_again_and_its_facts_stay(config, root, tmp_path):

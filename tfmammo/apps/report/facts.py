@@ -182,6 +182,11 @@ def write(facts: Facts, folder: Path) -> None:
         curves.unlink(missing_ok=True)
 
 
+def has_result(folder: Path, name: str) -> bool:
+    """Whether there are facts of that name, KEY.SCALE, that are more than a reason."""
+    return (folder / f"{name}.json").is_file() and not _read_one(folder, name).about.reason
+
+
 def read(folder: Path, keys: Iterable[str]) -> dict[str, Facts]:
     """Read the facts of items at their largest scales, smaller ones where these have no result."""
     found = {}

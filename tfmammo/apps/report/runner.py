@@ -181,19 +181,26 @@ def _list_run(plan: Plan, item: Item) -> list[Planned]:
 
 def _list_obstacles(report: _Report, item: Item, failures: Mapping[str, str]) -> list[str]:
     """List why commands left no result: they were skipped, or a step failed."""
-    plan = report.plan
+    plan, config = report.plan, report.config
+    places = {str(report.output): "OUTPUT", str(report.root): "."}
+    archives = (archive.root for archive in config.data.values())
+    files = (*config.weights.values(), *config.checkpoints.values(), *config.predictions.values())
+    places |= {str(path): "DIR" for path in (*archives, *files) if path and path.is_absolute()}
     reasons = {plan.skipped[name]: None for name in item.sources if name in plan.skipped}
     for one in plan.list_behind(item.sources):
         if one.step.name in failures:
             text = failures[one.step.name].partition("; all it said:")[0]
-            for path, name in ((report.output, "OUTPUT"), (report.root, ".")):
-                text = text.replace(str(path), name)
+            for path, name in places.items():
+                text = text.replace(path, name)
             reasons[text] = None
     return list(reasons)
 
 
 def _write_item(report: _Report, item: Item, failures: Mapping[str, str]) -> None:
-    """Write the facts of an item, or why there are none, but that not at the scale smoke."""
+    """Write the facts of an item, or why there are none.
+
+    A reason is not written at the scale smoke, nor over an earlier result.
+    """
     plan, output = report.plan, report.output
     behind = plan.list_behind(item.sources)
     about = describe_work(report.config, plan, report.papers, behind).model_copy(
@@ -204,7 +211,7 @@ def _write_item(report: _Report, item: Item, failures: Mapping[str, str]) -> Non
     folder = rebuild.find_folder(report.config, plan.scale, output)
     if reasons := _list_obstacles(report, item, failures):
         log.info("%s: no result, %s", item.key, "; ".join(reasons))
-        if plan.scale != "smoke":
+        if plan.scale != "smoke" and not fact_files.has_result(folder, f"{item.key}.{plan.scale}"):
             about = about.model_copy(update={"reason": "; ".join(reasons)})
             fact_files.write(Facts(about), folder)
         return
