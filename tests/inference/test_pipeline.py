@@ -389,7 +389,7 @@ def test_handles_of_the_wrong_stage(load, models, stage, handle, error, said):
         load([], **{stage: str(models / handle)})
 
 
-def test_the_report_says_what_was_found_by_what(load, models):
+def test_the_report_says_what_was_found_by_what(load, models, monkeypatch):
     record = mammogram(spacing=(0.1, 0.1), laterality="L", view="CC")
     pipeline = load([BOX, (130, 90, 150, 110)], tracking_uri="https://user:secret@host")
     result = pipeline.predict(record)
@@ -411,6 +411,9 @@ def test_the_report_says_what_was_found_by_what(load, models):
     assert content["models"]["detector"] == {"handle": "detector", "card": None}
     assert content["versions"].keys() == {"tfmammo", "tensorflow", "keras"}
     assert content["config"]["postprocess"] == {"closing": 0, "erosion": 0, "dilation": 0}
+    assert content["remarks"] == []
+    monkeypatch.setitem(pipeline.detector.card, "packed", True)
+    assert "missed half" in build_report(result, pipeline)["remarks"][0]
 
 
 def test_the_overlay_shows_boxes_outlines_and_words(load):

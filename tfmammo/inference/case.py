@@ -84,8 +84,8 @@ def _write(
             "input": {"sha256": digest},
             **build_report(result, pipeline),
             "files": files,
-            "remarks": [*pipeline.list_remarks(), *([reason] if reason else [])],
         }
+        content["remarks"] += [reason] if reason else []
         write_report(content, made)
         for name in (OVERLAY, MASK, REPORT, SEGMENTATION):
             (output / name).unlink(missing_ok=True)

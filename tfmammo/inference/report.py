@@ -64,7 +64,7 @@ def build_report(result: PipelineResult, pipeline: Pipeline) -> dict[str, Any]:
 
     Returns:
         What JSON can hold: "mammogram", "lesions" in the order of result.findings, "models",
-        "config", "versions", "date".
+        "config", "versions", "remarks", "date".
     """
     mammogram = result.mammogram
     facts = {
@@ -87,6 +87,7 @@ def build_report(result: PipelineResult, pipeline: Pipeline) -> dict[str, Any]:
             "tensorflow": tf.__version__,
             "keras": keras.__version__,
         },
+        "remarks": pipeline.list_remarks(),
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
     }
 

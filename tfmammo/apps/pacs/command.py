@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import argparse
+import logging
 
 from tfmammo import cli
 from tfmammo.apps.pacs.config import CaseConfig, parse_address, read_credentials
 from tfmammo.apps.pacs.round_trip import RoundTrip
 from tfmammo.errors import ConfigError, PacsError
 from tfmammo.inference.pipeline import Pipeline
+
+log = logging.getLogger(__name__)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -31,6 +34,8 @@ def run(options: argparse.Namespace, config: CaseConfig) -> None:
     target = parse_address(options.target, "--to")
     read_credentials(config.pacs, source, target)  # before models are loaded
     pipeline = Pipeline.load(config.get_pipeline())
+    for remark in pipeline.list_remarks():
+        log.warning("%s", remark)
     failed = 0
     outcomes = RoundTrip(pipeline, config.pacs, source, target).run(options.study)
     for outcome in outcomes:

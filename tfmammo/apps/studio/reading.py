@@ -91,11 +91,12 @@ class ReadTab:
         files.write_overlay(overlay, folder)
         reason = write_segmentation(self.pipeline, result, source, folder / files.SEGMENTATION)
         content = build_report(result, self.pipeline)
-        files.write_report({**content, "remarks": [reason] if reason else []}, folder)
+        shown = [reason if result.findings else "no lesion found", *content["remarks"]]
+        content["remarks"] += [reason] if reason else []
+        files.write_report(content, folder)
         names = [files.REPORT, files.OVERLAY]
         if not reason:
             names.append(files.SEGMENTATION)
-        remarks = f"{reason[:1].upper()}{reason[1:]}" if result.findings else "No lesion found."
         rows = [format_row(lesion, mammogram.spacing) for lesion in content["lesions"]]
         uploads.release(old)
         return {
@@ -103,7 +104,7 @@ class ReadTab:
             self.findings: gr.update(visible=True),
             self.overlay: overlay,
             self.table: gr.update(value=rows, visible=bool(rows)),
-            self.remarks: remarks,
+            self.remarks: "\n\n".join(f"{line[:1].upper()}{line[1:]}." for line in shown if line),
             self.files: [str(folder / name) for name in names],
         }
 
