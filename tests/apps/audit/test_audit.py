@@ -5,13 +5,14 @@ import json
 
 import cv2
 import keras
+import mlflow
 import numpy as np
 import pytest
 import tensorflow as tf
 
 from tests.commands import run_module_here
 from tfmammo.apps.audit.attacks import Attack, AuditConfig
-from tfmammo.apps.audit.verdict import check_place, decide
+from tfmammo.apps.audit.verdict import decide, find_place, write
 from tfmammo.apps.audit.work import audit
 from tfmammo.apps.registry.promotion import PromotionConfig, find_audit_fault
 from tfmammo.config import DataConfig
@@ -21,10 +22,11 @@ from tfmammo.metrics.rows import read_facts
 from tfmammo.metrics.significance import Estimate
 from tfmammo.models.can import CAN, CANConfig
 from tfmammo.tracking import models
-from tfmammo.tracking.export import export, read_card
+from tfmammo.tracking.export import CARD, export, read_card
 
 SIZE = 32
 PATIENTS = 40
+EMPTY = {"format": 1, "name": "can", "serves": "", "functions": {}}
 NARROW = CANConfig(filters=(8, 16, 16), discriminator_filters=8, dropout=0, learning_rate=2e-3)
 
 
@@ -97,13 +99,29 @@ def test_an_overfitted_generator_is_caught_and_an_untrained_one_is_not(data, tmp
 
 def test_no_verdict_is_written_into_a_copy(data, tmp_path, monkeypatch):
     own = tmp_path / "run"
-    check_place(str(own), own)
-    check_place("models:/tfmammo-can/3", own)
-    with pytest.raises(ConfigError, match="models:/zoo/can"):
-        audit(AuditConfig(model="models:/zoo/can"), tmp_path / "out")
+    own.mkdir()
+    (own / CARD).write_text(json.dumps(EMPTY))
+    assert find_place(str(own), own, None) == str(own / CARD)
+    assert find_place("models:/tfmammo-can/3", own, None) == "models:/tfmammo-can/3"
+    for handle in ("models:/zoo/can", "can"):
+        with pytest.raises(ConfigError, match=f"{handle} is read as a copy"):
+            audit(AuditConfig(model=handle), tmp_path / "out")
     monkeypatch.setattr(models, "_copies", {("https://server", "runs"): tmp_path})
     with pytest.raises(ConfigError, match="write_card=false"):
-        check_place("runs:/abc/export", own)
+        find_place("runs:/abc/export", own, None)
+
+
+def test_a_verdict_stays_with_the_version_that_an_alias_named(tracking_uri, tmp_path):
+    client = mlflow.MlflowClient(tracking_uri)
+    client.create_registered_model("can")
+    for _ in range(2):
+        client.create_model_version("can", str(tmp_path))
+    client.set_registered_model_alias("can", "best", "1")
+    place = find_place("models:/can@best", tmp_path, tracking_uri)
+    client.set_registered_model_alias("can", "best", "2")
+    write({"verdict": "passed", "bound": 0.5, "reason": "", "date": ""}, place, tracking_uri)
+    tags = [client.get_model_version("can", number).tags for number in ("1", "2")]
+    assert tags[0]["audit.verdict"] == "passed" and "audit.verdict" not in tags[1]
 
 
 @pytest.mark.parametrize(

@@ -25,6 +25,7 @@ from tfmammo import filesystem
 from tfmammo.apps.audit.attacks import Attack
 from tfmammo.errors import ConfigError
 from tfmammo.tracking import export, models, store, zoo
+from tfmammo.tracking.export.card import PACKED
 
 KEY = "audit"  # of the card, and before the tags of a registered version
 
@@ -81,30 +82,42 @@ def make_record(
     }
 
 
-def check_place(handle: str, folder: Path) -> None:
-    """Check that a verdict can be kept with the export in a folder, to which a model URI leads."""
-    is_registered = handle.startswith("models:/")  # its verdict goes into tags of the store
-    if handle.startswith(zoo.PREFIX) or (models.is_copy(folder) and not is_registered):
+def find_place(handle: str, folder: Path, uri: str | None) -> str:
+    """Find where a verdict is kept: models:/NAME/VERSION, in tags of the store, or a card's path.
+
+    An alias may lead to another version once the attacks are done.
+
+    Args:
+        handle: The model URI of the network.
+        folder: The export to which it leads.
+        uri: The store of models:/ URIs.
+
+    Raises:
+        ConfigError: It is a copy, which would lose a verdict.
+    """
+    is_registered = handle.startswith("models:/") and not handle.startswith(zoo.PREFIX)
+    if not is_registered and (models.is_copy(folder) or export.read_card(folder).get(PACKED)):
         raise ConfigError(
             f"write_card: {handle} is read as a copy, which would lose a verdict; set "
             "write_card=false, or name a registered version or an export on this machine"
         )
+    if not is_registered:
+        return str(export.locate(folder) / export.CARD)
+    name, _, alias = handle.removeprefix("models:/").partition("@")
+    if not alias:
+        return handle
+    with store.open_registry(store.store_uri(uri)) as client:
+        return f"models:/{name}/{client.get_model_version_by_alias(name, alias).version}"
 
 
-def write(record: dict[str, Any], handle: str, folder: Path, uri: str | None) -> str:
-    """Write a record into an export's card or a registered version's tags; return which one.
-
-    `folder` is the export to which the model URI leads, `uri` the store of models:/ URIs.
-    """
-    if handle.startswith("models:/"):
-        name, _, alias = handle.removeprefix("models:/").partition("@")
-        name, _, number = name.partition("/")
+def write(record: dict[str, Any], place: str, uri: str | None) -> None:
+    """Write a record to a place of `find_place`; `uri` is the store of models:/ URIs."""
+    if place.startswith("models:/"):
+        name, _, version = place.removeprefix("models:/").partition("/")
         with store.open_registry(store.store_uri(uri)) as client:
-            version = number or client.get_model_version_by_alias(name, alias).version
             for key in ("verdict", "bound", "reason", "date"):
-                client.set_model_version_tag(name, str(version), f"{KEY}.{key}", str(record[key]))
-        return f"tags of models:/{name}/{version}"
-    path = export.locate(folder) / export.CARD
+                client.set_model_version_tag(name, version, f"{KEY}.{key}", str(record[key]))
+        return
+    path = Path(place)
     card = json.loads(path.read_text(encoding="utf-8"))
     filesystem.write_atomically(path, json.dumps(card | {KEY: record}, indent=2) + "\n")
-    return str(path)

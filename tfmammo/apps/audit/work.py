@@ -45,8 +45,9 @@ def audit(config: AuditConfig, output: Path) -> list[Table]:
     The output has table.md, rows.csv, audit.json and nearest.png.
     """
     network = open_first(config.model, SOURCES, "image", config.tracking_uri)
+    place = ""
     if config.write_card:
-        verdicts.check_place(config.model, network.folder)
+        place = verdicts.find_place(config.model, network.folder, config.tracking_uri)
     data = network.merge_data(config.data)
     sides = draw_sides(network, datasets.load_all_patches(data), config)
     level = 1 - (1 - config.level) / count_attacks(config)
@@ -68,8 +69,8 @@ def audit(config: AuditConfig, output: Path) -> list[Table]:
     content = {**record, "details": {attack.name: describe(attack) for attack in attacks}}
     (output / "audit.json").write_text(json.dumps(content, indent=1), encoding="utf-8")
     write_nearest(sides, config.rows, output / "nearest.png")
-    if config.write_card:
-        place = verdicts.write(record, config.model, network.folder, config.tracking_uri)
+    if place:
+        verdicts.write(record, place, config.tracking_uri)
         log.info("the verdict, %s, is written into %s", verdict.decision, place)
     if config.tracking_uri:
         metrics = {f"audit/{attack.name}": attack.success.value for attack in attacks}
