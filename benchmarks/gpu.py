@@ -334,8 +334,12 @@ def write_answer(folder: Path, jobs: Iterable[Job], out: Path) -> None:
         for job in jobs:
             run = folder / "runs" / job["name"]
             for path in sorted(run.iterdir()):
-                if ".new" not in path.suffixes:
-                    tar.add(path, f"runs/{job['name']}/{path.name}")
+                if ".new" in path.suffixes:
+                    continue
+                # Its job may delete it, or put another in its place, while it is read.
+                with contextlib.suppress(FileNotFoundError), path.open("rb") as file:
+                    name = f"runs/{job['name']}/{path.name}"
+                    tar.addfile(tar.gettarinfo(arcname=name, fileobj=file), file)
     count = max(1, -(-whole.stat().st_size // FILE_BYTES))
     if count > FILES:
         raise SystemExit(f"{whole}: has more than {FILES} files of {FILE_BYTES} bytes")

@@ -297,6 +297,7 @@ def test_an_answer_has_small_files_and_loses_no_newer_run(gpu, three_jobs, tmp_p
     numbers = np.random.default_rng(0).random(3000)  # 24,000 bytes
     write_run(box, three_jobs[0], 2, state={"made": 2, "numbers": numbers})
     write_run(box, three_jobs[1], 2)
+    (box / "runs/b/state.npz").symlink_to(box / "deleted by its job")
     write_run(queue, three_jobs[1], 3)
     (out / "answer-1-of-1").write_bytes(b"of an earlier command")
     gpu.write_answer(box, three_jobs[:2], out)
