@@ -1,10 +1,13 @@
 """What `import tfmammo` offers: names, reprs, and answers on networks that are known."""
 
 import itertools
+import os
+import signal
 import subprocess
 import sys
+import threading
+import time
 from pathlib import Path
-from types import SimpleNamespace
 
 import keras
 import numpy as np
@@ -269,21 +272,51 @@ def test_a_training_that_can_not_start_is_one_sentence():
         tfmammo.train("can", "quickstart", {"training.stepz": 3})
 
 
+@pytest.fixture
+def stand_in(monkeypatch, tmp_path):
+    """A function (program) that puts a program in place of the command of a training."""
+
+    def put(program):
+        script = tmp_path / "command"
+        script.write_text(f"#!{sys.executable}\n{program}")
+        script.chmod(0o700)
+        monkeypatch.setattr(sys, "executable", str(script))
+
+    return put
+
+
 @pytest.mark.parametrize(
-    ("said", "reason"),
-    [("a\nerror: no room\n", "error: no room"), ("\n", "see above"), (None, "see above")],
+    ("said", "quiet", "reason"),
+    [("a\nerror: no room\n", True, "error: no room"), ("\n", True, "see above")]
+    + [("error: no room\n", False, "see above")],
 )
-def test_a_training_that_fails_says_its_last_line(monkeypatch, tmp_path, said, reason):
-    seen = {}
-
-    def fail(command, **settings):
-        seen.update(settings)
-        return SimpleNamespace(returncode=2, stderr=said)
-
-    monkeypatch.setattr(subprocess, "run", fail)
+def test_a_training_that_fails_says_its_last_line(stand_in, capfd, tmp_path, said, quiet, reason):
+    stand_in(f"import sys\nprint('step 1')\nsys.stderr.write({said!r})\nsys.exit(2)")
     with pytest.raises(TrainingError, match=rf"^train can: ended with exit code 2 \({reason}\)$"):
-        tfmammo.train("can", "quickstart", output=tmp_path, quiet=said is not None)
-    assert seen["capture_output"] == (said is not None)
+        tfmammo.train("can", "quickstart", output=tmp_path, quiet=quiet)
+    assert capfd.readouterr() == (("", "") if quiet else ("step 1\n", said))
+
+
+@pytest.mark.parametrize("quiet", [True, False])
+def test_ctrl_c_lets_a_training_save_first(stand_in, tmp_path, quiet):
+    started, saved = tmp_path / "started", tmp_path / "saved"
+    stand_in(
+        "import pathlib, signal, time\n"
+        f"signal.signal(signal.SIGINT, lambda *_: (time.sleep(1), pathlib.Path({str(saved)!r})"
+        ".write_text('all')))\n"
+        f"pathlib.Path({str(started)!r}).touch()\n"
+        "signal.pause()\n"
+    )
+
+    def interrupt():
+        while not started.exists():
+            time.sleep(0.02)
+        os.kill(os.getpid(), signal.SIGINT)
+
+    threading.Thread(target=interrupt, daemon=True).start()
+    with pytest.raises(KeyboardInterrupt):
+        tfmammo.train("can", "quickstart", output=tmp_path / "run", quiet=quiet)
+    assert saved.read_text() == "all"
 
 
 @pytest.mark.long

@@ -7,6 +7,7 @@ an export, a SavedModel in it, `runs:/ID/PLACE`, or `models:/NAME@ALIAS`.
 
 from __future__ import annotations
 
+import signal
 import subprocess
 import sys
 import tempfile
@@ -432,7 +433,7 @@ def train(
     """Train a model, or go on training it, as `tfmammo train NAME` does.
 
     The training is a process of its own, so that TensorFlow's settings and memory are its own too.
-    It prints what the command prints.
+    It prints what the command prints. Ctrl-C lets it save a checkpoint first.
 
     Args:
         name: "can", "unet", ...: a script of `tfmammo train`.
@@ -457,16 +458,37 @@ def train(
     folder = Path(output) if output else script.default_output(experiment)
     command = [sys.executable, "-m", "tfmammo", "train", name, "--config", str(config or name)]
     settings = ["--set", *overrides] if overrides else []
-    done = subprocess.run(
-        [*command, "--output", str(folder), *settings],
-        check=False,
-        capture_output=quiet,
-        text=True,
-    )
-    if done.returncode:
-        lines = (done.stderr or "").strip().splitlines() or ["see above"]
-        raise TrainingError(f"train {name}: ended with exit code {done.returncode} ({lines[-1]})")
+    code, said = _run_to_end([*command, "--output", str(folder), *settings], quiet)
+    if code:
+        last = (said.strip().splitlines() or ["see above"])[-1]
+        raise TrainingError(f"train {name}: ended with exit code {code} ({last})")
     return folder
+
+
+def _run_to_end(command: Sequence[str], quiet: bool) -> tuple[int, str]:
+    """Run a command; return its exit code and, of a quiet one, what it said on stderr.
+
+    Ctrl-C is passed on, and takes effect when the command has ended.
+    """
+    process = subprocess.Popen(
+        command,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.DEVNULL if quiet else None,
+        stderr=subprocess.PIPE if quiet else None,
+        text=True,
+        process_group=0,  # Ctrl-C reaches it once, through us
+    )
+    interrupt = None
+    while True:
+        try:
+            _, said = process.communicate()
+            break
+        except KeyboardInterrupt as error:
+            interrupt = error
+            process.send_signal(signal.SIGINT)
+    if interrupt:
+        raise interrupt
+    return process.returncode, said or ""
 
 
 def _parse(schema: type[Config], **values: Any) -> Config:
