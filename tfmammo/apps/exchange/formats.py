@@ -267,7 +267,7 @@ class HuggingFace(Format):
 
     def __init__(self, config: ExchangeConfig, folds: int) -> None:
         super().__init__(config, folds)
-        self.lines: dict[str, str] = {}  # by subset
+        self.lines: dict[str, list[str]] = {}  # by subset
 
     def image_path(self, case: Case) -> str:
         """Return the path of its image."""
@@ -284,13 +284,12 @@ class HuggingFace(Format):
         }
         objects |= {name: [getattr(lesion, name) or "" for lesion in lesions] for name in _FACTS}
         line = {"file_name": f"{case.name}.png"} | case.make_row() | {"objects": objects}
-        subset = self.name_subset(case)
-        self.lines[subset] = f"{self.lines.get(subset, '')}{json.dumps(line)}\n"
+        self.lines.setdefault(self.name_subset(case), []).append(f"{json.dumps(line)}\n")
         return {}
 
     def finish(self) -> dict[str, str]:
         """Return the files that list all cases."""
-        return {f"{subset}/metadata.jsonl": lines for subset, lines in self.lines.items()}
+        return {f"{subset}/metadata.jsonl": "".join(lines) for subset, lines in self.lines.items()}
 
 
 FORMATS: dict[str, type[Format]] = {
