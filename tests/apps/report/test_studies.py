@@ -219,7 +219,7 @@ def test_frames_are_compared_on_the_same_masses(frames):
     assert not [row for row in frames.rows if row.subset.startswith("arm=full")]
     page = pages.build_page("cgan", facts)
     text = flatten(page)
-    assert "**9 of 11 runs are finished (tight frames: 4 of 4, full mammograms: 4 of 4).**" in text
+    assert "**9 of 14 runs are finished (tight frames: 4 of 4, full mammograms: 4 of 4).**" in text
     assert "| SegNet | 0 of 1 | - |" in text and "| cGAN + post-processing | 3 of 3 | 12 |" in text
     assert "the cGAN has a Dice that differs by +1.0" in text
     assert "without the discriminator" in rebuild._describe_adversary(facts)

@@ -69,8 +69,6 @@ class Study(Frozen):
     """How long and how large, with the steps of each arm by its name: "{unseen:,} steps"."""
     is_smaller: bool = False
     """Whether its patches have fewer pixels than the paper's."""
-    random_starts: tuple[str, ...] = ()
-    """The train scripts whose networks start from random weights."""
     stand_ins: dict[str, str] = {}
     """Baseline -> the model that stands in for the paper's in claims against it: its copy with as
     large a share of the full width.
@@ -265,7 +263,6 @@ def make_facts(rows: Rows) -> Facts | None:
         seeds=seeds | {"": counts[study.base]},
         trained=len(planned & set(scores.runs)),
         is_smaller=study.is_smaller,
-        random_starts=study.random_starts,
         stand_ins=study.stand_ins,
         commands=(study.command,),
         code=rows.code,
