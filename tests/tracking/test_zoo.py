@@ -202,6 +202,13 @@ def test_add_packs_and_writes_down_results(shelf, exported, tmp_path, capsys):
     (shelf / "tiny.json").write_text(json.dumps(entry | {"sha256": "", "size": 0}))
     table = "### Dice\n\n|  | Dice, % |\n| --- | ---: |\n| CAN | 91.7 |\n\nOne note.\n"
     (tmp_path / "table.md").write_text(table)
+    packed = shelf / "tiny.zip"
+    packed.write_bytes(b"what was packed before")
+    for evaluation in ([tmp_path], [tmp_path / "nowhere", "--command", "evaluate it"]):
+        words = ["add", "tiny", "--run", exported, "--results", *evaluation]
+        with pytest.raises(SystemExit):
+            command.main(list(map(str, words)))
+        assert packed.read_bytes() == b"what was packed before"
     command.main(["add", "tiny", "--run", str(exported)])
     for _ in range(2):
         command.main(["add", "tiny", "--results", str(tmp_path), "--command", "evaluate it"])

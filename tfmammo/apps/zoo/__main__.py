@@ -95,14 +95,7 @@ def _add(options: argparse.Namespace) -> None:
     name = options.name.removeprefix(zoo.PREFIX)
     entry = zoo.read_entry(name)
     changes: dict[str, object] = {}
-    if options.run:
-        from tfmammo.tracking.models import find_local_export
-        from tfmammo.tracking.zoo.packing import pack
-
-        file = FOLDER / entry.file
-        pack(find_local_export(options.run), file, options.functions)
-        changes["sha256"] = filesystem.sha256(file)
-        changes["size"] = file.stat().st_size
+    # first what may be refused, so that an error leaves the packed file as it was
     if options.results:
         from tfmammo.document import read_tables
 
@@ -114,6 +107,14 @@ def _add(options: argparse.Namespace) -> None:
         ]
         others = [result for result in entry.results if result.command != options.command]
         changes["results"] = [*others, *results]
+    if options.run:
+        from tfmammo.tracking.models import find_local_export
+        from tfmammo.tracking.zoo.packing import pack
+
+        file = FOLDER / entry.file
+        pack(find_local_export(options.run), file, options.functions)
+        changes["sha256"] = filesystem.sha256(file)
+        changes["size"] = file.stat().st_size
     zoo.write_entry(name, entry.model_copy(update=changes))
     _show(options)
 
