@@ -2,6 +2,7 @@
 
 import json
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -114,13 +115,16 @@ def test_the_learning_rate_rises_stays_or_falls(warmup, decay, steps, rates):
     assert learning_rate(0.2) == 0.2
 
 
-def test_patients_behind_a_checkpoint_are_seen(tmp_path):
+def test_patients_behind_a_checkpoint_are_seen(tmp_path, monkeypatch):
     (tmp_path / "export/checkpoint").mkdir(parents=True)
     card = {"format": FORMAT, "name": "ssd", "serves": "saved_model", "functions": {}}
     card |= {"train_patients": ["p1", "p2"], "id_key": key_check()}
     (tmp_path / "export/card.json").write_text(json.dumps(card))
     for checkpoint in ("export/checkpoint", "export/checkpoint/ckpt-0"):
         assert read_training_patients(tmp_path / checkpoint) == ["p1", "p2"]
+    monkeypatch.chdir(tmp_path / "export/checkpoint")
+    for checkpoint in (".", "ckpt-0"):
+        assert read_training_patients(Path(checkpoint)) == ["p1", "p2"]
     assert read_training_patients(tmp_path) == read_training_patients(None) == []
 
 

@@ -219,7 +219,8 @@ def read_training_patients(checkpoint: Path | None) -> list[str]:
 
     The loop counts them as seen. Of any other checkpoint it is not known: [].
     """
-    for folder in (checkpoint, *checkpoint.parents[:2]) if checkpoint else ():
+    path = checkpoint and checkpoint.absolute()
+    for folder in (path, *path.parents[:2]) if path else ():
         if (folder / CARD).is_file():
             return sorted(get_training_patients(read_card(folder), folder))
     return []
