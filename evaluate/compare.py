@@ -15,6 +15,7 @@ from tfmammo import config as configuration
 from tfmammo.errors import ConfigError
 from tfmammo.evaluation.script import print_tables
 from tfmammo.studies.segmenters import ComparisonConfig, plan_steps, run_comparison
+from tfmammo.studies.workflow import format_overrides
 
 
 def main() -> None:
@@ -30,7 +31,7 @@ def main() -> None:
     overrides = [override for override in overrides if not override.endswith("=None")]
     if options.data:
         name, _, root = options.data.partition("=")
-        overrides += [f"data.name={name}", f"data.root={root or 'null'}"]
+        overrides += format_overrides({"data.name": name, "data.root": root or None})
     config = configuration.parse(ComparisonConfig, options.config, [*overrides, *options.set])
     if options.models:
         config = config.select(options.models.split(","))

@@ -18,6 +18,8 @@ def test_a_plan_shows_commands_and_runs_nothing(repository, tmp_path):
         "unet.py",
     ] * 2
     assert not (tmp_path / "out").exists()
+    done = call(repository, "--data", "inbreast=/data/INbreast #2", "--print-config")
+    assert "root: '/data/INbreast #2'" in done.stdout
 
 
 @pytest.mark.parametrize(

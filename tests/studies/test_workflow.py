@@ -43,10 +43,10 @@ def ran(output):
 
 def test_overrides_are_what_set_takes():
     data = {"size": 64, "root": None, "kinds": ["mass"], "window": {}}
-    values = {"data": data, "name": "a b", "clip": 0.5, "on": True}
+    values = {"data": data, "name": "a b", "clip": 0.5, "on": True, "root": "/ä #2", "text": "1e3"}
     assert format_overrides(values) == [
         *("data.size=64", "data.root=null", 'data.kinds=["mass"]', "data.window={}"),
-        *("name=a b", "clip=0.5", "on=true"),
+        *("name=a b", "clip=0.5", "on=true", 'root="/ä #2"', "text=1e3"),
     ]
     command = ("x.py", "--config", "a.yaml", "--set", "a=1", "b.c=[2]", "--output", "d")
     step = Step("one", command, (), ("--set", "count=3"), ("--set", "e=4"))
@@ -87,7 +87,7 @@ def test_other_work_in_a_steps_place_is_refused(tmp_path, pair):
 def test_work_code_and_archives_may_move_but_not_change(tmp_path, monkeypatch):
     for place in ("here", "there"):
         monkeypatch.setattr(workflow.shipped, "ROOT", tmp_path / place)
-        work, archive = tmp_path / place / "work", tmp_path / place / "archive"
+        work, archive = tmp_path / place / "work", tmp_path / place / "archive #2"
         if place == "there":
             (tmp_path / "here").rename(tmp_path / "there")
         else:
@@ -96,7 +96,7 @@ def test_work_code_and_archives_may_move_but_not_change(tmp_path, monkeypatch):
         script = tmp_path / place / "script.py"
         script.write_text(f"open(r'{tmp_path / 'ran'}', 'a').write('1')")
         (work / "one").mkdir(parents=True, exist_ok=True)
-        step = Step("one", (str(script), "--set", f"data.root={archive}"))
+        step = Step("one", (str(script), "--set", *format_overrides({"data.root": str(archive)})))
         run_steps([step], work)
     assert ran(tmp_path) == "1"
     workflow._hash_listing.cache_clear()
