@@ -414,11 +414,15 @@ def test_handles_in_the_store_lead_to_the_export(folder, exported, monkeypatch):
         resolve(f"runs:/{run.id}/notes", uri)
 
 
-def test_local_handles(exported, tmp_path):
+def test_local_handles(exported, tmp_path, monkeypatch):
     output = tmp_path / "output"
     shutil.copytree(exported, output / "export")
     for handle in (output, output / "export", output / "export" / "inverter", str(output)):
         assert resolve(handle) == output / "export"
+    monkeypatch.chdir(output / "export")
+    assert resolve(".") == Path(".")
+    monkeypatch.chdir(output)
+    assert resolve(".") == Path("export")
     (output / "export").rename(output / ".export.old")  # what a crash between two moves leaves
     assert resolve(output) == resolve(output / "export") == output / ".export.old"
     with pytest.raises(TrackingError, match="^nowhere: "):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 from collections.abc import Collection, Mapping
 from pathlib import Path
@@ -210,8 +211,9 @@ def describe_variables(network: Any) -> list[str]:
 
 
 def sibling(directory: Path, suffix: str) -> Path:
-    """Return the path of a hidden folder beside an export."""
-    return directory.with_name(f".{directory.name}.{suffix}")
+    """Return the absolute path of a hidden folder beside an export."""
+    path = Path(os.path.abspath(directory))  # "." has no name
+    return path.with_name(f".{path.name}.{suffix}")
 
 
 def remove_places(content: Any, key: str = "") -> Any:
