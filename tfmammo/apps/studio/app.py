@@ -101,7 +101,7 @@ def build(config: StudioConfig) -> gr.Blocks:
 
 
 def serve(config: StudioConfig, folder: Path) -> None:
-    """Show the page until Ctrl-C; `folder` is private, and the only one whose files are served."""
+    """Show the page until Ctrl-C; `folder` is private, and has all uploads and downloads."""
     page = build(config)
     page.queue(default_concurrency_limit=8, max_size=200)
     app = gr.mount_gradio_app(
@@ -112,7 +112,6 @@ def serve(config: StudioConfig, folder: Path) -> None:
         config.port,
         footer_links=[],
         max_file_size=config.upload_mb * 2**20,
-        allowed_paths=[str(folder)],
         show_error=False,
         ssr_mode=False,
         # the system's fonts, so that nothing is fetched from other sites
