@@ -202,6 +202,8 @@ def test_a_lesion_is_made_where_somebody_clicks(server, browser, patient, mass, 
         if path.name != "segmentation.dcm":  # another test's, which has to name the patient
             assert names_nobody(path.read_bytes(), str(path))
     assert page.elsewhere == []
+    phantom_of(page, "#insert-phantom", 0)
+    page.locator("#before-after").wait_for(state="hidden")
 
 
 def agree(files, place, patient):
@@ -347,6 +349,9 @@ def test_a_mammogram_is_read(server, browser, patient, mass, tmp_path):
     segmentation = pydicom.dcmread(files["segmentation.dcm"])
     # as the standard demands, and the page says
     assert segmentation.PatientName == "QUIBBLE^ZEPHYRINE"
+    (tmp_path / "torn.png").write_bytes(b"no picture")
+    upload(page, "Read a mammogram", tmp_path / "torn.png", tab="Read")
+    page.locator("#overlay").wait_for(state="hidden")
     others = [files[name].read_bytes() for name in ("report.json", "overlay.png")]
     assert names_nobody(*others, page.content(), server.log)
     assert FILE not in [path.name for path in server.files()]

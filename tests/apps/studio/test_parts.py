@@ -1,6 +1,7 @@
 """Parts of the studio without a browser: clicks, texts, uploads, requests, config."""
 
 import shutil
+import tempfile
 from dataclasses import replace
 
 import numpy as np
@@ -160,6 +161,17 @@ def test_an_upload_is_deleted_and_its_stored_values_are_kept(tmp_path, ending, b
     assert held.folder is None or not held.folder.exists()
     with pytest.raises(ArchiveError, match="the upload no longer exists; send it again"):
         uploads.open_upload(str(upload))
+
+
+def test_an_error_leaves_no_folder(tmp_path, monkeypatch):
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    with pytest.raises(OSError), uploads.new_folder("made_") as folder:
+        (folder / "mask.png").write_bytes(b"half of it")
+        raise OSError("no space left")
+    assert not list(tmp_path.iterdir())
+    with uploads.new_folder("made_") as folder:
+        pass
+    assert list(tmp_path.iterdir()) == [folder]
 
 
 @pytest.mark.parametrize(

@@ -6,8 +6,6 @@ Every browser has its own mammogram and result (gr.State); only the systems are 
 from __future__ import annotations
 
 import json
-import shutil
-import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -153,7 +151,7 @@ class InsertTab:
         long = uploads.computing(parallel)
         quick = uploads.QUICK
         opening = [self.held, self.centre, self.picture, self.hint, self.height, self.width]
-        opening += [self.make, self.note, self.upload, self.example]
+        opening += [self.make, self.note, self.upload, self.example, self.result]
         self.upload.upload(self._open, [self.upload, self.held], opening, **long)
         # Gradio's `input` comes twice for one choice, and its `select` not at all for the keyboard.
         self.example.change(self._example, [self.example, self.held], opening, **long)
@@ -200,6 +198,7 @@ class InsertTab:
             self.height: height,
             self.width: width,
             self.make: gr.update(interactive=False),
+            self.result: gr.update(visible=False),
         }
 
     def _place(self, held: OpenMammogram | None, event: gr.SelectData) -> Updates:
@@ -230,9 +229,20 @@ class InsertTab:
         return format_size(height, width, of_file or stated)
 
     def _make(
-        self, held: Any, centre: Any, old: Any, marked: bool, name: str, *options: Any
+        self,
+        held: OpenMammogram | None,
+        centre: tuple[int, int] | None,
+        old: ResultView | None,
+        marked: bool,
+        name: str,
+        height: Any,
+        width: Any,
+        shape: str | None,
+        factor: float,
+        seed: Any,
+        *facts: Any,
     ) -> Updates:
-        """Edit; the options are height, width, shape, factor, seed and what `Facts.parse` takes."""
+        """Edit, and show the result instead of the old one."""
 
         def work() -> Updates:
             if centre is None:
@@ -240,9 +250,11 @@ class InsertTab:
             if held is None:
                 raise DataError("the mammogram is no longer open; open it again")
             system = self.systems[name]
-            request = build_request(system, tuple(centre), *options[:5])
-            result = system.edit(Facts.parse(*options[5:]).add_to(held.mammogram), request)
-            view = make_view(result, write_downloads(result))
+            request = build_request(system, centre, height, width, shape, factor, seed)
+            result = system.edit(Facts.parse(*facts).add_to(held.mammogram), request)
+            with uploads.new_folder("made_") as folder:
+                write_downloads(result, folder)
+                view = make_view(result, folder)
             uploads.release(old)
             middle = 50 * (view.box[1] + view.box[3]) / view.cols
             return {
@@ -276,7 +288,7 @@ def list_shapes(system: Editor) -> list[str]:
 
 def build_request(
     system: Editor,
-    centre: Any,
+    centre: tuple[int, int],
     height: Any,
     width: Any,
     shape: str | None,
@@ -354,18 +366,12 @@ def make_view(result: EditResult, folder: Path) -> ResultView:
     )
 
 
-def write_downloads(result: EditResult) -> Path:
-    """Write the DOWNLOADS to a new folder."""
-    folder = Path(tempfile.mkdtemp(prefix="made_"))
-    try:
-        text = json.dumps(result.recipe, indent=2, sort_keys=True, allow_nan=False)
-        result.write_dicom(folder / "synthetic.dcm")
-        (folder / "annotations.json").write_text(
-            json.dumps(result.to_coco("synthetic.dcm"), indent=1), encoding="utf-8"
-        )
-        (folder / "mask.png").write_bytes(synthetic.encode_mask_png(result.mask))
-        (folder / "recipe.json").write_text(f"{text}\n", encoding="utf-8")
-    except BaseException:
-        shutil.rmtree(folder, ignore_errors=True)
-        raise
-    return folder
+def write_downloads(result: EditResult, folder: Path) -> None:
+    """Write the DOWNLOADS to a folder."""
+    text = json.dumps(result.recipe, indent=2, sort_keys=True, allow_nan=False)
+    result.write_dicom(folder / "synthetic.dcm")
+    (folder / "annotations.json").write_text(
+        json.dumps(result.to_coco("synthetic.dcm"), indent=1), encoding="utf-8"
+    )
+    (folder / "mask.png").write_bytes(synthetic.encode_mask_png(result.mask))
+    (folder / "recipe.json").write_text(f"{text}\n", encoding="utf-8")

@@ -9,10 +9,8 @@ from __future__ import annotations
 
 import base64
 import logging
-import tempfile
 import time
 from functools import partial
-from pathlib import Path
 
 import gradio as gr
 
@@ -20,7 +18,7 @@ from tfmammo.apps.reader_study.answers import write_answers
 from tfmammo.apps.reader_study.cases import SCALE, Case
 from tfmammo.apps.reader_study.results import FEW, plot_roc, results_table, write_results
 from tfmammo.apps.reader_study.session import ReaderStudy, parse_reader_name
-from tfmammo.apps.studio.uploads import QUICK, Updates
+from tfmammo.apps.studio.uploads import QUICK, Updates, new_folder
 from tfmammo.errors import ConfigError, DataError
 from tfmammo.metrics import observer
 
@@ -154,11 +152,11 @@ class StudyTab:
 
     def _show_results(self) -> Updates:
         study = self.study
-        folder = Path(tempfile.mkdtemp(prefix="reader_study_"))
         results = study.compute_results()
         table = results_table(results, study.config.name)
-        write_results(results, folder / "results.csv")
-        write_answers(study.config, study.answers, folder / "answers.csv")
+        with new_folder("reader_study_") as folder:
+            write_results(results, folder / "results.csv")
+            write_answers(study.config, study.answers, folder / "answers.csv")
         body = [[cell.replace("\n", " ") for cell in row] for row in table.body]
         return {
             self.results: gr.update(visible=True),

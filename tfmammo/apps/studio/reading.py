@@ -5,8 +5,7 @@ An upload is read at once and then deleted; its DICOM segmentation needs it and 
 
 from __future__ import annotations
 
-import tempfile
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -75,28 +74,30 @@ class ReadTab:
                 mammogram = Facts.parse(*facts).add_to(editor.open_mammogram(path))
                 return self._read(mammogram, path, old)
 
-        return {self.upload: None, self.example: None} | uploads.run_with_note(self.note, work)
+        return {self.upload: None, self.example: None} | self._run(work)
 
     def _example(self, name: str | None, old: Results | None) -> Updates:
         if name is None:  # the user's own file replaces it
             return gr.skip()
-        return uploads.run_with_note(
-            self.note, lambda: self._read(uploads.open_phantom(name).mammogram, None, old)
-        )
+        return self._run(lambda: self._read(uploads.open_phantom(name).mammogram, None, old))
+
+    def _run(self, work: Callable[[], Updates]) -> Updates:
+        """Do the work, or hide what was found in another mammogram."""
+        return {self.findings: gr.update(visible=False)} | uploads.run_with_note(self.note, work)
 
     def _read(self, mammogram: Mammogram, source: Path | None, old: Results | None) -> Updates:
         result = self.pipeline.predict(mammogram)
-        folder = Path(tempfile.mkdtemp(prefix="read_"))
         overlay = draw_overlay(result, min(uploads.MAX_SIDE, max(mammogram.rows, mammogram.cols)))
-        files.write_overlay(overlay, folder)
-        reason = write_segmentation(self.pipeline, result, source, folder / files.SEGMENTATION)
-        content = build_report(result, self.pipeline)
-        shown = [reason if result.findings else "no lesion found", *content["remarks"]]
-        content["remarks"] += [reason] if reason else []
-        files.write_report(content, folder)
-        names = [files.REPORT, files.OVERLAY]
-        if not reason:
-            names.append(files.SEGMENTATION)
+        with uploads.new_folder("read_") as folder:
+            files.write_overlay(overlay, folder)
+            reason = write_segmentation(self.pipeline, result, source, folder / files.SEGMENTATION)
+            content = build_report(result, self.pipeline)
+            shown = [reason if result.findings else "no lesion found", *content["remarks"]]
+            content["remarks"] += [reason] if reason else []
+            files.write_report(content, folder)
+            names = [files.REPORT, files.OVERLAY]
+            if not reason:
+                names.append(files.SEGMENTATION)
         rows = [format_row(lesion, mammogram.spacing) for lesion in content["lesions"]]
         uploads.release(old)
         return {

@@ -70,7 +70,8 @@ class Facts:
     @staticmethod
     def parse(side: str, view: str, spacing: float | None) -> Facts:
         """Parse the values of `add_facts_inputs`."""
-        if spacing and not 0.005 <= spacing <= 2:
+        low, high = editor.SPACING
+        if spacing and not low <= spacing <= high:
             raise DataError(
                 f"{spacing:g} mm per px is not the spacing of a mammogram; most have 0.05 to 0.2"
             )
@@ -117,6 +118,17 @@ def claim(upload: str) -> Iterator[Path]:
         shutil.rmtree(private, ignore_errors=True)
 
 
+@contextmanager
+def new_folder(prefix: str) -> Iterator[Path]:
+    """Make a folder for what a page keeps; an error deletes it."""
+    made = Path(tempfile.mkdtemp(prefix=prefix))
+    try:
+        yield made
+    except BaseException:
+        shutil.rmtree(made, ignore_errors=True)
+        raise
+
+
 def open_upload(upload: str) -> OpenMammogram:
     """Read an upload and delete it."""
     with claim(upload) as path:
@@ -132,11 +144,11 @@ def open_upload(upload: str) -> OpenMammogram:
     if not is_dicom:
         read = partial(Stored.image, stored)
         return OpenMammogram(mammogram.with_pixels(read), to_display(image))
-    session_folder = Path(tempfile.mkdtemp(prefix="held_"))
-    path = session_folder / "mammogram.dcm"
-    synthetic.write_dicom_of_mammogram(path, stored, mammogram, identity)
-    mammogram = replace(mammogram, **dicom.pixel_source(path))
-    return OpenMammogram(mammogram, to_display(image), folder=session_folder)
+    with new_folder("held_") as session_folder:
+        path = session_folder / "mammogram.dcm"
+        synthetic.write_dicom_of_mammogram(path, stored, mammogram, identity)
+        mammogram = replace(mammogram, **dicom.pixel_source(path))
+        return OpenMammogram(mammogram, to_display(image), folder=session_folder)
 
 
 def list_phantoms() -> dict[str, Mammogram]:
