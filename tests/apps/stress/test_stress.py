@@ -99,6 +99,11 @@ def test_the_command_takes_one_detector_and_some_methods():
         choose(several, "runs/x", None)
 
 
+def test_a_method_is_not_called_as_the_removals_are():
+    with pytest.raises(ValueError, match="methods: removal is the name"):
+        make_config(methods={"removal": MethodConfig()})
+
+
 def test_every_cell_of_the_grid_gets_equally_many_pairs():
     config = make_config(contrasts=(0.1, 0.2), sizes=(5,), softness=(0,), pairs=17)
     counts = {}
@@ -213,11 +218,14 @@ def test_false_positives_are_those_of_mammograms_before_insertion(normal):
         pairs.Pair("removal", other, other, other.lesions[0].box, None, -0.1, 8.0),
         pairs.Pair("drawn", normal, normal, (200, 100, 220, 120), inserted, 0.1, 8.0),
     ]
-    detector = Scattered()
-    trial = scoring.run({"d": detector}, made, make_config(score=0.25))["d"]
-    assert (trial.fppi, trial.limit, len(trial.outcomes)) == (1.0, 0.25, 3)
-    # each pair's second image, and what was before once
-    assert len(detector.seen) == 3 + 2
+    detectors = {name: Scattered() for name in ("d", "e")}
+    trials = scoring.run(detectors, made, make_config(score=0.25))
+    for name, trial in trials.items():
+        assert (trial.fppi, trial.limit, len(trial.outcomes)) == (1.0, 0.25, 3)
+        # each pair's second image, and what was before once
+        assert len(detectors[name].seen) == 3 + 2
+    for one, other in zip(trials["d"].outcomes, trials["e"].outcomes, strict=True):
+        assert one.picture is other.picture  # drawn once
 
 
 def test_the_score_of_a_box_is_that_of_its_surest_hit():

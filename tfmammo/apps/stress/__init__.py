@@ -1,3 +1,1 @@
 """Where a detector fails: pairs of mammograms with and without one lesion."""
-
-__all__: list[str] = []

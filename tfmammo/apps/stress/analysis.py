@@ -8,14 +8,13 @@ from typing import Any
 
 import numpy as np
 
-from tfmammo.apps.stress.config import StressConfig
+from tfmammo.apps.stress.config import REMOVAL, StressConfig
 from tfmammo.apps.stress.pairs import Condition
 from tfmammo.apps.stress.scoring import Outcome, Trial
 from tfmammo.metrics.psychometric import Psychometric, fit
 from tfmammo.metrics.segmentation import bootstrap_interval, share_interval
 from tfmammo.metrics.summary import Table
 
-REMOVAL = "removal"
 STRATA: dict[str, Callable[[Outcome, Condition], str]] = {
     "tissue": lambda outcome, condition: condition.tissue,
     "place": lambda outcome, condition: condition.place,

@@ -23,6 +23,8 @@ Tissue = Literal["fatty", "dense"]
 Place = Literal["central", "peripheral"]
 Unit = Literal["mm", "px"]
 
+REMOVAL = "removal"  # in place of a method's name, where a real lesion was removed
+
 
 class MethodConfig(Frozen):
     """One way to insert a lesion."""
@@ -120,6 +122,8 @@ class StressConfig(Frozen):
             raise ValueError("contrasts are parts of the grey scale, at most 1")
         if not all(0 <= value <= 1 for value in self.softness):
             raise ValueError("softness must be in [0, 1]")
+        if REMOVAL in self.methods:
+            raise ValueError(f"methods: {REMOVAL} is the name of the removals, not of a method")
         if self.unseen and len(self.detectors) < 3:
             raise ValueError("unseen: a rank correlation needs three detectors at least")
         return self

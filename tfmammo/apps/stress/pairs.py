@@ -33,7 +33,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tfmammo import archives
-from tfmammo.apps.stress.config import MethodConfig, Place, StressConfig, Tissue
+from tfmammo.apps.stress.config import REMOVAL, MethodConfig, Place, StressConfig, Tissue
 from tfmammo.apps.stress.detectors import KNOWN, StressedDetector, read_unknown
 from tfmammo.archives.stored import Stored
 from tfmammo.data import sampling
@@ -78,7 +78,7 @@ class Condition:
 class Pair:
     """A mammogram without and with one lesion."""
 
-    method: str  # its name; "removal" where a real lesion was removed
+    method: str  # its name, or REMOVAL
     before: Mammogram
     after: Mammogram
     box: Box
@@ -327,7 +327,7 @@ def remove(
     after, removed = rendered.apply(target, stored, rendered.change)
     size = diameter * (_find_spacing(mammogram, config) or np.nan)
     before = _replace(mammogram, stored)
-    return Pair("removal", before, _replace(mammogram, after), lesion.box, None, removed, size)
+    return Pair(REMOVAL, before, _replace(mammogram, after), lesion.box, None, removed, size)
 
 
 def _measure_diameter(mask: NDArray[np.uint8]) -> float:

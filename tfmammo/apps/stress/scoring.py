@@ -70,8 +70,9 @@ def run(
     images = 0
 
     def work() -> None:
+        pictures = [draw_pair(pair) for pair in batch]
         for name, detector in detectors.items():
-            outcomes[name] += _detect(name, detector, batch, bases[name], config)
+            outcomes[name] += _detect(name, detector, batch, pictures, bases[name], config)
             for pair in batch:
                 if pair.condition:  # a removal's mammogram may have further lesions, unmarked
                     false_positives[name][pair.before.image_id] = _find_false(
@@ -124,6 +125,7 @@ def _detect(
     name: str,
     detector: StressedDetector,
     pairs: Sequence[Pair],
+    pictures: Sequence[NDArray[np.uint8]],
     known: dict[str, Detections],
     config: StressConfig,
 ) -> list[Outcome]:
@@ -134,7 +136,7 @@ def _detect(
     known.update(zip(new, found, strict=False))
     rest = iter(found[len(new) :])
     outcomes = []
-    for pair in pairs:
+    for pair, picture in zip(pairs, pictures, strict=True):
         after = next(rest)
         controls = {control: score_box(next(rest), pair.box, config) for control in pair.controls}
         outcomes.append(
@@ -151,7 +153,7 @@ def _detect(
                 score_box(known[pair.before.image_id], pair.box, config),
                 score_box(after, pair.box, config),
                 controls,
-                draw_pair(pair),
+                picture,
             )
         )
     return outcomes

@@ -15,8 +15,8 @@ from matplotlib.figure import Figure
 
 from tfmammo import document, filesystem
 from tfmammo.apps.stress import analysis, prediction
-from tfmammo.apps.stress.analysis import REMOVAL, Curves
-from tfmammo.apps.stress.config import StressConfig
+from tfmammo.apps.stress.analysis import Curves
+from tfmammo.apps.stress.config import REMOVAL, StressConfig
 from tfmammo.apps.stress.detectors import KNOWN, open_detector
 from tfmammo.apps.stress.pairs import make_pairs, make_removals
 from tfmammo.apps.stress.scoring import Outcome, Trial, run
