@@ -3,9 +3,12 @@
 import logging
 import os
 import shutil
+import socket
 import subprocess
 import sys
+import threading
 import time
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import cv2
@@ -193,6 +196,36 @@ def test_a_store_that_cannot_be_used_is_one_sentence_within_seconds(folder):
     client().delete_experiment(client().get_experiment_by_name("old").experiment_id)
     with pytest.raises(TrackingError, match="experiment old"):
         Run(experiment(experiment="old"), folder / "other")
+
+
+def test_only_a_servers_first_answer_must_come_soon(folder, monkeypatch):
+    monkeypatch.setattr(store, "FIRST_TIMEOUT", 0.5)
+
+    class Slow(BaseHTTPRequestHandler):
+        def do_GET(self):
+            self.answer()
+
+        def do_POST(self):
+            self.answer()
+
+        def answer(self):
+            time.sleep(0 if self.path == "/health" else 1)
+            self.send_response(200)
+            self.end_headers()
+            self.wfile.write(b"{}")
+
+        def log_message(self, *_):
+            pass
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Slow) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        assert history.list_runs(f"http://127.0.0.1:{server.server_port}") == []
+        server.shutdown()
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        start = time.monotonic()
+        with pytest.raises(TrackingError, match="can't be used"):
+            history.list_runs(f"http://127.0.0.1:{silent.getsockname()[1]}")
+        assert time.monotonic() - start < 10
 
 
 def test_a_store_that_fails_later_does_not_stop_a_training(folder, exported, caplog, monkeypatch):

@@ -17,6 +17,8 @@ import mlflow
 import sqlalchemy
 from mlflow.entities import LifecycleStage
 from mlflow.exceptions import MlflowException
+from mlflow.utils.credentials import get_default_host_creds
+from mlflow.utils.rest_utils import http_request
 
 from tfmammo.errors import TrackingError
 from tfmammo.filesystem import take_lock
@@ -24,7 +26,7 @@ from tfmammo.filesystem import take_lock
 log = logging.getLogger(__name__)
 
 STORE = "mlflow.db"  # the default store, in the current folder
-FIRST_TIMEOUT = 10  # seconds for an answer at the start; later MLflow's own
+FIRST_TIMEOUT = 10  # seconds for a server's first answer; later MLflow's own, as uploads take long
 # seconds for another process to release an SQLite store: creating its tables takes a few
 PATIENCE = 60.0
 LONGEST_SENTENCE = 300  # characters of a foreign error
@@ -123,17 +125,19 @@ def hold_store(uri: str) -> Iterator[None]:
 
 
 def probe(uri: str) -> None:
-    """Ask a database once whether it answers; MLflow would ask ten times, over minutes."""
-    if uri.split(":")[0].split("+")[0] in ("sqlite", "postgresql", "mysql", "mssql"):
+    """Ask a store whether it answers within seconds; MLflow would ask for minutes."""
+    kind = uri.split(":")[0].split("+")[0]
+    if kind in ("http", "https"):
+        creds = get_default_host_creds(uri)
+        http_request(creds, "/health", "GET", timeout=FIRST_TIMEOUT, raise_on_status=False)
+    elif kind in ("sqlite", "postgresql", "mysql", "mssql"):
         engine = sqlalchemy.create_engine(uri, poolclass=sqlalchemy.NullPool)
         sqlalchemy.inspect(engine).get_table_names()
 
 
 @contextlib.contextmanager
 def translate_errors(uri: str) -> Iterator[None]:
-    """Turn whatever a store raises into a TrackingError, and wait at most FIRST_TIMEOUT for it."""
-    patience = os.environ.get("MLFLOW_HTTP_REQUEST_TIMEOUT")
-    os.environ["MLFLOW_HTTP_REQUEST_TIMEOUT"] = str(FIRST_TIMEOUT)
+    """Turn whatever a store raises into a TrackingError."""
     try:
         yield
     except TrackingError:
@@ -142,10 +146,6 @@ def translate_errors(uri: str) -> Iterator[None]:
         raise TrackingError(
             f"{redact(uri)}: the tracking store can't be used ({summarize_error(error)})"
         ) from error
-    finally:
-        del os.environ["MLFLOW_HTTP_REQUEST_TIMEOUT"]
-        if patience is not None:
-            os.environ["MLFLOW_HTTP_REQUEST_TIMEOUT"] = patience
 
 
 def summarize_error(error: Exception) -> str:
