@@ -550,17 +550,24 @@ def test_a_folder_becomes_a_run_of_its_own(folder):
     (folder / "judged").mkdir()
     (folder / "judged" / "table.md").write_text("| CAN |")
     uri = store_uri()
-    parameters = {"data": {"size": 64}, "tracking_uri": uri}
+    parameters = {"data": {"size": 64}, "models": {"CAN + CRF": "run"}, "tracking_uri": uri}
     metrics = {"unseen/CAN + post-processing/dice": 71.8, "unseen/CAN/mcc": float("nan")}
     runs.log_folder(folder / "judged", uri, "tfmammo-evaluation", parameters, metrics)
     kept = client().get_experiment_by_name("tfmammo-evaluation").experiment_id
     (run,) = client().search_runs([kept])
     assert run.info.run_name == "judged" and run.info.status == "FINISHED"
-    assert run.data.params == {"data.size": "64"}
+    assert run.data.params == {"data.size": "64", "models.CAN _ CRF": "run"}
     assert run.data.metrics == {"unseen/CAN _ post-processing/dice": 71.8}
     assert Path(run.info.artifact_uri.removeprefix("file://"), "table.md").read_text() == "| CAN |"
     with pytest.raises(TrackingError, match="unsupported URI"):
         runs.log_folder(folder / "judged", "foo://bar", "x", {}, {})
+
+
+def test_a_folder_that_can_not_be_logged_is_a_failed_run(folder):
+    with pytest.raises(TrackingError, match="a//b"):
+        runs.log_folder(folder / "judged", store_uri(), "tfmammo", {}, {"a//b": 1.0})
+    recorded = client().search_runs([client().get_experiment_by_name("tfmammo").experiment_id])
+    assert [run.info.status for run in recorded] == ["FAILED"]
 
 
 def test_the_history_of_a_run(folder):

@@ -21,6 +21,7 @@ from tfmammo.errors import TrackingError
 from tfmammo.tracking import zoo
 from tfmammo.tracking.export import CARD, locate
 from tfmammo.tracking.store import (
+    failing,
     hold_store,
     name_other_stores,
     open_experiment,
@@ -64,9 +65,10 @@ def register_service(
             client = mlflow.MlflowClient(uri)
             experiment = open_experiment(client, uri, config.experiment)
             run = client.create_run(experiment, run_name=name).info.run_id
-        write = partial(save, directory=folder, run_id=run)
-        version = add_version(client, run, name, "model", write, read_git_state())
-        client.set_registered_model_alias(name, alias, version)
+        with failing(client, run):
+            write = partial(save, directory=folder, run_id=run)
+            version = add_version(client, run, name, "model", write, read_git_state())
+            client.set_registered_model_alias(name, alias, version)
         client.set_terminated(run)
     return version
 

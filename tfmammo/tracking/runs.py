@@ -42,6 +42,7 @@ from tfmammo.tracking.export import format_card, locate, read_card
 from tfmammo.tracking.models import add_version, find_version
 from tfmammo.tracking.pyfunc import save_networks
 from tfmammo.tracking.store import (
+    failing,
     hold_store,
     open_experiment,
     probe,
@@ -102,7 +103,7 @@ class Run:
             self.id = _resume_run(self._client, self.uri, output) or _start_run(
                 self._client, self._experiment, output, name, config.parent
             )
-            try:
+            with failing(self._client, self.id):
                 self._send_parameters(
                     _flatten(experiment.model_dump(mode="json", exclude={"tracking": {"uri"}}))
                 )
@@ -110,9 +111,6 @@ class Run:
                 self._send_tags(
                     state | {"mlflow.source.git.commit": state["git_commit"]} if state else {}
                 )
-            except Exception:
-                self._client.set_terminated(self.id, "FAILED")
-                raise
         if config.system_metrics:
             self._attempt(self._watch_system)
 
@@ -315,7 +313,7 @@ def log_folder(
     """
     now = int(time.time() * 1000)
     values = [
-        Metric(re.sub(r"[^\w .:/-]", "_", name), float(value), now, 0)
+        Metric(_clean_name(name), float(value), now, 0)
         for name, value in metrics.items()
         if np.isfinite(value)
     ]
@@ -327,11 +325,12 @@ def log_folder(
                 place = open_experiment(client, uri, experiment)
                 run = client.create_run(place, run_name=folder.name).info.run_id
         flat = _flatten(parameters)
-        _log_parameters(
-            client, run, {key: flat[key] for key in flat if not key.endswith("tracking_uri")}
-        )
-        client.log_batch(run, metrics=values, synchronous=True)
-        client.log_artifacts(run, str(folder))
+        with failing(client, run):
+            _log_parameters(
+                client, run, {key: flat[key] for key in flat if not key.endswith("tracking_uri")}
+            )
+            client.log_batch(run, metrics=values, synchronous=True)
+            client.log_artifacts(run, str(folder))
         client.set_terminated(run)
 
 
@@ -400,13 +399,18 @@ def _start_run(
     return run_id
 
 
+def _clean_name(name: str) -> str:
+    """Replace the characters that MLflow refuses in the name of a parameter or metric."""
+    return re.sub(r"[^\w .:/-]", "_", name)
+
+
 def _flatten(mapping: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
     flat: dict[str, str] = {}
     for key, value in mapping.items():
         if isinstance(value, Mapping):
             flat |= _flatten(value, f"{prefix}{key}.")
         else:
-            flat[prefix + str(key)] = redact(
+            flat[_clean_name(prefix + str(key))] = redact(
                 value if isinstance(value, str) else json.dumps(value, default=str)
             )[:LONGEST_VALUE]
     return flat

@@ -148,6 +148,16 @@ def translate_errors(uri: str) -> Iterator[None]:
         ) from error
 
 
+@contextlib.contextmanager
+def failing(client: mlflow.MlflowClient, run: str) -> Iterator[None]:
+    """Mark a run as failed when an error leaves the block."""
+    try:
+        yield
+    except Exception:
+        client.set_terminated(run, "FAILED")
+        raise
+
+
 def summarize_error(error: Exception) -> str:
     """Return the first line of an error, without secrets, or its class if it has no text."""
     first_line = redact(str(error).strip().partition("\n")[0])
