@@ -11,10 +11,9 @@ process with its default threads. The processes take turns, so that other work o
 all of them. Before that, their answers must agree with ours to 1e-4.
 
 One JSON line: for each batch size, the seconds of a call of ours and of each peer, medians of the
-rounds; ratio, the median of peer / ours over the rounds (above 1, ours is faster); processor_ratio,
-the same for the processor seconds of all threads, which depend less on other work of the machine;
-rounds, the seconds themselves; apart, the largest difference of an answer. Time: three minutes on
-two idle cores.
+rounds; ratio, the median of peer / ours over the rounds (above 1, ours is faster); rounds, the
+seconds themselves; apart, the largest difference of an answer. Time: three minutes on two idle
+cores.
 """
 
 from __future__ import annotations
@@ -112,24 +111,15 @@ def measure(
         {role: process.ask({"time": batch, "calls": calls}) for role, process in processes.items()}
         for _ in range(options.rounds)
     ]
-    seconds, processor = (
-        [{role: row[role][clock] for role in processes} for row in rounds] for clock in (0, 1)
-    )
     return {
         "seconds": {
-            role: round(statistics.median(row[role] for row in seconds), 5) for role in processes
+            role: round(statistics.median(row[role] for row in rounds), 5) for role in processes
         },
-        "ratio": _ratios(seconds),
-        "processor_ratio": _ratios(processor),
-        "rounds": [[round(value, 5) for value in row.values()] for row in seconds],
-    }
-
-
-def _ratios(rounds: list[dict[str, float]]) -> dict[str, float]:
-    return {
-        role: round(statistics.median(row[role] / row["ours"] for row in rounds), 3)
-        for role in rounds[0]
-        if role != "ours"
+        "ratio": {
+            role: round(statistics.median(row[role] / row["ours"] for row in rounds), 3)
+            for role in options.peers
+        },
+        "rounds": [[round(value, 5) for value in row.values()] for row in rounds],
     }
 
 
@@ -160,14 +150,8 @@ def work(options: argparse.Namespace) -> None:
     serve(lambda: functools.partial(answer, options, make(options)))
 
 
-def answer(
-    options: argparse.Namespace, call: Answer, question: dict[str, int]
-) -> list[float] | None:
-    """Answer a question: write the network's answers to a file, or time calls.
-
-    Returns:
-        None, or the seconds of a call by two clocks.
-    """
+def answer(options: argparse.Namespace, call: Answer, question: dict[str, int]) -> float | None:
+    """Write the network's answers to a file; or time calls, and return the seconds of one."""
     batch = question.get("answer") or question["time"]
     shape = (batch, options.size, options.size, read_channels(options))
     patches = np.random.default_rng(0).random(shape, np.float32)
@@ -175,13 +159,9 @@ def answer(
         np.save(options.folder / f"{options.role}-{len(patches)}.npy", call(patches))
         return None
     start = time.perf_counter()
-    busy = time.process_time()
     for _ in range(question["calls"]):
         call(patches)
-    return [
-        (now - then) / question["calls"]
-        for now, then in ((time.perf_counter(), start), (time.process_time(), busy))
-    ]
+    return (time.perf_counter() - start) / question["calls"]
 
 
 def read_channels(options: argparse.Namespace) -> int:

@@ -9,22 +9,13 @@ of the tensors of a step for each batch, in float32. Nothing is trained; each st
 from __future__ import annotations
 
 import argparse
-from typing import Any
 
 from counts import MODELS
 
 from tfmammo.nn.memory import estimate_memory
 
-# Those whose defaults are the papers' at every size, and what is no default: no weight is loaded.
-VALUES: dict[str, dict[str, Any]] = {
-    "unet": {},
-    "can": {},
-    "segnet": {},
-    "cgan": {},
-    "infilling": {"weights": "none"},
-    "pix2pix": {},
-    "fcn8s": {},
-}
+# whose defaults are the papers' at every size
+NAMES = ("unet", "can", "segnet", "cgan", "infilling", "pix2pix", "fcn8s")
 
 
 def main() -> None:
@@ -32,21 +23,21 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("models", nargs="*", metavar="NAME", default=list(VALUES))
+    parser.add_argument("models", nargs="*", metavar="NAME", default=list(NAMES))
     parser.add_argument("--batches", nargs="+", type=int, default=[1, 8])
     parser.add_argument("--size", type=int, default=256)
     options = parser.parse_args()
-    if unknown := set(options.models) - set(VALUES):
-        parser.error(f"{', '.join(sorted(unknown))}: none of {', '.join(VALUES)}")
+    if unknown := set(options.models) - set(NAMES):
+        parser.error(f"{', '.join(sorted(unknown))}: none of {', '.join(NAMES)}")
     for name in options.models:
         build, make_config, _ = MODELS[name]
-        model = build(make_config(**VALUES[name]), options.size)
+        values = {"weights": "none"} if name == "infilling" else {}  # no file is read
+        model = build(make_config(**values), options.size)
         needs = [estimate_memory(model, batch, options.size) for batch in options.batches]
         millions = needs[0].weights / 4e6
         kept = (needs[0].weights + needs[0].slots) / 1e6
         steps = " | ".join(f"{need.step / 1e6:,.0f}" for need in needs)
         print(f"| {name} | {millions:.1f} | {kept:,.0f} | {steps} |", flush=True)
-        del model
 
 
 if __name__ == "__main__":

@@ -79,7 +79,6 @@ def make_answers(
     return {
         "losses": compute_losses,
         "gemm": lambda: measure_gemm_flops(precision, 8192 if device == "gpu" else 2048),
-        "flops": lambda: None,
         "profile": functools.partial(profile, compute_losses, folder / "trace"),
         **memory,
     }

@@ -142,6 +142,8 @@ def main() -> None:
     parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
     parser.add_argument("--equal", action="store_true", help=argparse.SUPPRESS)
     arguments = parse(parser)
+    if arguments.chosen and arguments.peer != "torch-best":
+        parser.error("--chosen is the choice of --peer torch-best")
     if arguments.role:
         work(arguments)
     else:
@@ -212,9 +214,9 @@ def compare(arguments: argparse.Namespace) -> dict[str, Any]:
         "ratio": round(statistics.median(b / a for a, b in rounds), 3),
         "rounds": [[round(a, 4), round(b, 4)] for a, b in rounds],
         "losses_apart": difference and float(f"{difference:.2g}"),
-        "gflop": flops and float(f"{flops / 1e9:.4g}"),
+        "gflop": float(f"{flops / 1e9:.4g}"),
         "gemm_gflops": round(gemm / 1e9, 1),
-        "share": flops and round(flops / seconds / gemm, 3),
+        "share": round(flops / seconds / gemm, 3),
         "first_step_seconds": [round(our_start, 1), round(peer_start, 1)],
         "peak_mb": [round(megabytes) for megabytes in memory],
         **operations,

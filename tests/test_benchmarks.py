@@ -136,6 +136,11 @@ def test_a_step_beside_pytorchs_from_equal_weights(model, run, monkeypatch):
     assert line["gflop"] > 0
 
 
+def test_a_choice_is_refused_where_it_would_not_count(run):
+    said = run("step", "--peer", "torch", "--chosen", "ours default", "torch default")
+    assert "--chosen is the choice of --peer torch-best" in said
+
+
 def test_dropout_is_off_where_losses_are_compared(repository, monkeypatch):
     monkeypatch.syspath_prepend(str(repository / "benchmarks"))
     models = importlib.import_module("models")
