@@ -202,7 +202,12 @@ def test_every_candidate_compared_on_the_same_patches_counts(store, capsys):
     assert "Bonferroni's correction for 2 comparisons" in " ".join(capsys.readouterr().out.split())
     store.add(GOOD)
     assert promote("--alpha", "0.01") == 1 and store.tags(4)["comparisons"] == "3"
+    # which data another comparison of a version was on, and whether it still exists, is no matter
+    assert promote("--candidate", "2", "--set", "data.frame=tight", "--min-gain", "0.9") == 1
+    assert store.tags(2)["comparisons"] == "1"
+    store.client.delete_model_version(MODEL, "4")
     assert promote("--candidate", "3", "--alpha", "0.03") == 0
+    assert store.tags(3)["comparisons"] == "3"
 
 
 def test_training_patients_of_either_version_are_excluded(store, patients):
@@ -422,11 +427,10 @@ def test_the_list_shows_versions_aliases_metrics_and_decisions(store, capsys):
 
 
 @pytest.mark.slow
-def test_a_promotion_may_require_the_audit_of_the_version_itself(store, tmp_path):
+def test_a_promotion_may_require_the_audit_of_the_version_itself(store):
     store.add(GOOD)
     assert promote("--set", "audit=passed") == 1 and store.best() is None
     assert "audit=passed" in store.tags(1)["reason"]
     record = {"verdict": "passed", "bound": 0.55, "reason": "no attack succeeds", "date": "today"}
-    version = f"models:/{MODEL}/1"
-    assert verdict.write(record, version, tmp_path, None) == f"tags of {version}"
+    verdict.write(record, f"models:/{MODEL}/1", None)
     assert promote("--set", "audit=passed") == 0 and store.best() == 1

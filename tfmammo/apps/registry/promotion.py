@@ -17,6 +17,9 @@ Tags of the versions record the decisions. All are named promotion.KEY:
     promoted versions   former (the best version before), since (the moment)
     demoted versions    demoted_by (the version that got the alias), rolled_back (the moment)
 
+One tag of the model for each set of patches, promotion.compared.DATA, lists the versions that were
+compared on it. It outlasts the versions and their later decisions.
+
 A training run gives the alias to its own best checkpoint only if no version has it, or an earlier
 one of the same run, and sets no such tag. That checkpoint was selected on its held-out patients, so
 its numbers on them are too good. Other mammograms are a fairer test.
@@ -52,13 +55,11 @@ from tfmammo.tracking.store import redact
 
 ALIAS = "best"
 PREFIX = "promotion."
+ALIAS_TAGS = ("former", "since", "demoted_by", "rolled_back")  # a later decision leaves them
+COMPARED = f"{PREFIX}compared."  # and a fingerprint: the model's tag of the versions compared on it
 # Metrics of networks from mask to image: 1 if higher is better, else -1. All others are of networks
 # from image to mask.
 SYNTHESIS_METRICS = {"ssim": 1, "l1": -1}
-EVALUATION_TAGS = (
-    *("gain", "interval", "p", "comparisons", "patients", "images", "data", "archive"),
-    *("metric", "min_gain", "alpha"),
-)
 
 Decision = Literal["first", "promoted", "refused", "already best"]
 
@@ -101,6 +102,7 @@ class RegisteredModel:
     name: str
     aliases: dict[str, int]  # alias -> version
     versions: dict[int, dict[str, str]]  # version -> tags, newest first
+    tags: dict[str, str]  # of the model itself
 
 
 @dataclass(frozen=True)
@@ -136,7 +138,8 @@ def find_model(client: Any, uri: str, name: str) -> RegisteredModel:
             for version in client.search_model_versions(f"name = '{name}'")
         }
         aliases = {alias: int(version) for alias, version in model.aliases.items()}
-        return RegisteredModel(name, aliases, dict(sorted(versions.items(), reverse=True)))
+        newest_first = dict(sorted(versions.items(), reverse=True))
+        return RegisteredModel(name, aliases, newest_first, dict(model.tags))
     raise TrackingError(f"models:/{name}: no such registered model in {redact(uri)}")
 
 
@@ -164,11 +167,15 @@ def promote(config: PromotionConfig, dry_run: bool = False) -> Outcome:
         outcome = Outcome("first", "no version had the alias", number, None)
     else:
         evaluation = evaluate(candidate, _open_version(config, best, uri), config)
-        others = [tags for version, tags in model.versions.items() if version != number]
-        earlier = sum(tags.get(f"{PREFIX}data") == evaluation.fingerprint for tags in others)
-        evaluation = replace(evaluation, comparisons=1 + earlier)
+        compared = {number, *_read_compared(model, evaluation.fingerprint)}
+        evaluation = replace(evaluation, comparisons=len(compared))
         outcome = Outcome(*decide(evaluation, config), number, best, evaluation)
     return outcome if dry_run else _apply(outcome, config, uri)
+
+
+def _read_compared(model: RegisteredModel, fingerprint: str) -> set[int]:
+    """Read which versions were compared on the patches of a fingerprint."""
+    return set(map(int, model.tags.get(f"{COMPARED}{fingerprint}", "").split()))
 
 
 def find_audit_fault(
@@ -331,6 +338,11 @@ def _apply(outcome: Outcome, config: PromotionConfig, uri: str) -> Outcome:
                 f"{now or '-'}"
             )
             outcome = replace(outcome, decision="refused", reason=reason)
+        if outcome.evaluation:  # whatever was decided
+            fingerprint = outcome.evaluation.fingerprint
+            compared = sorted({number, *_read_compared(model, fingerprint)})
+            listed = " ".join(map(str, compared))
+            client.set_registered_model_tag(model.name, f"{COMPARED}{fingerprint}", listed)
         promotion: dict[str, Any] = {}
         if outcome.decision != "refused":
             # The alias moves first: tags may lack a move, but never state one that was not made.
@@ -338,37 +350,42 @@ def _apply(outcome: Outcome, config: PromotionConfig, uri: str) -> Outcome:
             promotion = {"former": best, "since": _now(), "demoted_by": None, "rolled_back": None}
             if best is not None:
                 _set_tags(client, model, best, {"demoted_by": number, "since": None})
-        _set_tags(client, model, number, _describe(outcome, config) | promotion)
+        earlier = [
+            key.removeprefix(PREFIX)
+            for key in model.versions.get(number, {})
+            if key.startswith(PREFIX)
+        ]
+        outdated = dict.fromkeys(key for key in earlier if key not in ALIAS_TAGS)
+        _set_tags(client, model, number, outdated | _describe(outcome, config) | promotion)
     return outcome
 
 
 def _describe(outcome: Outcome, config: PromotionConfig) -> dict[str, Any]:
-    """Make the tags of a decision; None removes the tag of an earlier decision."""
-    evaluation = outcome.evaluation
+    """Make the tags of a decision; None is no tag."""
     tags = {
         "decision": outcome.decision,
         "reason": outcome.reason,
         "against": outcome.best,
         "date": _now(),
     }
+    evaluation = outcome.evaluation
     if not evaluation:
-        return tags | dict.fromkeys(EVALUATION_TAGS)
+        return tags
     gain = evaluation.gain
     has_interval = np.isfinite(gain.p)
-    values = (
-        f"{gain.difference:.6g}",
-        f"[{gain.low:.6g}, {gain.high:.6g}]" if has_interval else None,
-        f"{gain.p:.6g}" if has_interval else None,
-        evaluation.comparisons,
-        evaluation.patients,
-        evaluation.images,
-        evaluation.fingerprint,
-        evaluation.archive,
-        config.metric,
-        config.min_gain,
-        config.alpha,
-    )
-    return tags | dict(zip(EVALUATION_TAGS, values, strict=True))
+    return tags | {
+        "gain": f"{gain.difference:.6g}",
+        "interval": f"[{gain.low:.6g}, {gain.high:.6g}]" if has_interval else None,
+        "p": f"{gain.p:.6g}" if has_interval else None,
+        "comparisons": evaluation.comparisons,
+        "patients": evaluation.patients,
+        "images": evaluation.images,
+        "data": evaluation.fingerprint,
+        "archive": evaluation.archive,
+        "metric": config.metric,
+        "min_gain": config.min_gain,
+        "alpha": config.alpha,
+    }
 
 
 def _set_tags(client: Any, model: RegisteredModel, number: int, values: Mapping[str, Any]) -> None:
