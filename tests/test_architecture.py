@@ -52,8 +52,7 @@ SHARED = ("tfmammo.baselines.segmenter", "tfmammo.baselines.vgg16", "tfmammo.nn.
 HOMES = {
     "apache_beam": ("tfmammo/data/runners.py",),  # an extra, for clusters
     "mlflow": ("tfmammo/tracking/", "tfmammo/apps/serving/"),
-    # mutants.py may not import tfmammo before it has broken it
-    "yaml": ("tfmammo/config/parsing.py", "benchmarks/mutants.py"),
+    "yaml": ("tfmammo/config/parsing.py",),
     "object_detection": ("tfmammo/detection/ssd.py",),  # an extra, which needs a process of its own
     "official": ("tfmammo/detection/mask_rcnn.py",),  # of the same extra
     "tf_keras": ("tfmammo/detection/",),

@@ -1,6 +1,6 @@
 """Break the package on purpose, one line at a time, and check that the tests notice.
 
-python benchmarks/mutants.py [--only NAME ...] [--sample N --seed S] [--check] [--limit 120]
+python tests/mutants.py [--only NAME ...] [--sample N --seed S] [--check] [--limit 120]
 
 tests/mutants.yaml lists the mutants: a name, a file, its old text, the new text, and the test that
 must fail. Each is tried in a copy of the tree and reported as one JSON line:
