@@ -128,52 +128,53 @@ class Picture:
 
 
 EDGE = "SSIM along the edge of the mass"
-OUTLINES = "yellow where truth and output agree, red where mass is missed, green where it is added"
+OUTLINES = "yellow: mass found, red: missed, green: tissue marked as mass"
 LIST = (
     Picture("can_fig2", "can_synthesis", "sheet.png",
-            "Masks, real patches and CAN's images, at random.", CBIS),
+            "Masks, real patches and CAN's images, drawn at random.", CBIS),
     Picture("can_fig2-best", "can_synthesis", "sheet-best-CAN.png",
-            f"The best by {EDGE}.", CBIS),
+            f"CAN's best images by {EDGE}.", CBIS),
     Picture("can_fig2-worst", "can_synthesis", "sheet-worst-CAN.png",
-            f"The worst by {EDGE}.", CBIS),
+            f"CAN's worst images by {EDGE}.", CBIS),
     Picture("can_fig3", "can_defects", "sheet-random.png",
-            "CAN's images at random; too dark pixels are blue, too bright ones orange.", CBIS),
+            "CAN's images, drawn at random; tissue that is too flat is blue, too harsh orange.",
+            CBIS),
     Picture("can_fig3-best", "can_defects", "sheet-best-CAN.png",
-            "The images with the fewest defects.", CBIS),
+            "CAN's images with the fewest defects.", CBIS),
     Picture("can_fig3-worst", "can_defects", "sheet-worst-CAN.png",
-            "The images with the most defects.", CBIS),
+            "CAN's images with the most defects.", CBIS),
     Picture("can_fig4", "can_segmentation", "overlays.png",
-            f"CAN beside two trivial baselines; {OUTLINES}.", CBIS),
+            f"CAN's masks beside two trivial baselines; {OUTLINES}.", CBIS),
     Picture("can_table1", "can_segmentation", "figure-CAN.png",
-            "The best, median and worst outlines by Dice.", CBIS),
+            "CAN's best, median and worst outlines by Dice (orange; truth: blue).", CBIS),
     Picture("infilling_fig5", "infilling", "sheet.png",
-            "Real masses and infilled ones under the same mask, at random.", CESM),
+            "Real masses and inpainted ones under the same masks, drawn at random.", CESM),
     Picture("infilling_fig5-best", "infilling", "sheet-best-infilling.png",
-            "The infilled masses closest to the real ones.", CESM),
+            "The inpainted masses closest to the real ones, by LPIPS with random weights.", CESM),
     Picture("infilling_fig5-worst", "infilling", "sheet-worst-infilling.png",
-            "The infilled masses farthest from the real ones.", CESM),
+            "The inpainted masses farthest from the real ones, by the same measure.", CESM),
     Picture("blending_fig5", "blending", "sheet.png",
-            "Real lesions inserted into other patients' tissue, at random.", CESM),
+            "Real lesions inserted into other patients' tissue, drawn at random.", CESM),
     Picture("blending_fig5-best", "blending", "sheet-best-blending.png",
-            "The blended lesions with the weakest seam.", CESM),
+            "The blended lesions with the weakest seams.", CESM),
     Picture("blending_fig5-worst", "blending", "sheet-worst-blending.png",
-            "The blended lesions with the strongest seam.", CESM),
+            "The blended lesions with the strongest seams.", CESM),
     Picture("contextual_fig3", "contiguous", "figure-contiguous.png",
             "Masses added to three adjacent patches of a normal mammogram.", CESM),
     Picture("cgan_table", "cgan", "figure-cGAN.png",
-            "The best, median and worst outlines by Dice.", CBIS),
+            "The cGAN's best, median and worst outlines by Dice (orange; truth: blue).", CBIS),
     Picture("cgan_samples", "cgan", "overlays.png",
-            f"The cGAN beside two trivial baselines; {OUTLINES}.", CBIS),
+            f"The cGAN's masks beside two trivial baselines; {OUTLINES}.", CBIS),
     Picture("cgan_croppings", "cgan_frames", "croppings.png",
-            "A mass in its loose frame.", CBIS),
+            "Three masses in their loose frames, with their true outlines.", CBIS),
     Picture("cgan_morphology", "cgan_frames", "morphology-loose.png",
-            f"Outlines before and after morphology; {OUTLINES}.", CBIS),
+            f"The cGAN's masks before and after post-processing; {OUTLINES}.", CBIS),
     Picture("cgan_models", "cgan_frames", "overlays.png",
-            f"Outlines in loose frames; {OUTLINES}.", CBIS),
+            f"Masks in loose frames; {OUTLINES}.", CBIS),
     Picture("cgan_failures", "cgan_frames", "failures-loose.png",
-            "The worst outlines in loose frames.", CBIS),
+            f"The worst masks in loose frames; {OUTLINES}.", CBIS),
     Picture("cgan_confusion", "shape", "figure-confusion-Shape CNN.png",
-            "True and predicted shapes of phantoms' masses.", "phantoms"),
+            "True and predicted shapes of masses of phantoms.", "phantoms"),
 )  # fmt: skip
 
 
@@ -219,7 +220,8 @@ def draw_whole(options: argparse.Namespace, path: Path) -> Drawn:
         rows.append([before, result.mask.astype(np.float32), mark(after, [result.box], BLUE)])
     titles = ("normal mammogram", "generated mask", "with the mass, boxed")
     save_grid([[fit(panel) for panel in row] for row in rows], titles, path)
-    return "Masses inserted into normal mammograms, drawn at random.", CESM, networks
+    caption = "Normal mammograms, drawn at random, and a synthetic mass inserted into each."
+    return caption, CESM, networks
 
 
 def draw_contextual(options: argparse.Namespace, path: Path) -> Drawn:
@@ -254,7 +256,7 @@ def draw_contextual(options: argparse.Namespace, path: Path) -> Drawn:
             break
     save_grid(rows, ("before", "after", "changed region"), path, labels)
     return (
-        "Masses added to normal tissue, and masses removed, drawn at random.",
+        "Masses added to normal tissue, and lesions removed, drawn at random.",
         CESM,
         networks,
     )
