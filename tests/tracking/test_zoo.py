@@ -3,6 +3,7 @@
 import hashlib
 import json
 import re
+import shutil
 import zipfile
 from pathlib import Path
 
@@ -164,12 +165,19 @@ def test_patients_are_unknown_under_a_key_of_ones_own(shelf, monkeypatch, caplog
     assert "its patients are unknown here" in caplog.text
 
 
+def put_a_file_in_its_place(shelf):
+    folder = zoo.fetch("tiny")
+    shutil.rmtree(folder)
+    folder.touch()
+
+
 @pytest.mark.parametrize(
     ("damage", "named"),
     [
         (lambda shelf: (shelf / "tiny.zip").write_bytes(b"other"), "SHA-256"),
         (lambda shelf: (shelf / "tiny.zip").unlink(), "install"),
         (lambda shelf: (shelf.parent / "cache").write_text(""), filesystem.CACHE),
+        (put_a_file_in_its_place, "Not a directory"),
     ],
 )
 def test_what_can_not_be_fetched_is_named(shelf, damage, named):

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import contextlib
-import hashlib
 import tempfile
 from pathlib import Path
 
 from tfmammo.errors import ExportError
-from tfmammo.filesystem import CACHE, find_cache
+from tfmammo.filesystem import CACHE, find_cache, sha256
 from tfmammo.tracking.zoo.entries import FOLDER, PREFIX, Entry, read_entry
 
 
@@ -38,8 +36,11 @@ def fetch(name: str) -> Path:
         folder.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(prefix=".new-", dir=folder.parent) as place:
             unpack(find_file(short, entry), Path(place) / short)
-            with contextlib.suppress(OSError):  # another process has put its own there meanwhile
+            try:
                 (Path(place) / short).replace(folder)
+            except OSError:
+                if not folder.is_dir():  # else another process has put its own there meanwhile
+                    raise
     except OSError as error:
         reason = error.strerror or error
         raise ExportError(
@@ -53,12 +54,12 @@ def find_file(name: str, entry: Entry) -> Path:
 
     Raises:
         ExportError: It is missing, or is not the one of the entry.
+        DataError: It can't be read.
     """
     path = FOLDER / entry.file
     if not path.is_file():
         raise ExportError(f"{path}: is missing; install the package again")
-    with path.open("rb") as file:
-        found = hashlib.file_digest(file, "sha256").hexdigest()
+    found = sha256(path)
     if found != entry.sha256:
         raise ExportError(
             f"{path}: has the SHA-256 {found[:16]}..., not {entry.sha256[:16]}...; the file of "
