@@ -99,6 +99,7 @@ def test_where_runs_and_their_artifacts_go(folder, monkeypatch):
         ("mysql+pymysql://anna:geheim@db/runs?password=geheim", "mysql+pymysql://db/runs"),
         ("refused with url: /api/2.0?token=geheim (x)", "refused with url: /api/2.0 (x)"),
         ("sqlite:////data/anna@home/mlflow.db", "sqlite:////data/anna@home/mlflow.db"),
+        ("sqlite:////data/INbreast#2/mlflow.db", "sqlite:////data/INbreast#2/mlflow.db"),
         ("models:/tfmammo-can@best, is that so?", "models:/tfmammo-can@best, is that so?"),
     ],
 )

@@ -73,7 +73,7 @@ def redact(text: str) -> str:
     An SQLite file has no password.
     """
     text = re.sub(r"\b(?!sqlite:|file:)([\w.+-]+)://\S*@", r"\1://", text)
-    text = re.sub(r"\b([\w.+-]+://[^\s?#]*)[?#]\S*", r"\1", text)
+    text = re.sub(r"\b(?!sqlite:|file:)([\w.+-]+://[^\s?#]*)[?#]\S*", r"\1", text)
     # a path alone, as errors of the network's library name it
     return re.sub(r"[?#][^\s?#=]+=\S*", "", text)
 
