@@ -23,6 +23,7 @@ from tests.small_mammograms import textured_breast
 from tfmammo.apps.serving import pictures
 from tfmammo.apps.serving.__main__ import lay_out, main, register
 from tfmammo.apps.serving.pictures import NetworkConfig, Service, ServiceConfig
+from tfmammo.apps.serving.requests import numbering_errors
 from tfmammo.archives import coco
 from tfmammo.archives.writers import synthetic
 from tfmammo.config import DataConfig
@@ -226,6 +227,13 @@ def test_a_bad_image_is_one_sentence(inverter, item, message):
     assert tempfile.gettempdir() not in said and type(caught.value).__module__.startswith("tfmammo")
 
 
+def test_no_error_names_a_temporary_file():
+    place = f"{tempfile.gettempdir()}/tmp_a-1/0"
+    with pytest.raises(ArchiveError) as caught, numbering_errors(0):
+        raise ArchiveError(f"{place}: is no image ('{place}.png', {place})")
+    assert str(caught.value) == "inputs[0]: the file: is no image ('the file', the file)"
+
+
 def test_an_edit_that_is_impossible_names_its_number(synthesiser):
     request = {"pixels": BREAST.tolist(), "centre": [190, 140], "size": [22, 18], "shape": "oval"}
     with pytest.raises(DataError, match=r"^inputs\[0\]"):
@@ -336,7 +344,7 @@ def test_names_in_a_card_stay_within_the_folder(can, tmp_path, name, function):
     assert [path.name for path in tmp_path.iterdir()] == ["run"]
 
 
-def test_tensorflow_servings_layout(can, tmp_path):
+def test_tensorflow_servings_layout(can, tmp_path, capsys):
     folders = lay_out(str(can), tmp_path / "models", version=3)
     names = ("can-generator", "can-inverter")
     assert sorted(folders) == [tmp_path / f"models/{name}/3" for name in names]
@@ -348,6 +356,9 @@ def test_tensorflow_servings_layout(can, tmp_path):
     assert text.count("config {") == 2
     with pytest.raises(TrackingError, match="is not empty"):
         lay_out(str(can), tmp_path / "models")
+    with pytest.raises(SystemExit, match="^2$"):
+        main(["layout", "--model", str(can), "--output", str(tmp_path / "new"), "--version", "-1"])
+    assert "-1 is no whole number of 1 or more" in capsys.readouterr().err
 
 
 def test_the_command(can, tracking_uri, tmp_path, capsys):

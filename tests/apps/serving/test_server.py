@@ -383,6 +383,10 @@ def test_a_model_that_is_not_there_is_one_line(tmp_path, capsys, monkeypatch):
         main(["run", "--model", str(tmp_path / "none")])
     said = capsys.readouterr().err.strip().splitlines()
     assert said[-1].startswith(f"error: {tmp_path / 'none'}: can't be served")
+    with pytest.raises(SystemExit, match="^2$"):
+        main(["run", "--model", "models:/tfmammo-can@best"])
+    assert "mlflow.db: no such MLflow store" in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_pickle_is_never_loaded(tmp_path, capsys):

@@ -58,8 +58,10 @@ def test_listening_for_other_machines_warns(caplog):
     assert "no password" in caplog.text
 
 
-def test_a_port_in_use_is_one_sentence():
+def test_a_port_that_can_not_be_used_is_one_sentence():
     with web.listen("127.0.0.1", 0) as listener:
         port = listener.getsockname()[1]
         with pytest.raises(OSError, match=f"^127.0.0.1:{port}: can't listen"):
             web.listen("127.0.0.1", port)
+    with pytest.raises(OSError, match=r"^\[::1\]:70000: can't listen \(.*65535"):
+        web.listen("::1", 70000)

@@ -31,7 +31,7 @@ from tfmammo.apps.serving.pictures import ServiceConfig
 from tfmammo.config import TrackingConfig
 from tfmammo.errors import TrackingError
 from tfmammo.tracking import export, models
-from tfmammo.tracking.store import store_uri
+from tfmammo.tracking.store import require_store, store_uri
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -123,7 +123,11 @@ def _make_parser() -> cli.Parser:
     command = commands.add_parser("layout", help="write SavedModels for TensorFlow Serving")
     command.set_defaults(work=_layout)
     command.add_argument(
-        "--version", type=int, default=1, metavar="N", help="the server's number of it (1)"
+        "--version",
+        type=cli.parse_count,
+        default=1,
+        metavar="N",
+        help="the server's number of it (1)",
     )
     _add_export(command)
 
@@ -150,8 +154,10 @@ def _register(options: argparse.Namespace) -> None:
 def _run(options: argparse.Namespace) -> None:
     from tfmammo.apps.serving import server  # needs the extra `serve`
 
-    # MLflow loads models from the store that this variable names.
-    os.environ["MLFLOW_TRACKING_URI"] = store_uri(options.tracking_uri)
+    uri = store_uri(options.tracking_uri)
+    if options.model.startswith(("models:/", "runs:/")):
+        require_store(uri)
+    os.environ["MLFLOW_TRACKING_URI"] = uri  # where MLflow loads models from
     try:
         server.run(
             options.model, options.host, options.port, options.limit, options.parallel, options.name

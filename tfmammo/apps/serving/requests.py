@@ -117,9 +117,5 @@ def numbering_errors(number: int) -> Iterator[None]:
         yield
     except TfmammoError as error:
         kind: Any = type(error)
-        folder = tempfile.gettempdir()
-        words = [
-            "the file" if word.startswith(folder) and f"/{number}" in word else word
-            for word in str(error).split(" ")
-        ]
-        raise kind(f"inputs[{number}]: {' '.join(words)}") from None
+        place = rf"{re.escape(tempfile.gettempdir())}[\w./-]*"
+        raise kind(f"inputs[{number}]: {re.sub(place, 'the file', str(error))}") from None

@@ -140,7 +140,7 @@ def run(
         model = mlflow.pyfunc.load_model(str(model_folder))
         server = make_server(model, host, limit * 2**20, parallel, names)
         with web.listen(host, port) as listener:
-            log.info("serving %s on http://%s:%d", uri, host, port)
+            log.info("serving %s on http://%s", uri, web.format_address(host, port))
             server.run([listener])
 
 

@@ -72,10 +72,18 @@ def guard(app: ASGIApp, host: str, names: Sequence[str]) -> ASGIApp:
 def listen(host: str, port: int) -> socket.socket:
     """Open a listening socket."""
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    address = format_address(host, port)
+    if not 0 <= port < 2**16:
+        raise OSError(f"{address}: can't listen (ports go from 0 to 65535)")
     try:
         return socket.create_server((host, port), family=family)
     except OSError as error:
-        raise OSError(f"{host}:{port}: can't listen ({error.strerror or error})") from None
+        raise OSError(f"{address}: can't listen ({error.strerror or error})") from None
+
+
+def format_address(host: str, port: int) -> str:
+    """Format where a server listens, as URLs have it: "127.0.0.1:5001", "[::1]:5001"."""
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 
 
 def make_server(app: ASGIApp, connections: int) -> uvicorn.Server:
