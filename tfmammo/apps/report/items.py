@@ -14,7 +14,7 @@ from functools import cache
 from pathlib import Path
 from typing import Annotated, Any, NamedTuple
 
-from pydantic import BeforeValidator
+from pydantic import BeforeValidator, Field
 
 from tfmammo.apps.report.verdicts import Difference, Level, Trivial
 from tfmammo.config import Frozen, read_yaml
@@ -82,7 +82,7 @@ def _pair(value: Any) -> Any:
 class Shown(Frozen):
     """The rows that a page shows as a table."""
 
-    models: tuple[Annotated[tuple[str, str], BeforeValidator(_pair)], ...]
+    models: tuple[Annotated[tuple[str, str], BeforeValidator(_pair)], ...] = Field(max_length=8)
     """The lines: a model, or a model and a subset of the data."""
     measures: tuple[str, ...]
     """One column each."""
@@ -120,7 +120,7 @@ class Item(Frozen):
     shown: Shown | None = None
     """The table of its page."""
     text: str = ""
-    """The paragraph below."""
+    """The paragraph below, with rows as {rows:MODEL|MEASURE}; not shown where one is missing."""
 
     @property
     def key(self) -> str:

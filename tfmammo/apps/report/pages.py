@@ -39,7 +39,6 @@ from tfmammo.metrics.case_scores import POSTPROCESSED
 from tfmammo.metrics.rows import Fact
 
 WIDTH = 118
-LONGEST = 8  # lines of a table
 PICTURES = "pictures"
 Captions = Mapping[str, tuple[str, str]]  # name of a picture -> what it shows, and its source
 NO_CAPTIONS: Captions = {}
@@ -133,19 +132,21 @@ def build_page(paper: str, facts: AllFacts, captions: Captions = NO_CAPTIONS) ->
         for study in STUDIES.values():
             if study.item == item.key and study.key in facts:
                 lines += ["", *_describe_study(study, facts, item)]
-    text = (
-        f"`tfmammo report --only {paper}` repeats the runs of this page, except where a study has "
-        f"a command of its own; `--only {items[0].key}` repeats those behind "
-        f"`{items[0].key}.small.csv`. With `--set data.KEY.root=DIR` it finds an archive. All "
-        "files are in `docs/results`."
-    )
-    lines += ["", "---", "", *wrap(text)]
+    lines += ["", "---"]
     shown = [captions[name] for item in items for name in list_pictures(item) if name in captions]
     if shown:
         sources = "; ".join(sorted({source for _, source in shown}))
         text = f"Pictures: networks of the package on patients that they never saw. {sources}."
         lines += ["", *wrap(f"{text} Commands: the JSON file beside each picture.")]
-    return "\n".join(lines) + "\n"
+    text = (
+        f"`tfmammo report --only {paper}` repeats the runs of this page, except where a study has "
+        "a command of its own."
+    )
+    measured = [item.key for item in items if item.key in facts and facts[item.key].rows]
+    if measured:
+        text += f" `--only {measured[0]}` repeats those behind `{facts[measured[0]].name}.csv`."
+    text += " `--set data.KEY.root=DIR` names an archive's folder. All files are in `docs/results`."
+    return "\n".join([*lines, "", *wrap(text)]) + "\n"
 
 
 def list_pictures(item: Item) -> tuple[str, ...]:
@@ -183,7 +184,7 @@ def _describe(item: Item, facts: AllFacts, captions: Captions) -> list[str]:
     reason = find_reason(item, facts)
     evidence = judge_item(item, facts)
     if reason == NO_RUN and not evidence:
-        return [*lines, "", *wrap(item.text)]
+        return [*lines, *_fill(item.text, None)]
     if reason:
         lines += ["", *wrap(f"**Not tested**: {reason}.")]
         points = [line for one in evidence for line in wrap(one.says, "- ", "  ")]
@@ -198,8 +199,7 @@ def _describe(item: Item, facts: AllFacts, captions: Captions) -> list[str]:
     if item.shown and (table := show(item.shown, own, item)):
         lines += ["", *table]
     of_studies = (study.texts.get(item.key) for key, study in STUDIES.items() if key in facts)
-    if text := next(filter(None, of_studies), item.text):
-        lines += ["", *wrap(text)]
+    lines += _fill(next(filter(None, of_studies), item.text), own)
     about = own.about
     if about.item != item.key:
         label = find_item(about.item).printed.label
@@ -216,7 +216,8 @@ def describe_claim(evidence: Evidence) -> list[str]:
         details.append(f"smallest difference that could be seen: {evidence.seen}")
     details.append(evidence.gain)
     if evidence.facts and evidence.word != "not tested":
-        details.append(f"{evidence.basis}, scale {evidence.facts.about.scale}")
+        scale = ", the paper's scale" if evidence.facts.about.scale == "paper" else ""
+        details.append(f"{evidence.basis}{scale}")
     said = "; ".join(filter(None, details))
     return wrap(f"{text} {capitalize(said)}.", "- ", "  ")
 
@@ -251,7 +252,13 @@ def show(shown: Shown, facts: Facts, item: Item) -> list[str]:
             if measure in printed:
                 value = values.get(label, {}).get(printed[measure])
                 body[-1].append(format_printed(value, measure))
-    return tabulate(header, body[:LONGEST]) if body else []
+    return tabulate(header, body) if body else []
+
+
+def _fill(text: str, facts: Facts | None) -> list[str]:
+    """Fill rows into a paragraph, and wrap it; nothing where a row is missing."""
+    text = text.format(rows=Placeholder(facts))
+    return ["", *wrap(text)] if text and UNKNOWN not in text else []
 
 
 def _fold(facts: Facts) -> list[str]:

@@ -6,6 +6,7 @@ A placeholder {ITEM:MODEL|MEASURE} in index.md and readme.md is a row of an item
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -17,7 +18,7 @@ from tfmammo.apps.report.facts import Facts
 from tfmammo.apps.report.items import FACT_KEYS, ITEMS, find_item, list_checks, read_papers
 from tfmammo.apps.report.measures import UNKNOWN, Placeholder
 from tfmammo.apps.report.pages import AllFacts, count_words, judge_item, name_counts, tabulate, wrap
-from tfmammo.apps.report.verdicts import WORDS, Evidence
+from tfmammo.apps.report.verdicts import DECIDED, WORDS, Evidence
 from tfmammo.errors import ConfigError, DataError
 
 BEGIN = "<!-- written by evaluate/report.py -->"
@@ -39,7 +40,7 @@ def build_index(facts: AllFacts) -> str:
         leak=_describe_leak(facts),
         without_adversary=_describe_adversary(facts),
         claims="\n".join(_tabulate_claims(evidence)),
-        open="\n".join(_list_open(evidence)),
+        open=_describe_open(evidence),
     )
 
 
@@ -70,7 +71,7 @@ def _describe_leak(facts: AllFacts) -> str:
     effect = studies.describe_difference(CAN, facts, "leak_short")
     if effect == UNKNOWN:
         return f"still to be measured, {studies.describe_runs(CAN, facts)}"
-    return f"{effect} (less Dice on unseen patients, after as many steps)"
+    return f"{effect} (minus Dice on unseen patients, after the same number of steps)"
 
 
 def _describe_adversary(facts: AllFacts) -> str:
@@ -100,25 +101,21 @@ def _tabulate_claims(evidence: AllEvidence) -> list[str]:
             if one.is_decided:
                 name = read_papers()[find_item(key).paper].name
                 verdict = f"**{one.word.capitalize()}** ({one.certainty} certainty)"
-                numbers = f"{one.numbers}; {one.basis}"
+                numbers = "; ".join(filter(None, (one.numbers, one.gain, one.basis)))
                 points += wrap(f"{verdict}: {name}. {one.says} {numbers}.", "- ", "  ")
     return [*lines, "", *points] if points else lines
 
 
-def _list_open(evidence: AllEvidence) -> list[str]:
-    """List why claims are not decided or not tested, the most frequent reason first."""
-    reasons: dict[tuple[str, str], list[str]] = {}
-    for key, of_item in evidence.items():
-        item = find_item(key)
-        label = f"{read_papers()[item.paper].name}, {item.printed.label}"
-        for one in of_item:
-            if not one.is_decided:
-                reasons.setdefault((one.word, one.why), []).append(label)
-    lines = []
-    for (word, why), labels in sorted(reasons.items(), key=lambda pair: -len(pair[1])):
-        places = "; ".join(dict.fromkeys(labels))
-        lines += wrap(f"{word.capitalize()}, {why} ({len(labels)}): {places}.", "- ", "  ")
-    return lines
+def _describe_open(evidence: AllEvidence) -> str:
+    """Count why claims are not decided or not tested, the most frequent reason first."""
+    counts = Counter((one.word, one.why) for of_item in evidence.values() for one in of_item)
+    texts = []
+    for word in WORDS:
+        reasons = [(why, count) for (of, why), count in counts.most_common() if of == word]
+        if word not in DECIDED and reasons:
+            several = "; ".join(f"{why} ({count})" for why, count in reasons)
+            texts.append(f"**{word.capitalize()}**: {several}.")
+    return " ".join(texts)
 
 
 def find_folder(config: ReportConfig, scale: Scale, output: Path) -> Path:

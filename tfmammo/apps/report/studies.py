@@ -66,7 +66,9 @@ class Study(Frozen):
     basis: str
     """What verdicts say of its data."""
     work: str
-    """How long and how large, with the steps of each arm by its name: "{unseen:,} steps"."""
+    """How long and how large, with the steps of each arm, "{unseen:,} steps", and of each model,
+    "{models[SegNet]:,} steps".
+    """
     is_smaller: bool = False
     """Whether its patches have fewer pixels than the paper's."""
     stand_ins: dict[str, str] = {}
@@ -115,7 +117,8 @@ class Study(Frozen):
 
     def describe_work(self) -> str:
         """Say how long and how large its runs are."""
-        return self.work.format(**{name: arm.steps for name, arm in self.plan.items()})
+        arms = {name: arm.steps for name, arm in self.plan.items()}
+        return self.work.format(models=read_steps(self.config), **arms)
 
     def name_part(self, arm: str) -> str:
         """Name an arm in the subsets of rows: "protocol=unseen"."""
@@ -164,6 +167,15 @@ def read_plan(name: str) -> dict[str, Arm]:
             training["steps"],
         )
     return plan
+
+
+def read_steps(name: str) -> dict[str, int]:
+    """Read the steps of each model of a study's config."""
+    content = _read_config(name)
+    return {
+        model: values.get("set", {}).get("training", {}).get("steps", content["training"]["steps"])
+        for model, values in content["models"].items()
+    }
 
 
 class _Studies(Frozen):

@@ -20,14 +20,14 @@ SIGNIFICANT = 0.05
 CERTAIN = 0.01
 FEWEST_RUNS = 3
 SMOKE = "the scale smoke decides nothing"
-NOT_MEASURED = "the difference was not tested"
+NOT_MEASURED = "no difference was computed"
 NO_RUN = "no run yet"
 NOT_SIGNIFICANT = "not significant"
 NO_TEST = "no interval and no p-value"
 RUNS_DISAGREE = "runs disagree"
 ONE_RUN = "only one run of each model"
 NOT_RECORDED = "the scores of single runs were not recorded"
-RANDOM_START = "we trained the baseline from random weights; its authors start from ImageNet"
+RANDOM_START = "we trained the baseline from random weights, its authors from ImageNet's"
 NOT_BEYOND = "not beyond what a trivial method gains"
 BELOW_TRIVIAL = "not better than the trivial baseline"
 SMALLER = "it depends on the patch size in pixels, and our patches are smaller than the paper's"
@@ -101,8 +101,10 @@ class Gains(NamedTuple):
         is_inside = self.low <= self.printed <= self.high
         low, high, printed = (round(value, 1) for value in (self.low, self.high, self.printed))
         digits = 1 if (low <= printed <= high) == is_inside else 2
-        ours = f"our {self.kind}, {self.low:.{digits}f} to {self.high:.{digits}f} {self.unit}"
         word = "includes" if is_inside else "excludes"
+        if self.kind == "gain" and digits == 1:  # of the row itself
+            return f"the interval {word} the printed gain of {self.printed:.1f} {self.unit}"
+        ours = f"our {self.kind}, {self.low:.{digits}f} to {self.high:.{digits}f} {self.unit}"
         return f"{ours}, {word} the printed {self.printed:.{digits}f} {self.unit}"
 
 
@@ -174,11 +176,13 @@ class Difference(Frozen):
         if self.beyond:
             rest = self.beyond.find(facts)
             if rest is None:
-                return evidence.withhold(NOT_BEYOND, "not compared with it")
+                return evidence.withhold(NOT_BEYOND, "not compared with that method")
             other = _judge_row("", rest, self.higher)
             if other.word != "holds":
-                return evidence.withhold(NOT_BEYOND, f"beyond it only {_describe(rest)}")
-            both = f"{evidence.numbers}; beyond the trivial method {_describe(rest)}"
+                return evidence.withhold(
+                    NOT_BEYOND, f"compared with that method, {_describe(rest)}"
+                )
+            both = f"{evidence.numbers}; compared with a trivial method, {_describe(rest)}"
             is_known = math.isfinite(evidence.p) and math.isfinite(other.p)
             p = max(evidence.p, other.p) if is_known else math.nan
             evidence = replace(evidence, numbers=both, p=p)
@@ -186,8 +190,8 @@ class Difference(Frozen):
             rest = self.trivial.find(facts)
             upper, lower = (row, rest) if self.higher else (rest, row)
             if not upper or not lower or not upper.low > lower.high:
-                numbers = format_interval(rest) if rest else "was not measured"
-                return evidence.withhold(NOT_BEYOND, f"it {numbers}")
+                numbers = f"has {_describe(rest)}" if rest else "was not measured"
+                return evidence.withhold(NOT_BEYOND, f"that method {numbers}")
         return evidence
 
     def _doubt_runs(self, facts: Facts, is_above: bool) -> tuple[str, ...]:
