@@ -181,6 +181,12 @@ def test_patches_are_augmented_around_their_own_masks(can, patches):
     assert len(tfmammo.augment(patches, can(0.4), share=2)) == 3 * len(patches)
     with pytest.raises(ExportError, match="has no function that draws images of masks"):
         tfmammo.augment(patches, "shape")
+    with pytest.raises(ExportError, match="can inverter.*draws no images of masks"):
+        tfmammo.augment(patches, tfmammo.load(can(0.4), "inverter"))
+    nobody = patches.take(np.arange(0))
+    for few, share in ((patches, 0.01), (patches, -1), (patches, float("nan")), (nobody, 1)):
+        with pytest.raises(ConfigError, match=r"^share: .* patches is not even one$"):
+            tfmammo.augment(few, can(0.4), share=share)
 
 
 def test_masks_are_turned_with_their_tissue(patches, tiny_infilling, monkeypatch):

@@ -254,19 +254,23 @@ def augment(
         The patches, then the new ones, without labels. A new one keeps patient, kind and pathology.
 
     Raises:
+        ConfigError: The share is less than one patch.
         ExportError: The model draws no such images, or takes patches of another size.
     """
+    if not share * len(patches) > 0.5:  # not NaN either
+        raise ConfigError(f"share: {share:g} of {len(patches)} patches is not even one")
     if not isinstance(model, Model):
         folder = models.resolve(model)
         fitting = [
             name
             for name, function in export.read_card(folder)["functions"].items()
-            if set(function["inputs"]) in ({"mask"}, {"tri_label"})
-            and "image" in function["outputs"]
+            if _draws_of_masks(function["inputs"], function["outputs"])
         ]
         if not fitting:
             raise ExportError(f"{model}: has no function that draws images of masks")
         model = load(folder, fitting[0])
+    elif not _draws_of_masks(model.inputs, model.outputs):
+        raise ExportError(f"{model!r}: draws no images of masks")
     random = np.random.default_rng(seed)
     rows = random.choice(len(patches), round(share * len(patches)), replace=share > 1)
     chosen = patches.take(rows)
@@ -281,6 +285,10 @@ def augment(
         make_tri_labels(chosen, model.card, seed) if "tri_label" in model.inputs else chosen.masks
     )
     return patches.concatenate(replace(chosen, images=model(inputs)["image"]))
+
+
+def _draws_of_masks(inputs: Iterable[str], outputs: Iterable[str]) -> bool:
+    return set(inputs) in ({"mask"}, {"tri_label"}) and "image" in outputs
 
 
 def _turn(images: np.ndarray, turns: np.ndarray) -> np.ndarray:
