@@ -48,7 +48,7 @@ def main() -> None:
             failures.append(f"{path}: {str(error).removeprefix(f'{path}: ')}")
             continue
         lines = f"{path}: {findings}", f"-> {folder}"
-        cli.console.print(*lines, highlight=False, soft_wrap=True, markup=False)
+        cli.console.print(*lines, highlight=False, soft_wrap=True)
     if failures:
         raise PipelineError("; ".join(failures))
 

@@ -41,7 +41,7 @@ def main() -> None:
         else:
             lines = runner.run_report(config, options, output, shipped.ROOT)
     for line in lines:
-        cli.console.print(line, highlight=False, soft_wrap=True, markup=False)
+        cli.console.print(line, highlight=False, soft_wrap=True)
 
 
 if __name__ == "__main__":

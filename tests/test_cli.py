@@ -80,3 +80,8 @@ def test_data_is_a_short_spelling_at_its_place_among_the_overrides(tmp_path):
     assert config.parse(schema, "can", options.set).data.root == Path("a")
     options = made.parse_args(["--data", "inbreast=b c"])
     assert options.set == ["data.name=inbreast", 'data.root="b c"']
+
+
+def test_brackets_in_names_are_printed(capsys):
+    cli.console.print("out [1]/[bold].png")
+    assert capsys.readouterr().out == "out [1]/[bold].png\n"

@@ -22,7 +22,7 @@ from tfmammo.errors import Interrupted, TfmammoError
 if TYPE_CHECKING:  # pydantic, which `tfmammo --help` does not wait for
     from pydantic import BaseModel
 
-console = Console()
+console = Console(markup=False)  # [brackets] of file names are no markup
 log = logging.getLogger(__name__)
 # By the name to import: the extra that a missing package comes with.
 EXTRAS = {
@@ -34,9 +34,6 @@ EXTRAS = {
     "pynetdicom": "pacs",
     "starlette": "serve",
     "uvicorn": "serve",
-    "object_detection": "detection",
-    "official": "detection",
-    "tf_keras": "detection",
     "onnxruntime": "onnx",
     "tf2onnx": "onnx",
     "torch": "benchmark",
@@ -76,9 +73,7 @@ def run(main: Callable[[], object]) -> None:
             file=sys.stderr,
         )
         sys.exit(2)
-    except (ValueError, OSError) as error:
-        if not isinstance(error, OSError | TfmammoError):
-            raise  # a bug of ours, which its traceback explains
+    except (TfmammoError, OSError) as error:  # any other one is a bug, which a traceback explains
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
 
