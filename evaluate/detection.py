@@ -34,9 +34,9 @@ def main() -> None:
     parser.add_argument("--study", choices=("infilling", "blending"), help=study_help)
     parser.add_running()
     arguments = parser.parse_args()
-    if arguments.plan and not arguments.study:
-        parser.error("--plan shows a study's commands, and --study names none")
     if not arguments.study:
+        if arguments.plan or arguments.any_version or arguments.jobs > 1:
+            parser.error("--plan, --jobs and --any-version are for studies, and --study names none")
         run_with(arguments, DetectionConfig, evaluate, "runs/detection", "tables, curve and boxes")
         return
     if arguments.config == parser.get_default("config"):

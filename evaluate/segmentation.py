@@ -32,8 +32,8 @@ def main() -> None:
     parser.add_running()
     arguments = parser.parse_args()
     if not arguments.study:
-        if arguments.plan:
-            parser.error("--plan shows a study's commands, and --study names none")
+        if arguments.plan or arguments.any_version or arguments.jobs > 1:
+            parser.error("--plan, --jobs and --any-version are for studies, and --study names none")
         files = "tables, CSVs and figures"
         run_with(arguments, SegmentationConfig, evaluate, "runs/segmentation", files)
         return
@@ -44,7 +44,7 @@ def main() -> None:
     if arguments.plan:
         for run in studies.find_missing(study, studies.plan_runs(study, output, shipped.ROOT)):
             for step in (run.train, run.score):
-                cli.console.print(step.format_command(), markup=False, soft_wrap=True)
+                cli.console.print(step.format_command(), soft_wrap=True)
         return
     places = (output, shipped.ROOT, arguments.jobs, arguments.any_version)
     report = studies.run_study(study, *places)

@@ -12,6 +12,7 @@ import pytest
 import sklearn.metrics
 import tensorflow as tf
 
+from tests.commands import run_script_here
 from tests.facts import find, read_csv, read_rows, read_scores
 from tests.known_networks import KnownCAN, Weightless
 from tests.small_mammograms import write_discs
@@ -558,3 +559,13 @@ def test_losses_of_two_runs(run_evaluate, tmp_path, tracking_uri):
     smooth = [[1.5, 0.75], [2.5, 5 / 12], [3.5, 11 / 48]]
     np.testing.assert_allclose(left.lines[0].get_xydata(), smooth)
     np.testing.assert_allclose(right.lines[0].get_xydata(), [[1, 0.1], [4, 0.4]])
+
+
+@pytest.mark.parametrize("script", ["segmentation", "detection"])
+@pytest.mark.parametrize("option", ["--plan", "--any-version", "--jobs=2"])
+def test_what_studies_alone_take_is_refused_without_one(repository, tmp_path, script, option):
+    done = run_script_here(
+        repository / f"evaluate/{script}.py", option, "--output", tmp_path / "out"
+    )
+    assert done.returncode == 2 and "--study names none" in done.stderr
+    assert not (tmp_path / "out").exists()
