@@ -1,8 +1,8 @@
 """Boxes of a two-stage detector: anchors, targets, proposals, pooling, hard examples.
 
-All functions are pure TensorFlow of fixed shapes, float32 and batched: no Python for each image. A
-box is [row_min, col_min, row_max, col_max], half-open, as shares of the image's rows and columns. A
-box without area means none and fills up a fixed number of boxes.
+`make_anchors` is NumPy. All others are TensorFlow of fixed shapes, and take whole batches. A box is
+[row_min, col_min, row_max, col_max], half-open, as shares of the image's rows and columns. A box
+without area means none and fills up a fixed number of boxes.
 """
 
 from __future__ import annotations

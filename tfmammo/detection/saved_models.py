@@ -1,4 +1,4 @@
-"""What the exports of all detectors share: input of any size, comparison with memory, the card."""
+"""How detectors are exported: saved, compared with the network in memory, described in the card."""
 
 from __future__ import annotations
 
