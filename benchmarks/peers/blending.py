@@ -8,9 +8,8 @@ from __future__ import annotations
 from math import pi
 from typing import Any
 
-import numpy as np
 import torch
-from peers.layers import ConvolutionUNet, adam, compute_in, log_mean, sample_norm, take, update
+from peers.layers import ConvolutionUNet, Trained, compute_in, log_mean, sample_norm
 from torch import Tensor, nn
 from torch.nn.functional import grid_sample, leaky_relu, pad
 
@@ -38,7 +37,7 @@ class Discriminator(nn.Module):
         return self.head(x).float()
 
 
-class Model:
+class Model(Trained):
     """One step of G and D.
 
     Args:
@@ -50,19 +49,10 @@ class Model:
     """
 
     def __init__(self, config: dict[str, Any], size: int, fused: bool, precision: str) -> None:
-        self.config = config
-        self.precision = precision
         self.generator = ConvolutionUNet(3, config["widths"], config["dropout"])
         self.discriminator = Discriminator(config["discriminator_filters"])
-        self.networks = {"generator": self.generator, "discriminator": self.discriminator}
-        self.optimizers = {
-            name: adam(network, config, fused) for name, network in self.networks.items()
-        }
-
-    def load(self, weights: dict[str, list[np.ndarray]]) -> None:
-        """Take over each network's trainable variables from TensorFlow, in their order."""
-        for name, network in self.networks.items():
-            take(network, weights[name])
+        networks = {"generator": self.generator, "discriminator": self.discriminator}
+        super().__init__(config, precision, fused, **networks)
 
     def train_step(self, batch: dict[str, Tensor]) -> dict[str, float]:
         """Place the lesions, compute both losses from one forward pass, update both networks.
@@ -90,7 +80,7 @@ class Model:
             "generator": -log_mean(p_fake) + self.config["lambda_p"] * (seam + background),
             "discriminator": -(log_mean(p_real) + log_mean(-p_fake)),
         }
-        return update(losses, self.networks, self.optimizers)
+        return self.update(losses)
 
 
 def place_lesion(

@@ -9,12 +9,11 @@ from __future__ import annotations
 
 from typing import Any
 
-import numpy as np
-from peers.layers import Discriminator, UNet, adam, compute_in, log_mean, take, update
+from peers.layers import Discriminator, Trained, UNet, compute_in, log_mean
 from torch import Tensor
 
 
-class Model:
+class Model(Trained):
     """One round of Algorithm 1.
 
     Args:
@@ -33,20 +32,9 @@ class Model:
             config["discriminator_strided"], config["discriminator_filters"]
         )
         self.lambdas = (config["lambda_1"], config["lambda_2"])
-        self.precision = precision
-        self.networks = {
-            "generator": self.generator,
-            "inverter": self.inverter,
-            "discriminator": self.discriminator,
-        }
-        self.optimizers = {
-            name: adam(network, config, fused) for name, network in self.networks.items()
-        }
-
-    def load(self, weights: dict[str, list[np.ndarray]]) -> None:
-        """Take over each network's trainable variables from TensorFlow, in their order."""
-        for name, network in self.networks.items():
-            take(network, weights[name])
+        networks = {"generator": self.generator, "inverter": self.inverter}
+        networks |= {"discriminator": self.discriminator}
+        super().__init__(config, precision, fused, **networks)
 
     def losses(self, mask: Tensor, image: Tensor) -> dict[str, Tensor]:
         """Compute each network's loss.
@@ -73,4 +61,4 @@ class Model:
         Args:
             batch: "mask" and "image", [batch, 1, rows, cols] in [0, 1].
         """
-        return update(self.losses(batch["mask"], batch["image"]), self.networks, self.optimizers)
+        return self.update(self.losses(batch["mask"], batch["image"]))

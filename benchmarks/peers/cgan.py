@@ -11,14 +11,13 @@ from __future__ import annotations
 from functools import partial
 from typing import Any
 
-import numpy as np
 import torch
-from peers.layers import EPSILON, Discriminator, UNet, adam, compute_in, take, update
+from peers.layers import EPSILON, Discriminator, Trained, UNet, compute_in
 from torch import Tensor, nn
 from torch.nn.functional import softplus
 
 
-class Model:
+class Model(Trained):
     """One step of both networks.
 
     Args:
@@ -38,16 +37,8 @@ class Model:
         filters = config["discriminator_filters"]
         self.discriminator = Discriminator(strided, filters, biases=True, norm=norm)
         self.weight = config["lambda_content"]
-        self.precision = precision
-        self.networks = {"generator": self.generator, "discriminator": self.discriminator}
-        self.optimizers = {
-            name: adam(network, config, fused) for name, network in self.networks.items()
-        }
-
-    def load(self, weights: dict[str, list[np.ndarray]]) -> None:
-        """Take over each network's trainable variables from TensorFlow, in their order."""
-        for name, network in self.networks.items():
-            take(network, weights[name])
+        networks = {"generator": self.generator, "discriminator": self.discriminator}
+        super().__init__(config, precision, fused, **networks)
 
     def losses(self, image: Tensor, mask: Tensor) -> dict[str, Tensor]:
         """Compute each network's loss.
@@ -70,7 +61,7 @@ class Model:
         Args:
             batch: "mask" and "image", [batch, 1, rows, cols] in [0, 1].
         """
-        return update(self.losses(batch["image"], batch["mask"]), self.networks, self.optimizers)
+        return self.update(self.losses(batch["image"], batch["mask"]))
 
 
 def dice_loss(target: Tensor, output: Tensor, smooth: float = 1.0) -> Tensor:

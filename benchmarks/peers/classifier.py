@@ -8,9 +8,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-import numpy as np
 import torch
-from peers.layers import adam, compute_in, take, update
+from peers.layers import Trained, compute_in
 from torch import Tensor, nn
 from torch.nn.functional import binary_cross_entropy_with_logits, relu
 
@@ -98,7 +97,7 @@ class ResNet(nn.Module):
         return self.head(self.body(image)[-1].mean((2, 3)))[:, 0].float()
 
 
-class Model:
+class Model(Trained):
     """One step of the classifier on real patches.
 
     Args:
@@ -110,13 +109,7 @@ class Model:
 
     def __init__(self, config: dict[str, Any], size: int, fused: bool, precision: str) -> None:
         network = ResNet(config["filters"], config["blocks"], 1 - config["momentum"])
-        self.precision = precision
-        self.networks = {"classifier": network}
-        self.optimizers = {"classifier": adam(network, config, fused)}
-
-    def load(self, weights: dict[str, list[np.ndarray]]) -> None:
-        """Take over the network's trainable variables from TensorFlow, in their order."""
-        take(self.networks["classifier"], weights["classifier"])
+        super().__init__(config, precision, fused, classifier=network)
 
     def train_step(self, batch: dict[str, Tensor]) -> dict[str, float]:
         """Update the network once.
@@ -127,4 +120,4 @@ class Model:
         with compute_in(self.precision):
             logits = self.networks["classifier"](batch["image"])
         loss = binary_cross_entropy_with_logits(logits, batch["label"].float())
-        return update({"classifier": loss}, self.networks, self.optimizers)
+        return self.update({"classifier": loss})

@@ -8,8 +8,7 @@ in [0, 1], and "label", integer [n]. It draws random numbers unless the batch ha
 "noise", [1 + G's updates, sources, blocks] in [-1, 1]; "alpha", [reals]; "uniform", [reals, 1,
 rows, cols]. TensorFlow draws them in step s (`generator.steps`) for use u (DISCRIMINATOR_NOISE ...)
 as tf.random.stateless_uniform(shape, tf.constant([s, u], tf.int64)). Noise is 2 x - 1, the first
-one for D's update. Real patches are malignant (0), sources normal (2), for removal the other way
-round.
+one for D's update. Real patches are malignant (0), sources normal (2).
 
 - TensorFlow pads a convolution of stride 2 behind its map, PyTorch before it. Everything is rotated
   by 180 degrees here, patches by `train_step`, kernels by `load`: outputs are the same, and no map
@@ -29,7 +28,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from peers.layers import compute_in
+from peers.layers import Trained, compute_in
 from torch import Tensor, nn
 from torch.nn.functional import (
     avg_pool2d,
@@ -46,6 +45,7 @@ from torch.nn.utils import parametrize
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 INNERMOST = 4  # px of the innermost map
+UPDATES = 2  # of G in a step
 TINY = 1e-12
 
 
@@ -99,7 +99,8 @@ class SelfAttention(nn.Module):
 class Encoder(nn.Module):
     """What G and D share; layers are created in the order of tfmammo.models.contextual.
 
-    Levels are numbered from the innermost, 0. `pooling` is D's, which sees no random numbers.
+    Levels are numbered from the innermost, 0. `pooling` is D's, which sees no random numbers and
+    whose kernels are normalised.
     """
 
     def __init__(
@@ -110,37 +111,30 @@ class Encoder(nn.Module):
         factor: int,
         outputs: int,
         pooling: bool,
-        spectral: bool,
     ) -> None:
         super().__init__()
         self.config = config
         self.pooling = pooling
-        self.spectral = spectral
         self.levels = size.bit_length() - 3
         self.grown = size > config["start"]
         self.widths = [factor * width for width in reversed(config["filters"])][: self.levels + 1]
         more, stride = (0, 1) if pooling else (1, 2)
         pairs = list(zip([*self.widths[1:], 1], self.widths, strict=True))[: self.levels]
         self.downs = nn.ModuleList(
-            convolution(a + more, b, stride=stride, spectral=spectral) for a, b in pairs
+            convolution(a + more, b, stride=stride, spectral=pooling) for a, b in pairs
         )
-        self.attention = self.attending(self.widths) if config["attention"] else None
-        self.centre = convolution(self.widths[0], outputs, INNERMOST, spectral=spectral)
+        attending = self.widths[(config["attention"] // INNERMOST).bit_length() - 1]
+        self.attention = SelfAttention(attending, pooling)
+        self.centre = convolution(self.widths[0], outputs, INNERMOST, spectral=pooling)
         whole = self.levels == len(config["filters"])
-        self.from_image = None if whole else convolution(1, self.widths[-1], 1, spectral=spectral)
+        self.from_image = None if whole else convolution(1, self.widths[-1], 1, spectral=pooling)
         self.old_from_image = (
-            convolution(1, self.widths[self.levels - 1], 1, spectral=spectral)
+            convolution(1, self.widths[self.levels - 1], 1, spectral=pooling)
             if self.grown
             else None
         )
         self.steps: Tensor
         self.register_buffer("steps", torch.zeros((), dtype=torch.int64))
-
-    def attending(self, widths: list[int]) -> SelfAttention:
-        """Build the attention for its map; widths are those of the maps, innermost first."""
-        return SelfAttention(
-            widths[(self.config["attention"] // INNERMOST).bit_length() - 1], self.spectral
-        )
 
     def blend(self, old: Tensor, new: Tensor) -> Tensor:
         """Compute (1 - alpha) * old + alpha * new, which a stage's steps fade in."""
@@ -157,11 +151,7 @@ class Encoder(nn.Module):
             x = max_pool2d(x, 2) if self.pooling else x
             if level == self.levels - 1 and self.old_from_image is not None:
                 x = self.blend(leaky_relu(self.old_from_image(avg_pool2d(image, 2)), 0.2), x)
-            x = (
-                self.attention(x)
-                if self.attention is not None and x.shape[2] == self.config["attention"]
-                else x
-            )
+            x = self.attention(x) if x.shape[2] == self.config["attention"] else x
             maps.insert(0, x)
         return maps, self.centre(x)
 
@@ -170,11 +160,8 @@ class Generator(Encoder):
     """See tfmammo.models.contextual.Generator."""
 
     def __init__(self, config: dict[str, Any], size: int) -> None:
-        spectral = config["spectral"] == "both"
         embedding = config["embedding"]
-        super().__init__(
-            config, size, factor=1, outputs=embedding, pooling=False, spectral=spectral
-        )
+        super().__init__(config, size, factor=1, outputs=embedding, pooling=False)
         widths = [*self.widths, self.widths[-1]][1 : self.levels + 1]
         befores = [embedding, *widths[:-1]]
         entering = [before + skip + 1 for before, skip in zip(befores, self.widths, strict=False)]
@@ -183,12 +170,7 @@ class Generator(Encoder):
             for inputs, width in zip(entering, widths, strict=True)
         )
         self.ups = nn.ModuleList(
-            nn.ModuleList(convolution(a, b, spectral=spectral) for a, b in pair) for pair in pairs
-        )
-        self.decoder_attention = (
-            self.attending(befores)
-            if config["attention"] and config["attention_in_decoder"]
-            else None
+            nn.ModuleList(convolution(a, b) for a, b in pair) for pair in pairs
         )
         self.to_lesion = nn.Conv2d(widths[-1], 1, 1)
         self.old_to_lesion = nn.Conv2d(befores[-1], 1, 1) if self.grown else None
@@ -204,8 +186,6 @@ class Generator(Encoder):
         x = before = middle.expand(-1, -1, INNERMOST, INNERMOST)
         for level, skip in enumerate(maps):
             before = x
-            if self.decoder_attention is not None and x.shape[2] == self.config["attention"]:
-                x = self.decoder_attention(x)
             x = interpolate(with_scalar([x, skip], noise[:, 2 * level + 1]), scale_factor=2)
             for layer in self.ups[level]:
                 x = relu(layer(x))
@@ -233,7 +213,6 @@ class Discriminator(Encoder):
             factor=config["discriminator_factor"],
             outputs=4,
             pooling=True,
-            spectral=True,
         )
 
     def forward(self, image: Tensor) -> Tensor:
@@ -241,41 +220,26 @@ class Discriminator(Encoder):
         return self.encode(image)[1].flatten(1).float()
 
 
-class Model(nn.Module):
+class Model(Trained):
     """One training step.
 
     Args:
-        config: That of tfmammo.models.contextual.
+        config: That of tfmammo.models.contextual, with `target`, `positives`, `spectral`,
+            `attention_in_decoder`, `lambda_penalty`, `delta` and `generator_updates` as they are by
+            default.
         size: Patch rows and columns, px.
         fused: Use PyTorch's fused Adam.
         precision: "float32", or "bfloat16" by autocast.
     """
 
     def __init__(self, config: dict[str, Any], size: int, fused: bool, precision: str) -> None:
-        super().__init__()
-        self.config = config
         self.mixed = compute_in(precision)
         self.generator = Generator(config, size)
         self.discriminator = Discriminator(config, size)
         self.average = copy.deepcopy(self.generator).requires_grad_(False)
-        self.networks = {
-            "generator": self.generator,
-            "discriminator": self.discriminator,
-            "average": self.average,
-        }
-        self.updates = config["generator_updates"] or (2 if config["target"] == "mass" else 1)
-        # of real and source patches; 1: benign
-        self.labels = (2, 0) if config["target"] == "removal" else (0, 2)
-        options = {
-            "lr": config["learning_rate"],
-            "betas": (config["beta_1"], config["beta_2"]),
-            "eps": config["epsilon"],
-            "fused": fused,
-        }
-        self.optimizers = {
-            name: torch.optim.Adam(self.networks[name].parameters(), **options)
-            for name in list(self.networks)[:2]
-        }
+        networks = {"generator": self.generator, "discriminator": self.discriminator}
+        super().__init__(config, precision, fused, **networks)
+        self.networks["average"] = self.average
         self.follow = get_ema_multi_avg_fn(config["ema"])
 
     def train_step(self, batch: dict[str, Tensor]) -> dict[str, float]:
@@ -286,7 +250,7 @@ class Model(nn.Module):
         """
         image = batch["image"].flip(2, 3) * 2 - 1
         label = batch["label"]
-        real, source, benign = (image[label == index] for index in (*self.labels, 1))
+        real, benign, source = (image[label == index] for index in range(3))
         noise, alpha, uniform = self.numbers(batch, real, len(source))
         for layer in normalized(self.generator, self.discriminator):
             layer[0].iterate(layer.original)
@@ -313,7 +277,7 @@ class Model(nn.Module):
         """Return the step's random numbers: the batch's, or else draw them."""
         if "noise" in batch:
             return batch["noise"], batch["alpha"], batch["uniform"].flip(2, 3)
-        noise = torch.rand(1 + self.updates, sources, 2 * self.generator.levels) * 2 - 1
+        noise = torch.rand(1 + UPDATES, sources, 2 * self.generator.levels) * 2 - 1
         return noise, torch.rand(len(real)), torch.rand_like(real)
 
     def fake(self, source: Tensor, noise: Tensor) -> Tensor:
@@ -331,7 +295,7 @@ class Model(nn.Module):
         with parametrize.cached():
             with self.mixed:
                 logits = self.discriminator(torch.cat(parts)).split([len(part) for part in parts])
-            penalty = self.penalty(perturbed) if self.config["lambda_penalty"] else torch.zeros(())
+            penalty = self.penalty(perturbed)
         real, fake, benign, source = (
             cross_entropy(part, index) for index, part in enumerate(logits)
         )

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from peers.contextual import SelfAttention
 from peers.infilling import tri_label
-from peers.layers import EPSILON, adam, compute_in, take, update
+from peers.layers import EPSILON, Trained, compute_in
 from torch import Tensor, nn
 from torch.nn.functional import interpolate, silu
 
@@ -86,7 +86,7 @@ class Velocity(nn.Module):
         return self.head(silu(self.norm(x))).float()
 
 
-class Model:
+class Model(Trained):
     """One step of v and of its running average.
 
     Args:
@@ -96,18 +96,17 @@ class Model:
         precision: "float32", or "bfloat16" by autocast.
     """
 
+    turned = True
+
     def __init__(self, config: dict[str, Any], size: int, fused: bool, precision: str) -> None:
-        self.config = config
-        self.precision = precision
-        self.networks = {"velocity": Velocity(config)}
+        super().__init__(config, precision, fused, velocity=Velocity(config))
         self.average = copy.deepcopy(self.networks["velocity"])
-        self.optimizers = {"velocity": adam(self.networks["velocity"], config, fused)}
         self.steps = 0
 
     def load(self, weights: dict[str, list[np.ndarray]]) -> None:
-        """Take over the network's trainable variables from TensorFlow, in their order."""
-        for network in (self.networks["velocity"], self.average):
-            take(network, weights["velocity"], turned=True)
+        """Take over v from TensorFlow; its average starts there, too."""
+        super().load(weights)
+        self.average.load_state_dict(self.networks["velocity"].state_dict())
 
     def train_step(self, batch: dict[str, Tensor]) -> dict[str, float]:
         """Update v once, then its average.
@@ -129,7 +128,7 @@ class Model:
         hole = (label[:, 1:2] > 0).float()
         squared = (hole * (end - start - velocity) ** 2).sum((1, 2, 3))
         loss = (squared / hole.sum((1, 2, 3)).clamp_min(1)).mean()
-        losses = update({"velocity": loss}, self.networks, self.optimizers)
+        losses = self.update({"velocity": loss})
         self.update_average()
         return losses
 

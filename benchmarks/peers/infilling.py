@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from peers.layers import EPSILON, Discriminator, UNet, adam, compute_in, log_mean, take, update
+from peers.layers import EPSILON, Discriminator, Trained, UNet, compute_in, log_mean, take
 from torch import Tensor, nn
 from torch.nn.functional import avg_pool2d, interpolate, max_pool2d, relu
 
@@ -100,7 +100,7 @@ class FeatureExtractor(nn.Module):
         return features
 
 
-class Model:
+class Model(Trained):
     """One step of G and D.
 
     Args:
@@ -125,16 +125,9 @@ class Model:
         self.feature_extractor = FeatureExtractor(TAPS[config["feature_layers"]])
         self.factors = CHEN_KOLTUN if config["feature_weights"] == "chen_koltun" else (1.0,) * 6
         self.weight = config["lambda_fm"]
-        self.precision = precision
-        self.networks = {
-            "generator": self.generator,
-            "discriminator": self.discriminator,
-            "feature_extractor": self.feature_extractor,
-        }
-        self.optimizers = {
-            name: adam(self.networks[name], config, fused)
-            for name in ("generator", "discriminator")
-        }
+        networks = {"generator": self.generator, "discriminator": self.discriminator}
+        super().__init__(config, precision, fused, **networks)
+        self.networks["feature_extractor"] = self.feature_extractor  # it is not trained
 
     def load(self, weights: dict[str, list[np.ndarray]]) -> None:
         """Take over weights from TensorFlow.
@@ -179,11 +172,7 @@ class Model:
         image = batch["image"]
         mask = batch["mask"]
         noise = batch["noise"] if "noise" in batch else torch.rand_like(image)
-        return update(
-            self.losses(tri_label(image, mask, noise, self.margin), image),
-            self.networks,
-            self.optimizers,
-        )
+        return self.update(self.losses(tri_label(image, mask, noise, self.margin), image))
 
 
 def tri_label(image: Tensor, mask: Tensor, noise: Tensor, margin: int | None) -> Tensor:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from itertools import count
 from typing import Any
 
@@ -152,9 +152,12 @@ def log_mean(logits: Tensor) -> Tensor:
 
 def adam(network: nn.Module, config: dict[str, Any], fused: bool) -> torch.optim.Adam:
     """Build a network's Adam with the config's values, or else those of tfmammo.nn.optimization."""
-    betas = (config["beta_1"], config.get("beta_2", 0.999))
     return torch.optim.Adam(
-        network.parameters(), lr=config["learning_rate"], betas=betas, eps=1e-7, fused=fused
+        network.parameters(),
+        lr=config["learning_rate"],
+        betas=(config["beta_1"], config.get("beta_2", 0.999)),
+        eps=config.get("epsilon", 1e-7),
+        fused=fused,
     )
 
 
@@ -173,23 +176,45 @@ def epsilon_as_ours(optimizer: torch.optim.Optimizer) -> None:
     )
 
 
-def update(
-    losses: dict[str, Tensor],
-    networks: Mapping[str, nn.Module],
-    optimizers: dict[str, torch.optim.Adam],
-) -> dict[str, float]:
-    """Take one step of each network down its own loss, all losses being of one forward pass.
+class Trained:
+    """Networks and an Adam of each, which start from TensorFlow's weights.
 
-    Returns:
-        The losses, by tfmammo's names.
+    Args:
+        config: That of the model.
+        precision: "float32", or "bfloat16" by autocast.
+        fused: Use PyTorch's fused Adam.
+        networks: By tfmammo's names.
     """
-    last = list(losses)[-1]
-    for name, loss in losses.items():
-        optimizers[name].zero_grad()
-        loss.backward(inputs=list(networks[name].parameters()), retain_graph=name != last)
-    for name in losses:
-        optimizers[name].step()
-    return {f"{name}_loss": float(loss.detach()) for name, loss in losses.items()}
+
+    turned = False  # see `take`
+
+    def __init__(
+        self, config: dict[str, Any], precision: str, fused: bool, **networks: nn.Module
+    ) -> None:
+        self.config = config
+        self.precision = precision
+        self.networks = networks
+        self.optimizers = {name: adam(network, config, fused) for name, network in networks.items()}
+
+    def load(self, weights: dict[str, list[np.ndarray]]) -> None:
+        """Take over each network's trainable variables from TensorFlow, in their order."""
+        for name, network in self.networks.items():
+            take(network, weights[name], self.turned)
+
+    def update(self, losses: dict[str, Tensor]) -> dict[str, float]:
+        """Take one step of each network down its own loss, all losses being of one forward pass.
+
+        Returns:
+            The losses, by tfmammo's names.
+        """
+        last = list(losses)[-1]
+        for name, loss in losses.items():
+            self.optimizers[name].zero_grad()
+            weights = list(self.networks[name].parameters())
+            loss.backward(inputs=weights, retain_graph=name != last)
+        for name in losses:
+            self.optimizers[name].step()
+        return {f"{name}_loss": float(loss.detach()) for name, loss in losses.items()}
 
 
 def take(network: nn.Module, weights: Iterable[np.ndarray], turned: bool = False) -> None:

@@ -10,10 +10,9 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
-import numpy as np
 import torch
 from peers.classifier import Stages
-from peers.layers import adam, compute_in, take, update
+from peers.layers import Trained, compute_in
 from torch import Tensor, nn
 from torch.nn.functional import (
     binary_cross_entropy_with_logits,
@@ -88,7 +87,7 @@ class Detector(nn.Module):
             return self.logits(x), self.region_deltas(x)
 
 
-class Model:
+class Model(Trained):
     """One step of the detector of one kind of lesions.
 
     Args:
@@ -99,17 +98,9 @@ class Model:
     """
 
     def __init__(self, config: dict[str, Any], size: int, fused: bool, precision: str) -> None:
-        network = Detector(config)
-        self.config = config
-        self.precision = precision
+        super().__init__(config, precision, fused, detector=Detector(config))
         self.smallest = 1 / size
         self.anchors = make_anchors(size, config["anchor_scales"], config["anchor_ratios"])
-        self.networks = {"detector": network}
-        self.optimizers = {"detector": adam(network, config, fused)}
-
-    def load(self, weights: dict[str, list[np.ndarray]]) -> None:
-        """Take over the network's trainable variables from TensorFlow, in their order."""
-        take(self.networks["detector"], weights["detector"])
 
     def train_step(self, batch: dict[str, Tensor]) -> dict[str, float]:
         """Take one step down the sum of the four losses.
@@ -133,7 +124,7 @@ class Model:
         with compute_in(self.precision):
             predicted = network.predict(maps, regions)
         loss = loss + self.compute_head_loss(*predicted, regions, truth)
-        return update({"detector": loss}, self.networks, self.optimizers)
+        return self.update({"detector": loss})
 
     def compute_rpn_loss(
         self, objectness: Tensor, deltas: Tensor, truth: Sequence[Tensor], random: Tensor

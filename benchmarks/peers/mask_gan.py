@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from peers.layers import EPSILON, adam, compute_in, log_mean, take, update
+from peers.layers import EPSILON, Trained, compute_in, log_mean
 from torch import Tensor, nn
 from torch.nn.functional import leaky_relu, relu
 
@@ -66,7 +66,7 @@ class Discriminator(nn.Module):
         return self.head(x).float()
 
 
-class Model:
+class Model(Trained):
     """One step of G and D.
 
     Args:
@@ -76,25 +76,23 @@ class Model:
         precision: "float32", or "bfloat16" by autocast.
     """
 
+    turned = True
+
     def __init__(self, config: dict[str, Any], size: int, fused: bool, precision: str) -> None:
         kernel = config["kernel"]
         momentum = 1 - config["momentum"]
         self.z = config["z"]
         self.generator = Generator(self.z, config["filters"], size, kernel, momentum)
         self.discriminator = Discriminator(config["discriminator_filters"], size, kernel, momentum)
-        self.precision = precision
-        self.networks = {"generator": self.generator, "discriminator": self.discriminator}
-        self.optimizers = {
-            name: adam(network, config, fused) for name, network in self.networks.items()
-        }
+        networks = {"generator": self.generator, "discriminator": self.discriminator}
+        super().__init__(config, precision, fused, **networks)
 
     def load(self, weights: dict[str, list[np.ndarray]]) -> None:
         """Take over each network's trainable variables from TensorFlow, in their order."""
         dense, *others = weights["generator"]
         channels, rows, cols = self.generator.shape
         maps = dense.reshape(-1, rows, cols, channels)[:, ::-1, ::-1].transpose(0, 3, 1, 2)
-        take(self.generator, [maps.reshape(dense.shape), *others], turned=True)
-        take(self.discriminator, weights["discriminator"], turned=True)
+        super().load(weights | {"generator": [maps.reshape(dense.shape), *others]})
 
     def train_step(self, batch: dict[str, Tensor]) -> dict[str, float]:
         """Compute both losses from one forward pass, then update both networks.
@@ -113,4 +111,4 @@ class Model:
             "generator": -log_mean(fake),
             "discriminator": -(log_mean(real) + log_mean(-fake)),
         }
-        return update(losses, self.networks, self.optimizers)
+        return self.update(losses)

@@ -8,8 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
-import numpy as np
-from peers.layers import ConvolutionUNet, adam, compute_in, sample_norm, take, update
+from peers.layers import ConvolutionUNet, Trained, compute_in, sample_norm
 from torch import Tensor, nn
 from torch.nn.functional import (
     binary_cross_entropy_with_logits,
@@ -110,26 +109,8 @@ class FCN8s(nn.Module):
         return scores if scores.shape[1] == 1 else scores[:, 1:] - scores[:, :1]
 
 
-class Model:
-    """One step of a segmenter.
-
-    Args:
-        network: Image [batch, 1, rows, cols] in [-1, 1] -> logits, float32, of the same shape.
-        config: That of the baseline.
-        fused: Use PyTorch's fused Adam.
-        precision: "float32", or "bfloat16" by autocast.
-    """
-
-    def __init__(
-        self, network: nn.Module, config: dict[str, Any], fused: bool, precision: str
-    ) -> None:
-        self.precision = precision
-        self.networks = {"segmenter": network}
-        self.optimizers = {"segmenter": adam(network, config, fused)}
-
-    def load(self, weights: dict[str, list[np.ndarray]]) -> None:
-        """Take over the network's trainable variables from TensorFlow, in their order."""
-        take(self.networks["segmenter"], weights["segmenter"])
+class Model(Trained):
+    """One step of a segmenter: image in [-1, 1] -> logits, [batch, 1, rows, cols] both."""
 
     def train_step(self, batch: dict[str, Tensor]) -> dict[str, float]:
         """Update the network once, by the cross-entropy of all pixels.
@@ -140,7 +121,7 @@ class Model:
         with compute_in(self.precision):
             logits = self.networks["segmenter"](2 * batch["image"] - 1)
         loss = binary_cross_entropy_with_logits(logits, batch["mask"])
-        return update({"segmenter": loss}, self.networks, self.optimizers)
+        return self.update({"segmenter": loss})
 
 
 def make_builder(build: Callable[[dict[str, Any]], nn.Module]) -> Callable[..., Model]:
@@ -151,7 +132,7 @@ def make_builder(build: Callable[[dict[str, Any]], nn.Module]) -> Callable[..., 
     """
 
     def make(config: dict[str, Any], size: int, fused: bool, precision: str) -> Model:
-        return Model(build(config), config, fused, precision)
+        return Model(config, precision, fused, segmenter=build(config))
 
     return make
 
