@@ -197,7 +197,10 @@ class Difference(Frozen):
     def _doubt_runs(self, facts: Facts, is_above: bool) -> tuple[str, ...]:
         """Say why other runs might change the order; () where all known ones agree."""
         sign = 1 if is_above else -1
-        for table, said in ((RUNS, "they overlap"), (FOLDS, "not in every fold")):
+        for table, said in (
+            (RUNS, "the order does not hold between all runs"),
+            (FOLDS, "the order does not hold in every fold"),
+        ):
             both = [
                 facts.find_repeats(table, name, self.measure, self.subset) for name in self.models
             ]
