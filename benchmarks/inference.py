@@ -54,11 +54,6 @@ def main() -> None:
     parser.add_argument(
         "--patches", type=int, default=16, help="patches that each answers in a round (16)"
     )
-    parser.add_argument(
-        "--threads",
-        type=int,
-        help="threads of each; use 1 on a busy machine, where threads wait for each other",
-    )
     parser.add_argument("--as", dest="role", choices=("ours", *PEERS), help=argparse.SUPPRESS)
     parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
     options = parser.parse_args()
@@ -90,7 +85,6 @@ def compare(options: argparse.Namespace) -> dict[str, Any]:
         "model": options.model,
         "function": "generator",
         "size": options.size,
-        "threads": options.threads,
     }
     return {**about, "apart": float(f"{max(apart.values()):.2g}"), "batches": batches}
 
@@ -174,13 +168,9 @@ def load_ours(options: argparse.Namespace) -> Answer:
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
     import models  # isort: skip  # the first to import TensorFlow, because it keeps that quiet
     import keras
-    import tensorflow as tf
 
     from tfmammo.tracking import export
 
-    if options.threads:
-        tf.config.threading.set_intra_op_parallelism_threads(options.threads)
-        tf.config.threading.set_inter_op_parallelism_threads(options.threads)
     keras.utils.set_random_seed(0)
     model = models.build_model(options.model, model_config(options), options.size)
     models.write_weights(model, options.folder)
@@ -196,8 +186,6 @@ def load_converted(options: argparse.Namespace) -> Answer:
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
     from tfmammo.tracking import export
 
-    if options.threads:  # ONNX Runtime takes as many as there are cores
-        os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[: options.threads])
     place = options.folder / "export"
     export.write_onnx(place, "generator", place / "generator.onnx")
     return load_export(options, "onnx")
@@ -264,8 +252,6 @@ def load_torch(options: argparse.Namespace) -> Answer:
     """Load PyTorch's network, compiled or not."""
     import torch
 
-    if options.threads:
-        torch.set_num_threads(options.threads)
     network = load_peer(options)
     layout = torch.contiguous_format
     if options.role == "torch-compile":
@@ -301,11 +287,7 @@ def load_onnx(options: argparse.Namespace) -> Answer:
         dynamo=True,
         verbose=False,
     )
-    session_options = onnxruntime.SessionOptions()
-    session_options.intra_op_num_threads = options.threads or 0  # 0: the default
-    session = onnxruntime.InferenceSession(
-        path, session_options, providers=["CPUExecutionProvider"]
-    )
+    session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
 
     def call(patches: np.ndarray) -> np.ndarray:
         return session.run(None, {"patches": np.ascontiguousarray(patches.transpose(0, 3, 1, 2))})[

@@ -19,6 +19,8 @@ import argparse
 import json
 import logging
 import statistics
+import subprocess
+import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
@@ -28,7 +30,6 @@ import cv2
 import numpy as np
 import pydicom
 from numpy.typing import NDArray
-from processes import time_workers
 from pydicom.pixels import apply_modality_lut, apply_voi_lut
 from pydicom.uid import UID, ExplicitVRLittleEndian, JPEG2000Lossless
 
@@ -188,8 +189,15 @@ def measure_build(options: argparse.Namespace, folder: Path) -> dict[str, object
     """Measure wall-clock seconds of the same build with one and with two processes."""
     (folder / "build.yaml").write_text("name: benchmark\n", encoding="utf-8")
     overrides = (f"data.phantoms={options.mammograms}", f"data.size={options.size}")
-    config = ("--config", folder / "build.yaml", "--set", *overrides, "build.shard_mammograms=2")
-    one_worker, two_workers = time_workers(("-m", "tfmammo.data.build", *config), folder)
+    command = [sys.executable, "-m", "tfmammo.data.build", "--config", str(folder / "build.yaml")]
+    command += ["--set", *overrides, "build.shard_mammograms=2"]
+    seconds = []
+    for jobs in ("1", "2"):
+        output = ["--output", str(folder / jobs), "--jobs", jobs]
+        start = time.perf_counter()
+        subprocess.run([*command, *output], check=True, capture_output=True)
+        seconds.append(time.perf_counter() - start)
+    one_worker, two_workers = seconds
     same_bytes = (folder / "1" / "manifest.json").read_bytes() == (
         folder / "2" / "manifest.json"
     ).read_bytes()

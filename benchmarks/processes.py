@@ -7,7 +7,7 @@ import resource
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -87,26 +87,6 @@ def load_arrays(path: Path) -> dict[str, list[np.ndarray]]:
         for key in content.files:
             arrays.setdefault(key.rpartition("/")[0], []).append(content[key])
     return arrays
-
-
-def time_workers(arguments: Sequence[object], folder: Path) -> tuple[float, float]:
-    """Time a job, start included, in one process and in two.
-
-    Args:
-        arguments: What stands after `python`; --output is added.
-        folder: Of the outputs, which are its folders "1" and "2".
-
-    Returns:
-        The seconds of one process and of two.
-    """
-    seconds = []
-    for count in (1, 2):
-        options = ("--output", folder / str(count), "--jobs", count)
-        command = (sys.executable, *arguments, *options)
-        start = time.perf_counter()
-        subprocess.run([str(word) for word in command], check=True, capture_output=True)
-        seconds.append(time.perf_counter() - start)
-    return seconds[0], seconds[1]
 
 
 def peak_megabytes() -> float:
