@@ -17,7 +17,6 @@ from tfmammo import cli
 from tfmammo import config as configuration
 from tfmammo.apps.serving.web import private_folder, stoppable
 from tfmammo.apps.studio.config import StudioConfig
-from tfmammo.errors import ConfigError
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -36,11 +35,7 @@ def show(config: StudioConfig) -> None:
             "GRADIO_TEMP_DIR": str(folder / "gradio"),
             "GRADIO_ANALYTICS_ENABLED": "False",
         }
-        try:
-            import gradio  # noqa: F401  # after the folder exists, and not for --help
-        except ModuleNotFoundError:
-            raise ConfigError('the studio needs Gradio: pip install "tfmammo[serve]"') from None
-        from tfmammo.apps.studio import app
+        from tfmammo.apps.studio import app  # Gradio: after the folder exists, and not for --help
         from tfmammo.training import script
 
         script.configure_tensorflow(configuration.TrainingConfig(precision="float32"))
