@@ -222,3 +222,9 @@ def test_two_names_are_two_patients(names):
 def test_a_number_that_lost_digits_names_nobody(text):
     with pytest.raises(ValueError, match="digits"):
         normalize_patient(text)
+
+
+@pytest.mark.parametrize("text", ["1,000", "2.000", "+120.000"])
+def test_a_number_that_may_be_of_thousands_names_nobody(text):
+    with pytest.raises(ValueError, match="save the column as text"):
+        normalize_patient(text)

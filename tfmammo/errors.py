@@ -20,6 +20,14 @@ class ArchiveError(TfmammoError):
     """An archive, or one file of it, can't be read."""
 
 
+class EmptyMask(ArchiveError):
+    """The mask of a lesion marks nothing."""
+
+
+class MaskSize(ArchiveError):
+    """The mask of a lesion is of another size than its image."""
+
+
 class WeightsError(TfmammoError):
     """Pretrained weights are missing or can't be read. The message names what to download."""
 

@@ -25,7 +25,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from tfmammo.errors import ArchiveError
+from tfmammo.errors import ArchiveError, EmptyMask
 
 LesionKind = Literal["mass", "calcification", "asymmetry", "distortion"]
 Pathology = Literal["normal", "benign", "malignant"]
@@ -69,6 +69,9 @@ def normalize_patient(text: str) -> str:
 
     Case and width of blanks mean nothing, and what is a whole number is that number: 12, 0012,
     12.0 (pandas) and 1.2E+01 (Excel) are one patient.
+
+    Raises:
+        ValueError: The number lost digits, or may be of thousands (1,000).
     """
     text = " ".join(normalize_spelling(normalize_spelling(text).casefold()).split())
     # 12e4 may be a name; 1.2e4 and 12e+4 are what programs write
@@ -77,6 +80,8 @@ def normalize_patient(text: str) -> str:
         if int(number.as_tuple().exponent) > 0:
             raise ValueError("is a number that lost digits (1.2E+12); save the column as text")
         if number == number.to_integral_value():
+            if re.fullmatch(r"\+?[1-9][0-9]{0,2}[.,]000", text):
+                raise ValueError("may be 1 or 1000 (1,000); save the column as text")
             return str(int(number))
     return text
 
@@ -294,7 +299,7 @@ class MaskedLesion(Lesion):
         """The region's outer borders through the centres of its border pixels; holes are filled."""
         outlines = trace_borders(self.read())
         if not outlines:
-            raise ArchiveError("the mask of a lesion marks nothing")
+            raise EmptyMask("the mask of a lesion marks nothing")
         return outlines
 
     @cached_property

@@ -88,6 +88,9 @@ def test_a_damaged_rle_is_an_error_when_it_is_wanted(small, counts, word):
         ({"bbox": [20, 10, 11, 9], "segmentation": []}, (10, 20, 19, 31)),
         ({"bbox": [19.8, 9.6, 11, 9]}, (10, 20, 19, 31)),
         ({"bbox": [-1, -2, 5, 9]}, (0, 0, 7, 4)),
+        # one pixel around a corner that four of them share
+        ({"bbox": [1.5, 1.5, 1, 1]}, (2, 2, 3, 3)),
+        ({"bbox": [0.5, 0.5, 1, 1]}, (1, 1, 2, 2)),
         ({"bbox": [0, 0, 45, 61]}, (0, 0, ROWS, COLS)),
         # what encloses nothing, beside a good box
         ({"bbox": [4, 5, 6, 3], "segmentation": [[4, 5, 9, 7]]}, (5, 4, 8, 10)),

@@ -32,10 +32,11 @@ from tfmammo.archives.contact_sheet import draw_contact_sheet
 from tfmammo.archives.files import remove_names
 from tfmammo.archives.writers.annotations import write as write_annotations
 from tfmammo.config import DataConfig, describe
-from tfmammo.errors import ArchiveError, ConfigError
+from tfmammo.errors import ArchiveError, ConfigError, EmptyMask, MaskSize
 from tfmammo.mammogram import Lesion, Mammogram, MaskedLesion, Skipped, escape_cell
 
 SHOWN = 10  # reasons on the screen; --skipped writes them all
+_FAULTS: dict[type[ArchiveError], str] = {EmptyMask: "empty", MaskSize: "of a wrong size"}
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -96,8 +97,7 @@ def _check_masks(records: Sequence[Mammogram], skipped: Skipped) -> Counter[str]
             lesion.read()
         except ArchiveError as error:
             skipped.add(mammogram.image_id, error)
-            wrong = "of a wrong size" if " px" in str(error) else "unreadable"
-            faults["empty" if "nothing" in str(error) else wrong] += 1
+            faults[_FAULTS.get(type(error), "unreadable")] += 1
     return faults
 
 

@@ -23,7 +23,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tfmammo.archives.findings import Finding, find_word, parse_pathology
-from tfmammo.errors import ArchiveError
+from tfmammo.errors import ArchiveError, EmptyMask, MaskSize
 from tfmammo.mammogram import Box, Found, Lesion, Lost, MaskedLesion, cut_box
 
 
@@ -174,7 +174,9 @@ def _parse_box(numbers: Any, rows: int, cols: int) -> Box:
         raise ValueError("it has neither a segmentation nor a bbox of four numbers") from None
     if not all(math.isfinite(number) for number in (x, y, x + width, y + height)):
         raise ValueError("its bbox is not finite")
-    return cut_box((round(y), round(x), round(y + height), round(x + width)), rows, cols)
+    # halves upwards: round() takes them to even numbers, so that a box of one pixel vanishes
+    top, left, bottom, right = (math.floor(edge + 0.5) for edge in (y, x, y + height, x + width))
+    return cut_box((top, left, bottom, right), rows, cols)
 
 
 # Run lengths
@@ -232,9 +234,9 @@ def _decode_rle(where: str, counts: Any, rows: int, cols: int) -> NDArray[np.uin
         or runs.max(initial=0) > rows * cols
         or runs.sum() != rows * cols
     ):
-        raise ArchiveError(f"{where}: its RLE does not fill {rows} x {cols} px")
+        raise MaskSize(f"{where}: its RLE does not fill {rows} x {cols} px")
     if not runs[1::2].any():
-        raise ArchiveError(f"{where}: its RLE marks nothing")
+        raise EmptyMask(f"{where}: its RLE marks nothing")
     columns = np.repeat((np.arange(len(runs)) % 2).astype(np.uint8), runs).reshape(cols, rows)
     return cv2.transpose(columns)  # in blocks; whatever reads NumPy's view takes four times as long
 

@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from tfmammo.archives import pictures
 from tfmammo.archives.named_files import PICTURES, find_files, split_mask_name
 from tfmammo.archives.notes import Notes
-from tfmammo.errors import ArchiveError
+from tfmammo.errors import ArchiveError, EmptyMask
 from tfmammo.mammogram import Skipped
 
 # in any case of letters; the first that holds pictures counts
@@ -118,7 +118,7 @@ def read_mask(path: Path, rows: int, cols: int) -> NDArray[np.uint8]:
     lowest = int(values.min())
     highest = int(values.max())
     if highest < (128 if is_jpeg else 1):  # a JPEG's black may be off by a little
-        raise ArchiveError(f"{path}: marks nothing")
+        raise EmptyMask(f"{path}: marks nothing")
     if has_colours or (not is_jpeg and _holds_labels(values)):
         raise ArchiveError(
             f"{path}: has several labels, which may be lesions or kinds: write one file a lesion "

@@ -141,8 +141,9 @@ def _note_words(name: str, unknown: Counter[str], skipped: Skipped) -> None:
 
 def _speak_of_leading_zeros(root: Path, cells: Iterable[str]) -> None:
     """Say which numbers count as one patient though the table writes them in several ways."""
-    digits = {match[0] for cell in cells if (match := re.match(r"\+?[0-9]+", cell.strip()))}
-    spellings = Counter(digit.lstrip("+0") for digit in digits)
+    number = re.compile(r"\+?([0-9]+)(?:[.,]0*)?")  # 12-A is a name
+    digits = {match[1] for cell in cells if (match := number.fullmatch(cell.strip()))}
+    spellings = Counter(digit.lstrip("0") for digit in digits)
     if joined := sum(count > 1 for count in spellings.values()):
         log.warning(
             "%s: %d patient numbers are written with and without leading zeros; each counts as "

@@ -18,7 +18,7 @@ from PIL.ImageFile import ImageFile
 
 from tfmammo.archives.named_files import split_mask_name
 from tfmammo.archives.stored import unused_range
-from tfmammo.errors import ArchiveError
+from tfmammo.errors import ArchiveError, MaskSize
 from tfmammo.mammogram import MOST_PIXELS
 
 log = logging.getLogger(__name__)
@@ -192,7 +192,7 @@ def _has_colours(channels: NDArray[np.int32]) -> bool:
 def _open_sized(path: Path, rows: int, cols: int) -> Iterator[ImageFile]:
     with open_picture(path) as picture:
         if picture.size != (cols, rows):
-            raise ArchiveError(
+            raise MaskSize(
                 f"{path}: has {picture.height} x {picture.width} px, its image {rows} x {cols}"
             )
         yield picture

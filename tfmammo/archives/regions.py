@@ -52,7 +52,7 @@ from tfmammo.archives.region_types import (
 )
 from tfmammo.archives.reports import list_findings, list_marks
 from tfmammo.archives.silence import silence
-from tfmammo.errors import ArchiveError
+from tfmammo.errors import ArchiveError, EmptyMask
 from tfmammo.mammogram import Lesion, LesionKind, MaskedLesion
 
 SEGMENTATION = "1.2.840.10008.5.1.4.1.1.66.4"
@@ -224,7 +224,7 @@ def _read_segment(
             raise ArchiveError(f"{path}: was changed while it was read")
         region |= values == label if label is not None else 2 * values >= maximum
     if not region.any():
-        raise ArchiveError(f"{path}: a segment marks nothing")
+        raise EmptyMask(f"{path}: a segment marks nothing")
     return region.astype(np.uint8)
 
 
