@@ -9,7 +9,7 @@ from tfmammo.archives import phantom
 from tfmammo.config import AddedConfig, DataConfig
 from tfmammo.data.copies import Transform, make_copies, transform_mammogram
 from tfmammo.errors import ArchiveError, DataError
-from tfmammo.mammogram import Lesion, Mammogram, MaskedLesion, Skipped
+from tfmammo.mammogram import Lesion, Lost, Mammogram, MaskedLesion, Skipped
 
 ROWS = 40
 COLS = 60
@@ -82,9 +82,12 @@ def test_what_is_out_of_sight_or_unreadable_is_noted():
     skipped = Skipped()
     corner = make_square(0, 0, 4)
     lesions = (make_square(15, 25, 9), corner, MaskedLesion("mass", fail))
-    moved = transform(make_mammogram(*lesions), factor=2, number=3, skipped=skipped)
+    mammogram = make_mammogram(*lesions, lost=(Lost("calcification"),))
+    moved = transform(mammogram, factor=2, number=3, skipped=skipped)
     reasons = "lesion 1: the outline is outside the image; lesion 2: mask.png: can't be read"
     assert len(moved.lesions) == 1 and skipped.reasons == {"image~3": reasons}
+    # neither normal nor background, as the image itself is not; what left the image is not in it
+    assert moved.lost == (Lost("calcification"), Lost("mass"))
     with pytest.raises(ValueError, match="no lesion"):
         transform(make_mammogram(corner), factor=2)
     with pytest.raises(DataError, match="data.added.copies"):

@@ -139,6 +139,28 @@ def test_a_full_frame_holds_all_wanted_lesions_of_its_mammogram():
     assert patches.masks.sum(axis=(1, 2, 3)).tolist() == [6 * 5 + 24 * 20, 24 * 20]
 
 
+@pytest.mark.parametrize(
+    "other",
+    [
+        Lesion("mass", (1, 2, 30, 40)),
+        MaskedLesion("mass", refuse),
+        MaskedLesion("mass", lambda masks=iter([read_mask]): next(masks, refuse)()),
+    ],
+    ids=["box", "unreadable", "fails when it is moved"],
+)
+def test_a_full_frame_that_would_show_a_lesion_as_background_is_left_out(other):
+    skipped = Skipped()
+    config = {"frame": "full", "preprocess": PreprocessConfig(spacing=0.2), "pad": True}
+    records = [
+        make_noisy(SQUARE, name="whole", spacing=(0.1, 0.1)),
+        make_noisy(SQUARE, other, spacing=(0.1, 0.1)),
+    ]
+    assert extract(*records, skipped=skipped, **config).ids.tolist() == ["whole#full"]
+    assert skipped.reasons["a"].startswith("lesion 1: ")
+    # a patch around the other one stays
+    assert extract(*records, preprocess=config["preprocess"]).ids.tolist() == ["whole#0", "a#0"]
+
+
 def test_preprocessing_is_applied_to_mammogram_and_crop():
     right = make_noisy(SQUARE, laterality="R", view="CC")
     flipped = extract(right, preprocess=PreprocessConfig(flip_right=True), **RAW)

@@ -7,7 +7,7 @@ import pytest
 
 from tests.small_mammograms import make_noisy, make_normal, make_rectangle
 from tfmammo.archives import phantom
-from tfmammo.config import DataConfig, SamplingConfig
+from tfmammo.config import DataConfig, PreprocessConfig, SamplingConfig
 from tfmammo.data.extraction import make_patches_of
 from tfmammo.data.labelled import make_blend_patches, make_pathology_patches, measure_scale
 from tfmammo.data.sampling import draw_length
@@ -117,7 +117,17 @@ def test_resampled_mammograms_have_smaller_windows(mammograms):
     preprocess = DATA.preprocess.model_copy(update={"spacing": 0.2})
     coarse = DATA.model_copy(update={"preprocess": preprocess})
     doubled = [2 * value for value in measure_scale(records, DATA, ids)]
-    assert measure_scale(records, coarse, ids) == pytest.approx(doubled)
+    # but for boxes of whole pixels
+    assert measure_scale(records, coarse, ids) == pytest.approx(doubled, rel=0.05)
+
+
+def test_padding_is_of_resampled_pixels():
+    """20 px of 0.1 mm become 10 px, and 5 px are added on both sides."""
+    record = make_noisy(make_rectangle(40, 40, 60, 60), spacing=(0.1, 0.1))
+    padded = DATA.model_copy(
+        update={"frame": "padded", "padding": 5, "preprocess": PreprocessConfig(spacing=0.2)}
+    )
+    assert measure_scale([record], padded, ["a#0"]) == pytest.approx([32 / 20] * 9)
 
 
 def test_blending_draws_tissue_at_that_scale(mammograms):

@@ -49,8 +49,9 @@ def test_no_detector_learns_from_it(tiles):
         assert "lost" in skipped.reasons["9"]
     # a calcification is nothing that this detector would have to find
     skipped = Skipped()
-    whole.make_whole([lose(WHOLE, "calcification")], config, skipped)
-    assert "lost" not in str(skipped.reasons)
+    made = whole.make_whole([lose(WHOLE, "calcification")], config, skipped)
+    assert made.kinds.tolist() == ["mass"]  # nor is a tile beside its mass called normal
+    assert ("lost" in str(skipped.reasons)) == bool(tiles)
 
 
 def test_a_patch_of_the_whole_image_shows_all_lesions_or_is_none():

@@ -86,6 +86,11 @@ def test_impossible_folds_are_errors(ids, folds, fold, named):
         split_by_patient(ids, folds, fold, 0)
 
 
+def test_an_empty_list_of_mammograms():
+    listed = Mammograms.of([])
+    assert listed.patient_ids.shape == listed.official_splits.shape == (0,)
+
+
 # Leaks
 
 

@@ -21,8 +21,8 @@ from numpy.typing import NDArray
 
 from tfmammo.config import DataConfig
 from tfmammo.data import sampling
-from tfmammo.errors import DataError
-from tfmammo.mammogram import Laterality, Lesion, Mammogram, Skipped, cut_box, find_box
+from tfmammo.errors import ArchiveError, DataError
+from tfmammo.mammogram import Laterality, Lesion, Lost, Mammogram, Skipped, cut_box, find_box
 
 SAME: dict[Laterality | None, Laterality | None] = {"L": "L", "R": "R", None: None}
 OTHER: dict[Laterality | None, Laterality | None] = {"L": "R", "R": "L", None: None}
@@ -78,16 +78,20 @@ def transform_mammogram(
     """Make one copy; its pixels are transformed when they are asked for.
 
     A lesion that is known by its box alone gets the box around the transformed one, which is
-    larger. A mirrored breast is of the other laterality. Spacing shrinks as the breast grows.
+    larger. A mirrored breast is of the other laterality. Spacing shrinks as the breast grows. A
+    lesion whose mask can't be read is lost, so that the copy is no background either.
     """
     matrix = transform.matrix(mammogram.rows, mammogram.cols)
     size = (mammogram.rows, mammogram.cols)
     lesions = []
+    lost = list(mammogram.lost)
     for place, lesion in enumerate(mammogram.lesions):
         try:
             lesions.append(_move_lesion(lesion, matrix, *size))
         except ValueError as error:
             skipped.add(f"{mammogram.image_id}~{number}", f"lesion {place}: {error}")
+            if isinstance(error, ArchiveError):  # else it is outside the image
+                lost.append(Lost(lesion.kind))
     if mammogram.lesions and not lesions:
         raise ValueError("no lesion is in the image")
     side = OTHER if transform.mirrored else SAME
@@ -96,6 +100,7 @@ def transform_mammogram(
         partial(_transform_pixels, mammogram, transform),
         image_id=f"{mammogram.image_id}~{number}",
         lesions=tuple(lesions),
+        lost=tuple(lost),
         laterality=side[mammogram.laterality],
         chest_wall=side[mammogram.chest_wall],
         spacing=spacing and (spacing[0] / transform.factor, spacing[1] / transform.factor),

@@ -262,9 +262,14 @@ def _extract_random(
 def _preprocess_with_lesions(
     mammogram: Mammogram, config: DataConfig, skipped: Skipped
 ) -> _Preprocessed | None:
-    """Preprocess a mammogram with its wanted lesions; None where none of them has an outline."""
+    """Preprocess a mammogram with its wanted lesions; None where none of them has an outline.
+
+    A patch of the whole image needs all of them: it would show the others as background.
+    """
     lesions = {}
-    for number, lesion in sampling.select_lesions(mammogram, config).items():
+    needs_all = config.patches == "lesion" and config.frame == "full"
+    wanted = sampling.select_lesions(mammogram, config)
+    for number, lesion in wanted.items():
         try:
             if lesion.outlines:  # reads the mask's file, if there is one
                 lesions[number] = lesion
@@ -276,10 +281,13 @@ def _preprocess_with_lesions(
                 )
         except ValueError as error:
             skipped.add(mammogram.image_id, f"lesion {number}: {error}")
-    if config.frame == "full" and sampling.note_lost(mammogram, config.kinds, skipped):
+    if needs_all and sampling.note_lost(mammogram, config.kinds, skipped):
         return None
-    # without a lesion no pixel is read
-    return _preprocess(mammogram, lesions, config, skipped) if lesions else None
+    if not lesions or (needs_all and len(lesions) < len(wanted)):
+        return None  # no pixel is read
+    preprocessed = _preprocess(mammogram, lesions, config, skipped)
+    is_whole = preprocessed is not None and len(preprocessed.lesions) == len(wanted)
+    return preprocessed if is_whole or not needs_all else None
 
 
 def _preprocess_normal(

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Collection, Iterable
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -15,6 +16,7 @@ import numpy as np
 from tfmammo.config import DataConfig
 from tfmammo.data.extraction import make_patches_of
 from tfmammo.data.patches import SEVERITY, Patches
+from tfmammo.data.preprocess import preprocess_mammogram
 from tfmammo.data.windows import crop_window
 from tfmammo.errors import DataError
 from tfmammo.mammogram import Mammogram, Skipped
@@ -128,12 +130,18 @@ def measure_scale(
     wanted = set(ids)
     scales = []
     for mammogram in mammograms:
-        spacing = config.preprocess.spacing
-        shrink = mammogram.spacing[0] / spacing if spacing and mammogram.spacing else 1.0
-        for number, lesion in enumerate(mammogram.lesions):
-            if f"{mammogram.image_id}#{number}" in wanted:
-                top, _, bottom, _ = crop_window(lesion.box, mammogram, config)
-                scales.append(config.size / (shrink * (bottom - top)))
+        lesions = tuple(
+            lesion
+            for number, lesion in enumerate(mammogram.lesions)
+            if f"{mammogram.image_id}#{number}" in wanted
+        )
+        if not lesions:
+            continue
+        # as patches are: preprocessed, then cut
+        moved = preprocess_mammogram(replace(mammogram, lesions=lesions), config.preprocess)
+        for lesion in moved.lesions:
+            top, _, bottom, _ = crop_window(lesion.box, moved, config)
+            scales.append(config.size / (bottom - top))
     if not scales:
         raise DataError(
             f"data.sampling.scale: null takes windows around single lesions, and data.frame="

@@ -68,7 +68,7 @@ class Mammograms:
             )
             for record in records
         ]
-        return Mammograms(*(np.array(column, np.str_) for column in zip(*rows, strict=True)))
+        return Mammograms(*np.array(rows, np.str_).reshape(-1, 4).T)
 
     def take(self, indices: Sequence[int] | NDArray[np.integer]) -> Mammograms:
         """Return the mammograms at `indices`, in that order."""

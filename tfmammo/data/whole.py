@@ -121,8 +121,8 @@ def make_whole(
     skipped: nobody could say whether what the detector shows there is wrong.
 
     Tiles: one around each wanted lesion, and tiles.empty of every mammogram that are breast, in
-    part at least, and hold no lesion of any kind. Seed, image and number alone decide where they
-    are, by `sampling.random_stream`.
+    part at least, and hold no lesion of any kind; none of a mammogram that lost one on reading.
+    Seed, image and number alone decide where they are, by `sampling.random_stream`.
     """
     images: list[_BoxedImage] = []
     for mammogram in mammograms:
@@ -275,7 +275,7 @@ def _draw_empty_corners(
 ) -> list[tuple[int, int]]:
     """Draw the corners of the empty tiles from all places; a place may be drawn again."""
     assert config.tiles
-    if not config.tiles.empty:
+    if not config.tiles.empty or sampling.note_lost(mammogram, None, skipped):
         return []
     boxes = [lesion.box for lesion in mammogram.lesions]
     free = find_empty_tiles(preprocess.breast_mask(pixels), boxes, config.shape)
