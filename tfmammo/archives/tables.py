@@ -6,6 +6,7 @@ import codecs
 import csv
 import io
 import json
+import posixpath
 import re
 import zipfile
 from collections.abc import Iterable
@@ -108,14 +109,12 @@ def _read_sheet(content: bytes) -> list[list[str]]:
 def _read_workbook(content: bytes) -> list[list[str]]:
     """Read the first sheet of an .xlsx file (ECMA-376): numbers and text, no formatting."""
     with zipfile.ZipFile(io.BytesIO(content)) as book:
-        names = [name for name in book.namelist() if re.fullmatch(r"xl/worksheets/[^/]+", name)]
-        first = min(names, key=lambda name: (len(name), name))  # sheet2 comes before sheet10
         words = [
             "".join(text.text or "" for text in item.findall("{*}t") + item.findall("{*}r/{*}t"))
             for item in _parse_part(book, "xl/sharedStrings.xml")
         ]
         rows: list[list[str]] = []
-        for row in _parse_part(book, first).iterfind("{*}sheetData/{*}row"):
+        for row in _parse_part(book, _find_sheet(book)).iterfind("{*}sheetData/{*}row"):
             number = int(row.get("r", len(rows) + 1))
             if number > 2**20:  # Excel has no more
                 raise ValueError
@@ -130,6 +129,19 @@ def _read_workbook(content: bytes) -> list[list[str]]:
                 cells += [""] * (column - 1 - len(cells)) + [_read_cell(cell, words)]
             rows.append(cells + [""] * (len(rows[0]) - len(cells) if rows else 0))
     return rows
+
+
+def _find_sheet(book: zipfile.ZipFile) -> str:
+    """Find the part of the first tab; the parts' own names keep no order of tabs."""
+    parts = {
+        each.get("Id"): posixpath.join("/xl", each.get("Target", ""))[1:]
+        for each in _parse_part(book, "xl/_rels/workbook.xml.rels")
+    }
+    for sheet in _parse_part(book, "xl/workbook.xml").iterfind("{*}sheets/{*}sheet"):
+        name = next((value for key, value in sheet.items() if key.endswith("}id")), None)
+        if parts.get(name, "").startswith("xl/worksheets/"):  # a tab may be a chart
+            return parts[name]
+    raise ValueError
 
 
 def _parse_part(book: zipfile.ZipFile, name: str) -> ElementTree.Element:
