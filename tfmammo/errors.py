@@ -44,10 +44,6 @@ class DataError(TfmammoError):
     """The data can't be used as the config asks. The message says what the data is."""
 
 
-class LeakError(TfmammoError):
-    """A patient is in two subsets of a split."""
-
-
 class DetectionError(TfmammoError):
     """A detector can't be built, read or used."""
 
@@ -84,10 +80,6 @@ class TrackingError(TfmammoError):
 
 class PipelineError(TfmammoError):
     """A CAD pipeline can't be loaded, or can't process a mammogram."""
-
-
-class AveragePrecisionError(TfmammoError):
-    """Average precision can't be computed."""
 
 
 class PacsError(TfmammoError):

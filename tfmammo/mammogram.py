@@ -8,8 +8,10 @@ to (r + 0.5, c + 0.5): an outline point (10.0, 20.0) is the centre of that pixel
 
 from __future__ import annotations
 
+import csv
 import hashlib
 import hmac
+import io
 import os
 import re
 import unicodedata
@@ -36,6 +38,11 @@ Box = tuple[int, int, int, int]
 
 ID_KEY = "TFMAMMO_ID_KEY"
 MOST_PIXELS = 2**27  # of an image; the largest mammograms have 2**25
+# OpenCV fills a polygon row by row, whether a row is in the image or not, and sorts the edges that
+# a row meets by exchanging neighbours. So coordinates are bounded, and (edges that a row meets)^2 *
+# rows, what all that sorting costs.
+_FARTHEST = 2**15  # px
+_MOST_WORK = 5e9  # about a second
 
 
 def hash_id(archive: str, identifier: str) -> str:
@@ -157,8 +164,8 @@ class Lesion:
             details: Further fields of Lesion.
 
         Raises:
-            ValueError: Fewer than three points, a coordinate that is no number, or nothing inside
-                the image.
+            ValueError: Fewer than three points, a coordinate that is no number or farther away
+                than any image is large, or nothing inside the image.
         """
         # what float32 can't hold becomes infinite and is refused below
         with np.errstate(over="ignore"):
@@ -167,6 +174,8 @@ class Lesion:
             raise ValueError(f"an outline of {len(outline)} points encloses nothing")
         if not np.isfinite(outline).all():
             raise ValueError("an outline's coordinate is no number")
+        if np.abs(outline).max() > _FARTHEST:
+            raise ValueError("an outline's coordinate is far outside the image")
         return Lesion(kind, find_box((outline,), rows, cols), (outline,), **details)  # type: ignore[arg-type]
 
     def __repr__(self) -> str:
@@ -198,15 +207,14 @@ class Lesion:
         shift = 4  # sub-pixel bits: 1/16 px
         # one by one: together they would be filled even-odd, an overlap as a hole
         for outline in self.outlines:
-            near = _clip_outline(outline, rows, cols)
-            if np.abs(np.diff(near[:, 0], append=near[:1, 0])).sum() ** 2 > _MOST_WORK * rows:
+            heights = np.abs(np.diff(outline[:, 0], append=outline[:1, 0]))
+            if heights.sum(dtype=float) ** 2 > _MOST_WORK * (1 + np.ptp(outline[:, 0])):
                 raise ValueError(
                     f"an outline of {len(outline)} points crosses itself too often to be a lesion's"
                 )
-            if len(near):
-                cv2.fillPoly(
-                    canvas, [np.rint(near[:, ::-1] * 2**shift).astype(np.int32)], 1, shift=shift
-                )
+            cv2.fillPoly(
+                canvas, [np.rint(outline[:, ::-1] * 2**shift).astype(np.int32)], 1, shift=shift
+            )
         return canvas
 
 
@@ -227,41 +235,6 @@ def find_box(outlines: tuple[NDArray[np.float32], ...], rows: int, cols: int) ->
         raise ValueError("the outline is outside the image")
     col, row, width, height = cv2.boundingRect(near)
     return top + row, left + col, top + row + height, left + col + width
-
-
-# OpenCV fills a polygon row by row, whether a row is in the image or not, and sorts the edges
-# that a row meets by exchanging neighbours. So outlines are cut near the image, and (edges that a
-# row meets)^2 * rows, what all that sorting costs, is bounded.
-_MARGIN = 64  # px around the image that are kept of an outline
-_MOST_WORK = 5e9  # about a second
-
-
-def _clip_outline(outline: NDArray[np.floating], rows: int, cols: int) -> NDArray[np.float64]:
-    """Clip an outline to within _MARGIN px of an image (Sutherland and Hodgman, 1974)."""
-    points = np.asarray(outline, np.float64)
-    for axis, extent in enumerate((rows, cols)):
-        for sign, limit in ((1, -_MARGIN), (-1, extent + _MARGIN)):
-            points = _clip_half_plane(points, axis, sign, limit)
-    return points
-
-
-def _clip_half_plane(
-    points: NDArray[np.float64], axis: int, sign: int, limit: float
-) -> NDArray[np.float64]:
-    """Return the part of a closed polygon where sign * (coordinate - limit) is 0 or more."""
-    inside = sign * (points[:, axis] - limit) >= 0
-    if inside.all():
-        return points
-    # edges, by the point that they begin at
-    crossing = np.flatnonzero(inside != np.roll(inside, -1))
-    cuts = points.copy()
-    ends = np.roll(points, -1, axis=0)
-    steps = ends[crossing] - points[crossing]
-    cuts[crossing] += steps * ((limit - points[crossing, axis]) / steps[:, axis])[:, np.newaxis]
-    cuts[crossing, axis] = limit
-    kept = np.stack([inside, np.isin(np.arange(len(points)), crossing)], axis=1).ravel()
-    # every point, and behind it the cut of its edge
-    return np.stack([points, cuts], axis=1).reshape(-1, 2)[kept]
 
 
 class MaskedLesion(Lesion):
@@ -499,3 +472,11 @@ class Skipped:
 
     def __len__(self) -> int:
         return len(self.reasons)
+
+    def to_csv(self) -> str:
+        """Format the reasons as a table; no cell begins like a spreadsheet's formula."""
+        text = io.StringIO()
+        rows = csv.writer(text, lineterminator="\n")
+        rows.writerow(("file", "reason"))
+        rows.writerows(map(escape_cell, row) for row in self.reasons.items())
+        return text.getvalue()

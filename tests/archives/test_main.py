@@ -137,7 +137,7 @@ def test_the_command_on_files(tmp_path, capsys):
     os.mkfifo(tmp_path / "pipe")
     reader = os.open(tmp_path / "pipe", os.O_RDONLY | os.O_NONBLOCK)
     command.main([*arguments, str(tmp_path / "pipe")])
-    assert os.read(reader, 100) == b"file,reason\r\n"
+    assert os.read(reader, 100) == b"file,reason\n"
     os.close(reader)
 
 

@@ -137,8 +137,8 @@ def test_the_folder_and_its_manifest(built, config):
 
 
 def test_failures_hold_no_formulas():
-    text = card.format_failures({"=1+1": "a, b\n@c", "+x": "-1", "plain.dcm": 'says "no"'})
-    assert text == 'file,reason\n\'=1+1,"a, b @c"\n\'+x,\'-1\nplain.dcm,"says ""no"""\n'
+    skipped = Skipped({"=1+1": "a, b\n@c", "+x": "-1", "plain.dcm": 'says "no"'})
+    assert skipped.to_csv() == 'file,reason\n\'=1+1,"a, b @c"\n\'+x,\'-1\nplain.dcm,"says ""no"""\n'
 
 
 def test_a_build_goes_on_where_it_was_stopped(built, config):

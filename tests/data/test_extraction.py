@@ -144,7 +144,7 @@ def test_a_full_frame_holds_all_wanted_lesions_of_its_mammogram():
     [
         Lesion("mass", (1, 2, 30, 40)),
         MaskedLesion("mass", refuse),
-        MaskedLesion("mass", lambda masks=iter([read_mask]): next(masks, refuse)()),
+        MaskedLesion("mass", partial(lambda masks: next(masks, refuse)(), iter([read_mask]))),
     ],
     ids=["box", "unreadable", "fails when it is moved"],
 )

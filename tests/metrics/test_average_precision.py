@@ -7,7 +7,7 @@ import sys
 import numpy as np
 import pytest
 
-from tfmammo.errors import AveragePrecisionError
+from tfmammo.errors import DataError
 from tfmammo.metrics.average_precision import Boxes, average_precision
 
 A = (0, 0, 10, 10)
@@ -68,11 +68,11 @@ def test_the_surest_alone_count():
     ("image", "named"), [(one([A], [0.9], []), "lesions"), (one([A], [np.nan], [A]), "not finite")]
 )
 def test_bad_input(image, named):
-    with pytest.raises(AveragePrecisionError, match=named):
+    with pytest.raises(DataError, match=named):
         average_precision([image])
 
 
 def test_without_pycocotools(monkeypatch):
     monkeypatch.setitem(sys.modules, "pycocotools.coco", None)
-    with pytest.raises(AveragePrecisionError, match="pip install pycocotools"):
+    with pytest.raises(DataError, match="pip install pycocotools"):
         average_precision([one([A], [0.9], [A])])

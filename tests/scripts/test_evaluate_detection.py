@@ -13,7 +13,7 @@ from tests.exported_detectors import save_detector, write_ssd_card
 from tests.facts import find, read_rows
 from tfmammo.archives import phantom
 from tfmammo.config import DataConfig
-from tfmammo.errors import AveragePrecisionError, ConfigError, DataError
+from tfmammo.errors import ConfigError, DataError
 from tfmammo.evaluation.froc import POOLED
 
 PHANTOMS = 24  # of seven patients
@@ -187,7 +187,7 @@ def test_what_would_not_be_fair_is_refused(run, runs, monkeypatch):
             run(*overrides)
     # before the work
     monkeypatch.setitem(sys.modules, "pycocotools.coco", None)
-    with pytest.raises(AveragePrecisionError, match="needs pycocotools"):
+    with pytest.raises(DataError, match="needs pycocotools"):
         run("detectors=nowhere", "coco=true")
 
 

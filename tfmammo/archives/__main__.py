@@ -179,14 +179,10 @@ def _write_sheet(
 
 def _print_skipped(console: Console, skipped: Skipped, by_reader: int, file: Path | None) -> None:
     if file:  # also an empty one, in the place of an earlier one
-        rows = [(escape_cell(name), escape_cell(why)) for name, why in skipped.reasons.items()]
         # neither a link nor a pipe is replaced, as /dev/stdout is
         is_replaced = not file.is_symlink() and (file.is_file() or not file.exists())
-        with (
-            filesystem.atomic_file(file) if is_replaced else nullcontext(file) as part,
-            part.open("w", newline="", encoding="utf-8") as stream,
-        ):
-            csv.writer(stream).writerows([("file", "reason"), *rows])
+        with filesystem.atomic_file(file) if is_replaced else nullcontext(file) as part:
+            part.write_text(skipped.to_csv(), encoding="utf-8", newline="")
     if not skipped:
         return
     later = len(skipped) - by_reader

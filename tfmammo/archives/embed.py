@@ -46,6 +46,7 @@ from tfmammo.mammogram import (
     Mammogram,
     Pathology,
     Skipped,
+    cut_box,
     hash_id,
     hash_patient,
     sort_found,
@@ -189,10 +190,10 @@ def _make_lesions(
         details["margin"] = _MARGINS.get(findings[0].get("massmargin", "").upper())
     for box in boxes:
         top, left, bottom, right = map(int, box)
-        bottom = min(bottom, facts["rows"])
-        right = min(right, facts["cols"])
-        if top < bottom and left < right:
-            yield Lesion(kind, (top, left, bottom, right), **details)
-        else:
-            notes.note(path, "a box is empty or is outside the image")
+        try:
+            inside = cut_box((top, left, bottom, right), facts["rows"], facts["cols"])
+        except ValueError as error:
+            notes.note(path, error)
             yield Lost(kind if certain else None)
+        else:
+            yield Lesion(kind, inside, **details)

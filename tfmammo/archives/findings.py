@@ -9,13 +9,14 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import get_args
 
 from pydicom.sr.coding import Code
 
 from tfmammo.mammogram import LesionKind, Pathology, normalize_spelling
 
 # the numbers of kinds in the label files that this package writes
-CATEGORIES: dict[LesionKind, int] = {"mass": 1, "calcification": 2, "asymmetry": 3, "distortion": 4}
+CATEGORIES: dict[LesionKind, int] = {kind: i for i, kind in enumerate(get_args(LesionKind), 1)}
 
 
 @dataclass(frozen=True)

@@ -312,7 +312,7 @@ def _write_manifest(
         columns=columns,
         id_key=key_check(),
     )
-    files = {"failures.csv": card.format_failures(failures.reasons)}
+    files = {"failures.csv": failures.to_csv()}
     if manifest.count:
         files["README.md"] = card.format_card(manifest, len(failures))
         files[MANIFEST] = manifest.model_dump_json(indent=1)

@@ -1,18 +1,15 @@
-"""Write the dataset card beside a folder of records, and its list of what could not be used.
+"""Write the dataset card beside a folder of records.
 
-They hold neither dates nor paths, so equal builds give equal bytes.
+It holds neither dates nor paths, so equal builds give equal bytes.
 """
 
 from __future__ import annotations
 
-import csv
-import io
 import json
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 
 from tfmammo.data.tfrecord import Manifest
-from tfmammo.mammogram import escape_cell
 
 LICENCES = {
     "cbis_ddsm": "CC BY 3.0. Name CBIS-DDSM, The Cancer Imaging Archive, DOI "
@@ -80,18 +77,6 @@ def format_card(manifest: Manifest, dead: int) -> str:
         f"```json\n{json.dumps(configs, indent=2, sort_keys=True)}\n```",
     ]
     return "\n\n".join(parts) + "\n"
-
-
-def format_failures(reasons: Mapping[str, str]) -> str:
-    """Write files or images and why they were skipped as CSV.
-
-    No cell begins like a spreadsheet's formula.
-    """
-    text = io.StringIO()
-    rows = csv.writer(text, lineterminator="\n")
-    rows.writerow(("file", "reason"))
-    rows.writerows((escape_cell(file), escape_cell(reason)) for file, reason in reasons.items())
-    return text.getvalue()
 
 
 def _count_values(values: Iterable[str]) -> list[tuple[str, int]]:

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from tfmammo.config import DataConfig
 from tfmammo.data import preprocess, sampling
-from tfmammo.data.patches import Patch, Patches, stack_patches, worst_pathology
+from tfmammo.data.patches import Patch, Patches, gravest_pathology, stack_patches
 from tfmammo.data.preprocess import resize_mask
 from tfmammo.data.windows import crop_image, crop_window, extract_window
 from tfmammo.errors import DataError
@@ -368,7 +368,7 @@ def _describe_lesions(
     if not lesions:
         return {"kind": "normal", "pathology": "normal"}
     kind = min((lesion.kind for lesion in lesions), key=config.kinds.index)
-    pathology = worst_pathology(lesion.pathology or "" for lesion in lesions)
+    pathology = gravest_pathology(lesion.pathology or "" for lesion in lesions)
     if config.patches == "lesion" and config.frame == "full":
         pathology = mammogram.pathology or pathology
     facts = {"kind": kind, "pathology": pathology}

@@ -229,6 +229,6 @@ def stack_texts(patches: Sequence[Patch]) -> dict[str, Any]:
     }
 
 
-def worst_pathology(pathologies: Iterable[str]) -> str:
+def gravest_pathology(pathologies: Iterable[str]) -> str:
     """Return the gravest of some pathologies, "" where none is known."""
     return min(pathologies, key=SEVERITY.index, default="")

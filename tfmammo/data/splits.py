@@ -22,9 +22,9 @@ from numpy.typing import NDArray
 from pydantic import ValidationError
 
 from tfmammo.config import DataConfig, Frozen
-from tfmammo.data.patches import SEVERITY, Patches, worst_pathology
+from tfmammo.data.patches import SEVERITY, Patches, gravest_pathology
 from tfmammo.data.sampling import shape_class
-from tfmammo.errors import DataError, LeakError, name_key
+from tfmammo.errors import DataError, name_key
 from tfmammo.mammogram import Mammogram, key_check, key_fault
 
 if TYPE_CHECKING:  # imports TensorFlow
@@ -58,7 +58,7 @@ class Mammograms:
             (
                 record.patient_id,
                 record.pathology
-                or worst_pathology(lesion.pathology or "" for lesion in record.lesions),
+                or gravest_pathology(lesion.pathology or "" for lesion in record.lesions),
                 min(
                     (lesion.shape or "" for lesion in record.lesions),
                     key=lambda word: RARITY.index(shape_class(word) or ""),
@@ -115,8 +115,8 @@ def split(patches: SplittableT, config: DataConfig) -> tuple[SplittableT, Splitt
     Raises:
         DataError: Fewer patients than folds, too few patches, nothing known to stratify by, a patch
             without an official subset, or a split_file that is none, was changed or does not know a
-            patient; or "paper", which rotates patches, of those on disk.
-        LeakError: A patient would be in both subsets.
+            patient; "paper", which rotates patches, of those on disk; or a patient who would be in
+            both subsets.
 
     Examples:
         >>> from tfmammo.archives import phantom
@@ -208,7 +208,7 @@ def split_officially(patient_ids: NDArray[np.str_], subsets: NDArray[np.str_]) -
         )
     leaking = len(set(patient_ids[is_train].tolist()) & set(patient_ids[is_test].tolist()))
     if leaking:
-        raise LeakError(
+        raise DataError(
             f"data.split=official: patients in both the training and the test set: {leaking}; "
             "take one set of the archive alone "
             "(CBIS-DDSM: data.kinds=[mass] or [calcification], not both), or data.split=patient"
@@ -311,10 +311,10 @@ def held_out_patients(saved: SavedSplit, fold: int) -> set[str]:
 
 
 def check_no_leak(train_ids: Iterable[str], held_out_ids: Iterable[str]) -> None:
-    """Make sure that no patient is in both subsets; LeakError says how many are."""
+    """Make sure that no patient is in both subsets; DataError says how many are."""
     leaking = set(map(str, train_ids)) & set(map(str, held_out_ids))
     if leaking:
-        raise LeakError(f"patients in both subsets of the split: {len(leaking)}")
+        raise DataError(f"patients in both subsets of the split: {len(leaking)}")
 
 
 def describe(patches: Splittable, config: DataConfig, archive: str) -> SavedSplit:

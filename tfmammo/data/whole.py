@@ -32,8 +32,8 @@ from tfmammo.data.patches import (
     Patch,
     Patches,
     concatenate_columns,
+    gravest_pathology,
     stack_texts,
-    worst_pathology,
 )
 from tfmammo.data.preprocess import Size, resize_image, resize_mask
 from tfmammo.data.windows import crop_image, normalize_intensity
@@ -238,7 +238,7 @@ def _scale_whole(
         mammogram.patient_id,
         f"{mammogram.image_id}#full",
         kind=min(kinds, key=config.kinds.index, default="normal"),
-        pathology=mammogram.pathology or worst_pathology(pathologies),
+        pathology=mammogram.pathology or gravest_pathology(pathologies),
         official_split=mammogram.official_split or "",
     )
     return _BoxedImage(patch, boxes, [config.kinds.index(kind) for kind in kinds])

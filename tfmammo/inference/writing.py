@@ -13,9 +13,10 @@ import numpy as np
 
 from tfmammo import filesystem
 from tfmammo.archives import coco
+from tfmammo.archives.findings import CATEGORIES
 from tfmammo.archives.named_files import is_dicom
 from tfmammo.errors import ArchiveError
-from tfmammo.inference.images import KINDS, Image, is_patch, predict_each
+from tfmammo.inference.images import Image, is_patch, predict_each
 from tfmammo.inference.pipeline import Pipeline, PipelineConfig, PipelineResult
 from tfmammo.inference.report import (
     describe_finding,
@@ -177,16 +178,16 @@ def write_lists(
         size = {"height": mammogram.rows, "width": mammogram.cols}
         listed.append({"id": number, "file_name": image.file_name} | size)
         for finding in record["findings"]:
-            category = {"image_id": number, "category_id": KINDS.index(finding["kind"]) + 1}
+            category = {"image_id": number, "category_id": CATEGORIES[finding["kind"]]}
             predictions.append(category | {"score": finding["score"]} | finding["coco"])
         for lesion in record.get("truth", ()):
             place = {"id": len(annotations) + 1, "image_id": number, "iscrowd": 0}
-            place["category_id"] = KINDS.index(lesion.pop("kind")) + 1
+            place["category_id"] = CATEGORIES[lesion.pop("kind")]
             annotations.append(place | lesion)
         if truth:
             about = {"image": escape_cell(image.name), "seen": record["seen"]}
             rows.append(about | record["scores"])
-    categories = [{"id": number, "name": kind} for number, kind in enumerate(KINDS, 1)]
+    categories = [{"id": number, "name": kind} for kind, number in CATEGORIES.items()]
     content = {"images": listed, "annotations": annotations, "categories": categories}
     _write(output, "images.json", json.dumps(content))
     _write(output, "predictions.json", json.dumps(predictions))

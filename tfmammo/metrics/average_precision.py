@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from tfmammo.errors import AveragePrecisionError
+from tfmammo.errors import DataError
 from tfmammo.metrics.boxes import Floats
 
 
@@ -48,15 +48,15 @@ def average_precision(images: Sequence[Boxes], most: int = 100) -> dict[str, flo
         COCO counts a hit from the IoU on, while `match` requires more than it.
 
     Raises:
-        AveragePrecisionError: pycocotools is missing, there is no lesion, or a number is not
-            finite.
+        DataError: pycocotools is missing, there is no lesion, or a number is not finite.
+
     Source:
         Lin et al., Microsoft COCO (2014), and its evaluation code.
     """
     COCO, COCOeval = import_coco()
     kinds = sorted({kind for image in images for kind in image.true_kinds})
     if not kinds:
-        raise AveragePrecisionError("average precision needs lesions, and there is none")
+        raise DataError("average precision needs lesions, and there is none")
     numbers = {kind: number for number, kind in enumerate(kinds, 1)}
     truth = [(image.truth, np.ones(len(image.truth)), image.true_kinds) for image in images]
     found = [(image.boxes, image.scores, image.kinds) for image in images]
@@ -83,7 +83,7 @@ def import_coco() -> tuple[Any, Any]:
         from pycocotools.coco import COCO
         from pycocotools.cocoeval import COCOeval
     except ImportError:
-        raise AveragePrecisionError(
+        raise DataError(
             "COCO's average precision needs pycocotools; install it: pip install pycocotools"
         ) from None
     return COCO, COCOeval
@@ -98,7 +98,7 @@ def _fill_index(
     annotations: list[dict[str, Any]] = []
     for image, (boxes, scores, kinds) in enumerate(images, 1):
         if not (np.isfinite(boxes).all() and np.isfinite(scores).all()):
-            raise AveragePrecisionError("a box or a score is not finite")
+            raise DataError("a box or a score is not finite")
         corners = np.asarray(boxes, float).tolist()
         for corner, score, kind in zip(corners, np.asarray(scores).tolist(), kinds, strict=True):
             if kind not in numbers:

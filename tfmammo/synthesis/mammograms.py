@@ -20,7 +20,7 @@ from tfmammo.archives.findings import CATEGORIES
 from tfmammo.archives.stored import Stored
 from tfmammo.archives.writers import synthetic
 from tfmammo.data import card
-from tfmammo.data.patches import worst_pathology
+from tfmammo.data.patches import gravest_pathology
 from tfmammo.data.patients import PATIENTS, Patients
 from tfmammo.data.runners import HERE, Runner
 from tfmammo.data.tfrecord import encode_detection
@@ -355,7 +355,7 @@ def _find_pathology(recipe: Recipe) -> str | None:
     pathologies += [lesion.pathology for lesion in recipe.own]
     if None in pathologies:
         return None
-    return worst_pathology(pathology or "" for pathology in pathologies)
+    return gravest_pathology(pathology or "" for pathology in pathologies)
 
 
 def collect_patients(

@@ -21,7 +21,7 @@ from pydantic import BaseModel
 from tfmammo import __version__, cli, filesystem
 from tfmammo import config as configuration
 from tfmammo.archives.files import remove_names
-from tfmammo.data import card, jobs, runners
+from tfmammo.data import jobs, runners
 from tfmammo.data.runners import Runner
 from tfmammo.errors import DataError
 from tfmammo.mammogram import Mammogram, Skipped
@@ -185,8 +185,7 @@ def synthesize(
                     if reason:
                         image_id = plan.find_mammogram(recipe).image_id
                         failures.add(f"item {recipe.name} of {image_id}", reason)
-            content = card.format_failures(failures.reasons)
-            filesystem.write_atomically(output / "failures.csv", content, durable=False)
+            filesystem.write_atomically(output / "failures.csv", failures.to_csv(), durable=False)
             if all(recipe.left_out for recipe in made):
                 raise DataError(
                     f"{output}: no {plan.names[0]} could be made, failures.csv says why; the "

@@ -56,7 +56,6 @@ from tfmammo.synthesis.renderers import (
 from tfmammo.synthesis.shapes import NamedShapes, draw_shape
 from tfmammo.synthesis.synthesizer import find_margins, record_place
 
-SHAPES = ("irregular", "lobular", "oval", "round")
 TRIES = 30  # places drawn for one lesion
 MOST_GAIN = 8.0  # a change that must grow more than this does not show a lesion
 RIM = 0.15  # of a lesion's radius, and RIM_PX, are removed around it
@@ -134,7 +133,7 @@ class Inserter:
     ) -> LesionCandidate:
         """Draw a lesion of a diameter, native px of the mammogram."""
         if self.bank is None:
-            shape = SHAPES[random.integers(len(SHAPES))]
+            shape = sampling.SHAPES[random.integers(len(sampling.SHAPES))]
             outline, origin = draw_shape(NamedShapes(shape), random)  # type: ignore[arg-type]
             factor = diameter / _measure_diameter(outline)
             sides = [max(3, round(factor * side)) for side in outline.shape]

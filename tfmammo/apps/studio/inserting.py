@@ -18,12 +18,12 @@ import numpy as np
 from tfmammo.apps.studio import uploads
 from tfmammo.apps.studio.uploads import COLOUR, Facts, OpenMammogram, Picture, Updates
 from tfmammo.archives.writers import synthetic
+from tfmammo.data.sampling import SHAPES
 from tfmammo.errors import DataError
 from tfmammo.mammogram import Box, Mammogram, trace_borders
 from tfmammo.synthesis.editor import Editor, EditRequest, EditResult
 
 OWN_SHAPE = "the system's own"
-SHAPES = ("irregular", "lobular", "oval", "round")
 USUAL_MM = 12.0  # height and width of a mass until the user changes them
 HINT = "Open a mammogram, then click on the place of the lesion."
 PLACE = "Click on the mammogram to choose a place."

@@ -35,26 +35,13 @@ from pydicom.uid import generate_uid
 from pydicom.valuerep import DSfloat
 
 from tfmammo import __version__
+from tfmammo.archives import ARCHIVES
 from tfmammo.archives.findings import CATEGORIES
 from tfmammo.archives.stored import Stored
 from tfmammo.archives.writers.dicom import MAMMOGRAPHY, SECONDARY_CAPTURE, write_dicom
 from tfmammo.mammogram import Box, LesionKind, Mammogram, is_keyed
 
 MARK = "SYNTHETIC: lesions were inserted by software; not for diagnosis"
-# Archives that were given out without names, in headers and in pixels.
-_DEIDENTIFIED = (
-    "cbis_ddsm",
-    "cdd_cesm",
-    "cmmd",
-    "ddsm",
-    "embed",
-    "inbreast",
-    "mini_mias",
-    "optimam",
-    "phantom",
-    "rsna",
-    "vindr",
-)
 _VIEWS = {"CC": ("399162004", "cranio-caudal"), "MLO": ("399368009", "medio-lateral oblique")}
 # Where columns run to, as mammograms are shown: lateral or axilla at the top.
 _DOWNWARDS = {("L", "CC"): "R", ("R", "CC"): "L", ("L", "MLO"): "FR", ("R", "MLO"): "FL"}
@@ -197,8 +184,10 @@ def _rendition(stored: Stored) -> dict[str, Any]:
 
 def _identity(mammogram: Mammogram, key: str, burned_in: str, repeat: int) -> dict[str, Any]:
     """Return patient, study and the marks of a synthetic image."""
-    # an unkeyed hash of a hospital's number can be reversed, and pixels may hold a name
-    is_removed = mammogram.archive in _DEIDENTIFIED or (is_keyed() and burned_in == "NO")
+    # Archives are given out without names. Of one's own folder, an unkeyed hash of a hospital's
+    # number can be reversed, and pixels may hold a name.
+    is_published = mammogram.archive in ARCHIVES and mammogram.archive != "folder"
+    is_removed = is_published or (is_keyed() and burned_in == "NO")
     method = "written anew from pixels; the PatientID is a pseudonym"
     study = f"{mammogram.patient_id} {repeat}" if repeat else mammogram.patient_id
     uids = {
