@@ -226,22 +226,6 @@ def find_cache() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "tfmammo"
 
 
-def is_first_time(what: str) -> bool:
-    """Tell whether this is asked for the first time on this machine, and remember it.
-
-    The cache keeps a hash of `what`. Where it can't be written, each time is the first.
-    """
-    mark = find_cache() / "told" / hashlib.sha256(what.encode()).hexdigest()[:16]
-    try:
-        mark.parent.mkdir(parents=True, exist_ok=True)
-        mark.touch(exist_ok=False)
-    except FileExistsError:
-        return False
-    except OSError:
-        pass
-    return True
-
-
 def name_case(image_id: str) -> str:
     """Return the name of an image's or a patch's files without the ending."""
     return re.sub(r"[^A-Za-z0-9-]", "_", image_id)

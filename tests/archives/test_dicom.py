@@ -89,7 +89,7 @@ def lut(table, first=0, bits=16) -> Dataset:
 
 SYNTAXES = [
     *(ExplicitVRLittleEndian, ExplicitVRBigEndian, ImplicitVRLittleEndian),
-    *(DeflatedExplicitVRLittleEndian, RLELossless, JPEG2000Lossless),
+    *(RLELossless, JPEG2000Lossless),
 ]
 
 
@@ -330,20 +330,17 @@ def test_a_stream_must_be_one_grey_image_of_the_headers_size(tmp_path, said, cap
     assert not caplog.records
 
 
-def test_a_deflated_bomb_is_not_inflated(tmp_path, monkeypatch):
+def test_a_deflated_file_is_not_inflated(tmp_path):
     path = tmp_path / "image.dcm"
-    write_dicom(path, np.zeros((3000, 3000), np.uint16), 12, syntax=DeflatedExplicitVRLittleEndian)
-    assert dicom.read_header(path).rows == 3000 and path.stat().st_size < 30_000
-    monkeypatch.setattr(dicom, "MOST_PIXELS", 2**19)
-    with pytest.raises(ArchiveError, match="inflates to more than any mammogram needs"):
+    write_dicom(path, np.zeros((40, 30), np.uint16), 12, syntax=DeflatedExplicitVRLittleEndian)
+    with pytest.raises(ArchiveError, match="is deflated, which is not read here"):
         dicom.read_header(path)
 
 
-@pytest.mark.parametrize("syntax", [ExplicitVRLittleEndian, RLELossless, JPEG2000Lossless])
-def test_a_file_cut_anywhere_is_an_archive_error(tmp_path, syntax):
+def test_a_file_cut_anywhere_is_an_archive_error(tmp_path):
     stored = np.random.default_rng(0).integers(0, 4096, (64, 48)).astype(np.uint16)
     cut = tmp_path / "cut.dcm"
-    write_dicom(cut, stored, 12, syntax=syntax)
+    write_dicom(cut, stored, 12)
     whole = cut.read_bytes()
     for length in [*range(0, 900, 87), *range(900, len(whole) - 8, 901), len(whole) - 9]:
         cut.write_bytes(whole[:length])

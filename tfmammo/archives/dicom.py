@@ -12,7 +12,6 @@ own words alone.
 from __future__ import annotations
 
 import struct
-import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
@@ -26,8 +25,7 @@ from pydicom.dataelem import RawDataElement
 from pydicom.dataset import FileDataset, FileMetaDataset
 from pydicom.encaps import get_frame
 from pydicom.errors import InvalidDicomError
-from pydicom.filereader import read_dataset as read_elements
-from pydicom.filereader import read_preamble
+from pydicom.filereader import read_file_meta_info
 from pydicom.pixels import get_decoder
 from pydicom.uid import (
     DeflatedExplicitVRLittleEndian,
@@ -44,9 +42,7 @@ from tfmammo.archives.named_files import is_dicom_head
 from tfmammo.archives.silence import silence
 from tfmammo.archives.stored import Stored, look_up
 from tfmammo.errors import ArchiveError
-from tfmammo.mammogram import MOST_PIXELS
 
-_META = 2  # the group of elements that say how the file is written
 _LONGEST_SEQUENCE = 2**20  # bytes; those that are read have some hundreds
 _UNDEFINED = 2**32 - 1  # the length of compressed pixels
 _GROUPS = ("SharedFunctionalGroupsSequence", "PerFrameFunctionalGroupsSequence")
@@ -62,7 +58,7 @@ def read_header(path: Path) -> Header:
         ArchiveError: Not a DICOM mammogram of one grey frame, no pixel data, or it ends too early.
     """
     with reading(path), path.open("rb") as file, silence():
-        dataset = _read_header(file)
+        dataset = _read_header(path, file)
         _seek_pixels(file, dataset)  # for its complaints
         return parse_header(dataset)
 
@@ -126,7 +122,7 @@ def read_stored(path: Path, window: bool = True) -> Stored:
 def read_dataset(path: Path) -> FileDataset:
     """Read all elements before the pixels, the patient's too, for files that must refer to it."""
     with reading(path), path.open("rb") as file, silence():
-        return _read_header(file)
+        return _read_header(path, file)
 
 
 @contextmanager
@@ -145,21 +141,15 @@ def reading(path: Path) -> Iterator[None]:
         raise ArchiveError(f"{path}: can't be read ({reason or type(error).__name__})") from None
 
 
-def read_meta(file: BinaryIO) -> FileMetaDataset:
+def read_meta(path: Path) -> FileMetaDataset:
     """Read how a file is written; damaged files raise exceptions of any class."""
-    head = file.read(132)
-    file.seek(0)
-    if head[128:] != b"DICM" and is_dicom_head(head):
+    try:
+        return read_file_meta_info(path)
+    except InvalidDicomError:
+        with path.open("rb") as file:
+            if not is_dicom_head(file.read(132)):
+                raise
         return FileMetaDataset()  # without the head of Part 10 nothing is known
-    read_preamble(file, force=False)
-    return FileMetaDataset(
-        read_elements(
-            file,
-            is_implicit_VR=False,
-            is_little_endian=True,
-            stop_when=lambda tag, _, __: tag.group != _META,
-        )
-    )
 
 
 def _decode_file(
@@ -167,23 +157,17 @@ def _decode_file(
 ) -> tuple[FileDataset, NDArray[np.unsignedinteger], NDArray[np.float32]]:
     """Read everything but the pixels, the bits of every pixel, and the grey of each bit pattern."""
     with reading(path), path.open("rb") as file, silence():
-        dataset = _read_header(file)
+        dataset = _read_header(path, file)
         kind, length = _seek_pixels(file, dataset)
         grey = grayscale.map_codes(dataset, window)
-        data = dataset.PixelData if "PixelData" in dataset else file.read(length)
-        return dataset, _decode_codes(dataset, data, kind), grey
+        return dataset, _decode_codes(dataset, file.read(length), kind), grey
 
 
-def _read_header(file: BinaryIO) -> FileDataset:
-    """Read and check everything before the pixels; of a deflated file the pixels."""
-    is_deflated = read_meta(file).get("TransferSyntaxUID") == DeflatedExplicitVRLittleEndian
-    if is_deflated:  # pydicom would inflate it to any size
-        inflater = zlib.decompressobj(-zlib.MAX_WBITS)
-        inflater.decompress(file.read(), 2 * MOST_PIXELS + 2**24)
-        if inflater.unconsumed_tail:
-            raise Fault("is deflated and inflates to more than any mammogram needs")
-    file.seek(0)
-    dataset = pydicom.dcmread(file, stop_before_pixels=not is_deflated, force=True)
+def _read_header(path: Path, file: BinaryIO) -> FileDataset:
+    """Read and check everything before the pixels."""
+    if read_meta(path).get("TransferSyntaxUID") == DeflatedExplicitVRLittleEndian:
+        raise Fault("is deflated, which is not read here")  # pydicom would inflate it to any size
+    dataset = pydicom.dcmread(file, stop_before_pixels=True, force=True)
     if "TransferSyntaxUID" not in dataset.file_meta and not dataset.preamble:
         # pydicom sees how the first element of a file without a head is written
         is_implicit, is_little = dataset.original_encoding
@@ -210,20 +194,16 @@ def _read_header(file: BinaryIO) -> FileDataset:
 def _seek_pixels(file: BinaryIO, dataset: FileDataset) -> tuple[str, int]:
     """Go to the first byte of the pixels; return their type, and their length or -1 (the rest)."""
     syntax = dataset.file_meta.TransferSyntaxUID
-    kind = "OW"
-    if syntax == DeflatedExplicitVRLittleEndian:
-        length = rest = len(dataset.get("PixelData") or b"")
-    else:
-        order: Literal["little", "big"] = "little" if syntax.is_little_endian else "big"
-        head = file.read(8 if syntax.is_implicit_VR else 12)  # tag, type where explicit, length
-        tag = [int.from_bytes(head[at : at + 2], order) for at in (0, 2)]
-        length = int.from_bytes(head[-4:], order)
-        kind = "OW" if syntax.is_implicit_VR else head[4:6].decode("latin-1")
-        if tag != [0x7FE0, 0x0010] or kind not in ("OB", "OW", "UN"):
-            raise Fault("has no pixel data")
-        start = file.tell()
-        rest = file.seek(0, 2) - start
-        file.seek(start)
+    order: Literal["little", "big"] = "little" if syntax.is_little_endian else "big"
+    head = file.read(8 if syntax.is_implicit_VR else 12)  # tag, type where explicit, length
+    tag = [int.from_bytes(head[at : at + 2], order) for at in (0, 2)]
+    length = int.from_bytes(head[-4:], order)
+    kind = "OW" if syntax.is_implicit_VR else head[4:6].decode("latin-1")
+    if tag != [0x7FE0, 0x0010] or kind not in ("OB", "OW", "UN"):
+        raise Fault("has no pixel data")
+    start = file.tell()
+    rest = file.seek(0, 2) - start
+    file.seek(start)
     if min(rest, length) == 0:
         raise Fault("has no pixel data")
     if syntax.is_encapsulated:

@@ -45,7 +45,6 @@ from tfmammo.archives.region_types import NoAreaError
 from tfmammo.archives.regions import is_region_file
 from tfmammo.archives.yolo import find_yolo
 from tfmammo.errors import ArchiveError
-from tfmammo.filesystem import is_first_time
 from tfmammo.mammogram import (
     ID_KEY,
     Found,
@@ -356,7 +355,7 @@ def _make_mammograms(
             notes.root.name,
             TABLE,
         )
-    elif not is_keyed() and is_first_time(f"unkeyed pseudonyms of {notes.root.resolve()}"):
+    elif not is_keyed():
         log.info(
             "patients' pseudonyms are hashes without a key: anyone with a list of the patients' "
             "numbers can reverse them. For private data, set %s to a secret text first",

@@ -70,8 +70,8 @@ _OFF_PLANE = 0.5  # mm that a contour may be off the image's plane
 def is_region_file(path: Path) -> bool:
     """Whether a file says at its beginning that it is a SEG, an SR or an RTSTRUCT."""
     try:
-        with path.open("rb") as file, silence():
-            return text(dicom.read_meta(file), "MediaStorageSOPClassUID") in CLASSES
+        with silence():
+            return text(dicom.read_meta(path), "MediaStorageSOPClassUID") in CLASSES
     except Exception:  # damaged files raise exceptions of any class
         return False
 
@@ -107,8 +107,8 @@ def read_image(path: Path) -> tuple[str, Image]:
 
 
 def _read_file(path: Path, unusable: Counter[str]) -> list[Region]:
-    with dicom.reading(path), path.open("rb") as file, silence():
-        meta = dicom.read_meta(file)
+    with dicom.reading(path), silence():
+        meta = dicom.read_meta(path)
         kind = text(meta, "MediaStorageSOPClassUID")
         if kind not in CLASSES:
             raise Fault("is not a SEG, an RTSTRUCT or an SR of findings")
@@ -116,8 +116,7 @@ def _read_file(path: Path, unusable: Counter[str]) -> list[Region]:
             raise Fault("is deflated, which is not read here")
         if kind not in (SEGMENTATION, LABEL_MAP) and path.stat().st_size > _LARGEST:
             raise Fault("is larger than any file of regions")
-        file.seek(0)
-        dataset = pydicom.dcmread(file, stop_before_pixels=True)
+        dataset = pydicom.dcmread(path, stop_before_pixels=True)
         readers: dict[str, Callable[[Path, Dataset, Counter[str]], Iterator[Region]]] = {
             SEGMENTATION: _list_segments,
             LABEL_MAP: _list_segments,

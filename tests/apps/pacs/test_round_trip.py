@@ -435,8 +435,7 @@ def test_other_images_are_skipped(process, pacs, add):
         "a tomosynthesis": {"ImageType": ["DERIVED", "PRIMARY", "TOMOSYNTHESIS", "NONE"]},
         "Ultrasound Image Storage": {"SOPClassUID": f"{kind}.6.1", "Modality": "US"},
         "MR Image Storage": {"SOPClassUID": f"{kind}.4", "Modality": "MR"},
-        "modality is CT": {"SOPClassUID": f"{kind}.7", "Modality": "CT"},  # a dose page
-        "modality is US": {"Modality": "US"},
+        "modality is not MG": {"SOPClassUID": f"{kind}.7", "Modality": "CT"},  # a dose page
     }
     for number, elements in enumerate(others.values()):
         sop_class = elements.pop("SOPClassUID", f"{kind}.1.2")
