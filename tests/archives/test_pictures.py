@@ -168,7 +168,6 @@ PAGES = {"save_all": True, "append_images": [Image.fromarray(BYTE)]}
 @pytest.mark.parametrize(
     ("name", "write", "word"),
     [
-        ("z.png", content(b"text"), "(UnidentifiedImageError)"),
         ("z.png", content(DEEP_COLOURS), "16 bits in several channels"),
         ("z.tif", pixels(BYTE, **PAGES), "several pages"),
         ("z.jpg", pixels(BYTE, exif=TURNED), "turned or mirrored"),
