@@ -109,6 +109,24 @@ def test_arms_are_compared_on_the_lesions_of_both(tmp_path):
     ]
 
 
+def test_p_of_arms_is_corrected_over_all_pairs_of_arms_and_models(tmp_path):
+    rows = [
+        (arm, model, 0, f"p{number}", f"p{number}-0", dice + 0.001 * number * (model == "CAN"))
+        for arm, dice in (("unseen", 0.8), ("leak", 0.9), ("far", 0.7))
+        for model in ("CAN", "U-Net")
+        for number in range(8)
+    ]
+    write_scores(tmp_path, rows)
+    arms = {"unseen": {}, "leak": {}, "far": {}}
+    report = tabulate(make_config(tmp_path, arms=arms, samples=1000))
+    facts = [fact for fact in report.facts if fact.table == "arms"]
+    assert [fact.p for fact in facts] == [2**-7] * 4  # all eight differences have one sign
+    assert [fact.p_corrected for fact in facts] == [4 * 2**-7] * 4
+    for table in report.tables[-2:]:
+        assert all(line[1].endswith("p = 0.031") for line in table.body)
+        assert "Holm's correction for 4 comparisons" in table.notes[0]
+
+
 def test_arms_without_a_common_lesion_are_not_compared(tmp_path):
     """A whole mammogram is a case of its own."""
     patients = [f"p{number}" for number in range(8)]

@@ -11,11 +11,12 @@ from __future__ import annotations
 import hashlib
 import logging
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from pydantic import Field, NonNegativeInt, PositiveInt
 
 from tfmammo.config import DataConfig, Frozen
@@ -35,7 +36,9 @@ from tfmammo.metrics.case_scores import (
     read_lines,
     read_scores,
 )
-from tfmammo.metrics.summary import Table, correct_p, format_p, make_tables, summarize, write_csv
+from tfmammo.metrics.rows import Fact
+from tfmammo.metrics.significance import FEWEST_PATIENTS, describe, describe_few
+from tfmammo.metrics.summary import Table, correct_p, make_tables, summarize, write_csv
 from tfmammo.models.cgan import PostprocessConfig
 from tfmammo.studies import workflow
 from tfmammo.studies.segmenters import TrainedConfig, check_steps, plan_training
@@ -325,29 +328,36 @@ def tabulate(config: StudyConfig) -> Report:
         report.tables += make_tables(
             facts, MEASURES, title, printed, False, config.samples, config.level
         )
-    base = next(iter(config.arms))
-    if base in arms:
-        for name in arms:
-            if name != base:
-                _add_arms(report, config, arms[base], arms[name], name)
+    facts = _compare_arms(config, arms)
+    report.facts += facts
+    for subset in dict.fromkeys(fact.subset for fact in facts):
+        report.tables.append(_tabulate_difference(config, facts, subset))
     return report
 
 
-def _add_arms(report: Report, config: StudyConfig, base: Cases, cases: Cases, name: str) -> None:
-    """Add the Dice of an arm less that of the first one; nothing where they share no lesion."""
-    first = next(iter(config.arms))
-    subset = f"arm={name};less={first}"
-    facts = compare_arms(cases, base, subset, config.samples, config.seed, config.level)
-    if not facts:
-        return
-    report.facts += facts
-    measure = MEASURES["dice"]
-    body = [
-        [fact.model, measure.format_fact(fact).replace("\n", " "), format_p(fact.p)]
-        for fact in facts
-    ]
+def _compare_arms(config: StudyConfig, arms: Mapping[str, Cases]) -> list[Fact]:
+    """Compare each model's Dice in the other arms with that in the first one, all p corrected."""
+    base, *others = config.arms
+    facts: list[Fact] = []
+    for name in others:
+        if base in arms and name in arms:
+            subset = f"arm={name};less={base}"
+            draws = config.samples, config.seed, config.level
+            facts += compare_arms(arms[name], arms[base], subset, *draws)
+    return correct_p(facts)
+
+
+def _tabulate_difference(config: StudyConfig, facts: Sequence[Fact], subset: str) -> Table:
+    """Tabulate the facts of one pair of arms; the correction covers all pairs."""
+    chosen = [fact for fact in facts if fact.subset == subset]
+    arm, first = (part.partition("=")[2] for part in subset.split(";"))
+    patients = chosen[0].patients or 0
     title = (
-        f"Dice of {name} less that of {first}, %: {facts[0].images} masses of "
-        f"{facts[0].patients} patients"
+        f"Dice of {arm} less that of {first}, %: {chosen[0].images} masses of {patients} patients"
     )
-    report.tables.append(Table(title, ["", "difference", "p"], body))
+    body = [[fact.model, MEASURES["dice"].format_fact(fact)] for fact in chosen]
+    comparisons = sum(bool(np.isfinite(fact.p)) for fact in facts)
+    note = describe_few(patients)
+    if patients >= FEWEST_PATIENTS:
+        note = describe("flips", patients, comparisons, config.samples, config.level)
+    return Table(title, ["", "difference"], body, (note,))
