@@ -116,6 +116,8 @@ def test_fewer_than_six_cases_have_neither_interval_nor_p():
     for one in (rated, together):
         assert one.area.value == pytest.approx(5 / 6)
         assert np.isnan([one.area.low, one.area.high, one.d_a.low]).all()
+    one_real = pool_ratings([1] + [0] * 9, [[5, *range(1, 10)]] * 3, 50)
+    assert np.isnan([one_real.area.low, one_real.area.high]).all(), "six of either kind are needed"
     six = estimate_choices([True] * 6)
     assert six.p == 2 / 64 and np.isfinite(six.share.low)
 
@@ -139,8 +141,9 @@ def test_the_pooled_area_is_the_observers_mean():
     good = [6, 5, 4, 3, 2, 1]
     reverse = [1, 2, 3, 4, 5, 6]
     unrated = [np.nan] * 6
-    ratings = pool_ratings(REAL, [good, reverse, unrated], 200)
-    assert ratings.area.value == pytest.approx(0.5) and (ratings.real, ratings.synthetic) == (6, 6)
+    ratings = pool_ratings(np.repeat(REAL, 2), np.repeat([good, reverse, unrated], 2, axis=1), 200)
+    assert ratings.area.value == pytest.approx(0.5)
+    assert (ratings.real, ratings.synthetic) == (12, 12)
     assert (ratings.area.low, ratings.area.high) == (0, 1), "whoever is drawn alone has 1 or 0"
     partly = pool_ratings(REAL, [good, [np.nan, 4, 2, 3, np.nan, np.nan]], 200)
     assert partly.area.value == pytest.approx((1 + 0.5) / 2)

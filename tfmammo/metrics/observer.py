@@ -8,7 +8,8 @@ Intervals and tests of one observer are over cases. Those of several observers a
 observers, and both are drawn: what two observers say of one image is not independent. With two or
 three observers such an interval is rather too narrow.
 
-Every case shows patients of its own. Below `FEWEST_PATIENTS` cases there is neither interval nor p.
+Every case shows patients of its own. Below `FEWEST_PATIENTS` cases, of ratings of either kind,
+there is neither interval nor p.
 
 Source: Green and Swets, Signal detection theory and psychophysics (1966); Macmillan and Creelman,
 Detection theory: a user's guide (2005), chapters 3 and 7; Clopper and Pearson, Biometrika 26 (1934)
@@ -157,7 +158,8 @@ def pool_ratings(
 
     Areas are averaged, not ratings, because each observer uses the scale in a different way. For
     the interval, observers, real and synthetic cases are drawn, each with replacement. That of an
-    area of 0 or 1 is by the rule of three: 3 / n at 0.95, n the cases of the smaller kind.
+    area of 0 or 1 is by the rule of three: 3 / n at 0.95, n the cases of the smaller kind. With
+    fewer than `FEWEST_PATIENTS` of these there is none.
 
     Args:
         real: Which cases are real, bool [cases].
@@ -186,10 +188,10 @@ def pool_ratings(
     has_pairs = weights.any(axis=1)
     sums = (weights * top / np.maximum(bottom, 1)).sum(axis=1)
     bounds = NO_BOUNDS
-    if answered.any(axis=0).sum() >= FEWEST_PATIENTS:
+    fewest = min(int(answered[:, kind].any(axis=0).sum()) for kind in (truth, ~truth))
+    if fewest >= FEWEST_PATIENTS:
         bounds = percentile_interval(sums[has_pairs] / weights.sum(axis=1)[has_pairs], level)
         if area in (0, 1):  # every draw is alike, though other cases might not be
-            fewest = min(int(answered[:, kind].any(axis=0).sum()) for kind in (truth, ~truth))
             bound = rule_of_three(fewest, level)
             bounds = float(max(0, area - bound)), float(min(1, area + bound))
     counts = int(answered[:, truth].sum()), int(answered[:, ~truth].sum())
