@@ -47,8 +47,8 @@ def drawn(picture: str) -> np.ndarray:
             "###... ###... ###... ...... ......",
             (0, 0, 3, 3),
         ),
-        (  # points far outside do not wrap around
-            [(-1e9, -1e9), (-1e9, 1e9), (1e9, 1e9), (1e9, -1e9)],
+        (  # points as far outside as they may be do not wrap around
+            [(-32768, -32768), (-32768, 32768), (32768, 32768), (32768, -32768)],
             (5, 6),
             "###### ###### ###### ###### ######",
             (0, 0, 5, 6),
