@@ -191,3 +191,15 @@ def test_the_rate_counts_positives_above_the_limit_by_hand(members, scores, rate
         assert estimate.low <= value <= estimate.high
     else:  # few patients
         assert np.isnan(estimate.low)
+
+
+@pytest.mark.parametrize("value", [0, 1])
+def test_a_rate_of_none_or_all_is_not_certain(value):
+    """Members of 40 patients, others of 10."""
+    is_member = np.arange(50) < 40
+    scores = np.where(is_member, 2.0 * value, 1.0)
+    estimate = estimate_rate(is_member, scores, np.arange(50), samples=50)
+    bound = -math.log(0.05) / 10
+    expected = (0, bound) if value == 0 else (1 - bound, 1)
+    assert estimate.value == value
+    assert (estimate.low, estimate.high) == pytest.approx(expected)

@@ -211,7 +211,9 @@ def estimate_rate(
 ) -> Estimate:
     """Estimate the true positive rate at a small false positive rate, by bootstrap over patients.
 
-    With fewer than 1 / rate negatives, no false positive is allowed at all.
+    With fewer than 1 / rate negatives, no false positive is allowed at all. Where all patients are
+    alike, the interval reaches by the rule of three to either side, for the patients of the smaller
+    class.
     """
     positive, values = check_scores(labels, scores)
     numbers, count = _number_patients(patients, len(positive))
@@ -225,7 +227,11 @@ def estimate_rate(
         chosen = np.concatenate([rows[n] for n in random.integers(count, size=count)])
         if positive[chosen].any() and not positive[chosen].all():
             drawn.append(_compute_rate(positive[chosen], values[chosen], rate))
-    return Estimate(value, *percentile_interval(drawn, level))
+    low, high = percentile_interval(drawn, level)
+    if low == high:
+        bound = rule_of_three(_count_patients(positive, patients), level)
+        low, high = max(0.0, value - bound), min(1.0, value + bound)
+    return Estimate(value, low, high)
 
 
 def _compute_rate(positive: NDArray[np.bool_], values: NDArray[np.floating], rate: float) -> float:
