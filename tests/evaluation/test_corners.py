@@ -37,3 +37,12 @@ def test_other_noise_is_recognized_and_equal_noise_is_not():
     assert auc == 0.5 and low <= 0.5 <= high
     for few in (real[:3], []):  # an archive may have normal mammograms alone
         assert np.isnan(compare_corners(few, noisy, patients)).all()
+
+
+@pytest.mark.slow
+def test_corners_of_one_set_of_few_patients_are_no_sure_sign():
+    real = [make_mammogram(f"real{number}", number) for number in range(24)]
+    noisy = [make_mammogram(f"made{number}", 100 + number, 0.3) for number in range(6)]
+    auc, low, high, _ = compare_corners(real, noisy, [one.patient_id for one in noisy])
+    assert (auc, high) == (1, 1)
+    assert low == pytest.approx(1 + np.log(0.05) / 6), "the rule of three, of six patients"

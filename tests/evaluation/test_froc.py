@@ -1,8 +1,9 @@
 """What a FROC figure shows."""
 
 import numpy as np
+import pytest
 
-from tfmammo.evaluation.froc import Detected
+from tfmammo.evaluation.froc import Detected, compare_recall
 from tfmammo.metrics.boxes import Matches
 
 HALF = [
@@ -29,3 +30,17 @@ def test_curves_and_bands():
     assert (axes.get_title(), axes.get_ylabel(), axes.get_xlim()) == ("phantom", "recall", (0, 2))
     (axes,) = detected.draw(["a"], "another").axes
     assert axes.get_legend() is None and axes.get_title() == "another"
+
+
+def test_a_difference_of_all_from_nothing_is_not_certain():
+    everything = [Matches(np.array([0.9]), np.empty(0), 1, 1)] * 6
+    lists = {"all": everything, "none": NOTHING, "again": everything}
+    matches = {name: (images, [(0, 0)] * 6) for name, images in lists.items()}
+    detected = Detected(matches, list("abcdef"), (1,), (50, 0, 0.95), "recall", "phantom")
+    bound = -100 * np.log(0.05) / 6  # the rule of three, as of JAFROC
+    for fact in compare_recall(detected, "all", "none"):
+        assert (fact.value, fact.low, fact.high) == pytest.approx((100, 100 - bound, 100))
+    for fact in compare_recall(detected, "none", "all"):
+        assert (fact.value, fact.low, fact.high) == pytest.approx((-100, -100, bound - 100))
+    for fact in compare_recall(detected, "again", "all"):
+        assert (fact.value, fact.low, fact.high) == (0, 0, 0)

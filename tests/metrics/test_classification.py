@@ -35,8 +35,8 @@ def test_known_numbers():
 
 def test_alike_and_opposite_models():
     assert delong_test(CASES, A, np.array(A) * 3 + 1) == (0.0, 1.0)
-    assert delong_test([0, 0, 1, 1], [1, 2, 3, 4], [4, 3, 2, 1]) == (np.inf, 0.0)
-    assert delong_test([0, 0, 1, 1], [4, 3, 2, 1], [1, 2, 3, 4]) == (-np.inf, 0.0)
+    assert delong_test([0, 0, 1, 1], [1, 2, 3, 4], [4, 3, 2, 1]) == (np.inf, 0.5)
+    assert delong_test([0, 0, 1, 1], [4, 3, 2, 1], [1, 2, 3, 4]) == (-np.inf, 0.5)
 
 
 def test_ties_count_one_half():

@@ -251,7 +251,9 @@ def test_jackknife_leaves_out_whole_patients_in_groups():
     assert sorted(np.concatenate(left_out).tolist()) == list(range(500))
     for rows in left_out:
         assert set(patients[rows]).isdisjoint(patients[np.setdiff1d(seen[0], rows)])
-    assert jackknife(lambda rows: 3.0, patients) == (3.0, 3.0, 3.0, 0.0)
+    assert jackknife(lambda rows: 3.0, patients) == (3.0, 3.0, 3.0, 2.0**-249)
+    eight = np.array(list("abcdefgh"))
+    assert jackknife(lambda rows: -0.1, eight)[3] == 2**-7, "as a test that flips signs"
     assert jackknife(lambda rows: 0.0, patients)[3] == 1
     few = jackknife(lambda rows: float(rows.sum()), np.array(list("aabbcde")))
     assert few[0] == 21 and np.isnan(few[1:]).all()
@@ -283,12 +285,14 @@ def test_jackknife_by_the_textbooks_formula(count):
 def test_an_areas_interval_stays_within_0_and_1_and_an_area_of_1_is_not_certain():
     areas = np.array([0.9, 0.99, 0.97, 0.999, 0.95, 0.98, 0.995, 0.93])
     patients = np.array([f"p{number}" for number in range(8)])
-    value, low, high, p = perceptual.jackknife_area(lambda rows: areas[rows].mean(), patients)
+    value, low, high, p = perceptual.jackknife_area(lambda rows: areas[rows].mean(), patients, 8)
     assert value == pytest.approx(areas.mean()) and 0 < low < value < high < 1 and np.isnan(p)
     _, below, above, _ = perceptual.jackknife(lambda rows: areas[rows].mean(), patients)
     assert high - value < value - low and below < value < above
-    perfect = perceptual.jackknife_area(lambda rows: 1.0, patients)
+    perfect = perceptual.jackknife_area(lambda rows: 1.0, patients, 8)
     assert perfect[0] == 1 == perfect[2]
     assert perfect[1] == pytest.approx(1 + np.log(0.05) / 8), "the rule of three"
-    few = perceptual.jackknife_area(lambda rows: 1.0, patients[:5])
+    smaller = perceptual.jackknife_area(lambda rows: 1.0, patients, 6)
+    assert smaller[1] == pytest.approx(1 + np.log(0.05) / 6), "of the smaller class"
+    few = perceptual.jackknife_area(lambda rows: 1.0, patients, 5)
     assert np.isnan(few[1:3]).all()

@@ -63,7 +63,8 @@ def compare_corners(
     def measure_area(rows: NDArray[np.intp]) -> float:
         return test.measure_area(rows[rows < count], rows[rows >= count] - count)
 
-    return jackknife_area(measure_area, np.concatenate([real_groups, made_groups]), level)
+    groups = np.concatenate([real_groups, made_groups])
+    return jackknife_area(measure_area, groups, patients, level)
 
 
 def cut_corners(mammogram: Mammogram) -> Images:

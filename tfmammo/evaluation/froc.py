@@ -36,6 +36,7 @@ from tfmammo.metrics.significance import (
     describe,
     describe_few,
     holm,
+    rule_of_three,
 )
 from tfmammo.metrics.summary import BOOTSTRAP, JACKKNIFE, Measure, Table, format_p
 
@@ -291,11 +292,15 @@ def add_differences(report: Report, detected: Detected, references: Mapping[str,
 
 
 def compare_recall(detected: Detected, name: str, reference: str) -> Iterator[Fact]:
-    """Compare a detector's recall with a reference's, in draws of the same patients."""
+    """Compare a detector's recall with a reference's, in draws of the same patients.
+
+    Where all draws differ alike, the interval reaches by the rule of three to either side, as that
+    of `jafroc_test`.
+    """
     images, runs = detected.matches[name]
     others, reference_runs = detected.matches[reference]
     ours, theirs = (detected.average(one, detected.rates)[0] for one in (name, reference))
-    bounds = froc_interval(
+    low, high = froc_interval(
         images,
         detected.patients,
         detected.rates,
@@ -304,7 +309,13 @@ def compare_recall(detected: Detected, name: str, reference: str) -> Iterator[Fa
         runs=runs,
         others_runs=reference_runs,
     )
-    for rate, *numbers in zip(detected.rates, ours - theirs, *bounds, strict=True):
+    differences = ours - theirs
+    is_narrow = (high - low < 1e-12) & (np.abs(differences) >= 1e-12)
+    if is_narrow.any():
+        bound = rule_of_three(count_diseased(images, detected.patients), detected.bootstrap[2])
+        low = np.where(is_narrow, np.maximum(-1, differences - bound), low)
+        high = np.where(is_narrow, np.minimum(1, differences + bound), high)
+    for rate, *numbers in zip(detected.rates, differences, low, high, strict=True):
         fact = detected.make_fact(RECALL, "differences", name, name_rate("tpr", rate), *numbers)
         yield replace(fact, against=reference, test=BOOTSTRAP)
 

@@ -195,9 +195,11 @@ class PerceptualScorer:
         for name, sets in statistics.items():
             key = self.mark_name(name)
             measure = measures[name]
-            estimate = perceptual.jackknife_area if name == "auc" else perceptual.jackknife
+            estimate = perceptual.jackknife
+            if name == "auc":  # of patches of the same patients
+                estimate = partial(perceptual.jackknife_area, fewest=patients)
             for model, statistic in sets.items():
-                numbers = estimate(statistic, patient_ids, config.level)[:3]
+                numbers = estimate(statistic, patient_ids, level=config.level)[:3]
                 facts.append(measure.make_fact("means", model, key, *numbers, **counts))
             models = [model for model in sets if model != real]
             for model, other in list_comparisons(models, config.compare):

@@ -48,8 +48,9 @@ def delong_test(labels: ArrayLike, scores_a: ArrayLike, scores_b: ArrayLike) -> 
         scores_b: The other's.
 
     Returns:
-        (z, two-sided p); (0, 1) where the two order the cases alike, and (+-inf, 0) where they
-        differ without variance.
+        (z, two-sided p); (0, 1) where the two order the cases alike. Where they differ without
+        variance, z is infinite and p is 2^(1-n) of n cases of the smaller class, as of a test that
+        flips signs.
 
     Examples:
         >>> z, p = delong_test([0, 0, 1, 1, 1], [1, 3, 2, 4, 5], [2, 3, 1, 4, 5])
@@ -64,7 +65,8 @@ def delong_test(labels: ArrayLike, scores_a: ArrayLike, scores_b: ArrayLike) -> 
     if variance <= 1e-15:  # what rounding leaves of 0
         if abs(difference) < 1e-12:
             return 0.0, 1.0
-        return float(np.copysign(np.inf, difference)), 0.0
+        fewest = min(np.sum(checked), np.sum(~checked))
+        return float(np.copysign(np.inf, difference)), float(2.0 ** (1 - fewest))
     z = float(difference / np.sqrt(variance))
     return z, float(2 * stats.norm.sf(abs(z)))
 

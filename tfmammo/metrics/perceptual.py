@@ -348,6 +348,8 @@ def jackknife(
     Returns:
         (value, low, high, p): interval and two-sided p of 0 by Student's t; NaN where there are
         fewer than `FEWEST_PATIENTS` patients, or where leaving one out leaves nothing to compute.
+        Where the statistic never varies, p is 1 of a value of 0, else 2^(1-n) of n patients, as of
+        a test that flips signs.
 
     Source:
         Davison & Hinkley, Bootstrap Methods and their Application (1997), 3.2.1.
@@ -364,21 +366,29 @@ def jackknife(
         return value, np.nan, np.nan, np.nan
     error = np.sqrt((count - 1) / count * np.square(left - left.mean()).sum())
     reach = error * stats.t.ppf((1 + level) / 2, count - 1)
-    p = 2 * stats.t.sf(abs(value) / error, count - 1) if error > 0 else value == 0
-    return value, float(value - reach), float(value + reach), float(p)
+    if np.ptp(left) > 1e-12 * abs(value):  # more than what rounding leaves of 0
+        p = float(2 * stats.t.sf(abs(value) / error, count - 1))
+    else:
+        p = 2.0 ** (1 - len(patients)) if value else 1.0
+    return value, float(value - reach), float(value + reach), p
 
 
 def jackknife_area(
     statistic: Callable[[NDArray[np.intp]], float],
     patient_ids: NDArray[np.str_],
+    fewest: int,
     level: float = 0.95,
     seed: int = 0,
 ) -> Estimate:
     """Compute an area under a ROC curve with its interval; otherwise as `jackknife`, without p.
 
     The interval is on the scale of logits, so that it stays within [0, 1]. Where an area is 0 or 1,
-    which has no logit, it is that of the area itself, at least by the rule of three (3 / patients
-    to either side at 0.95), and cut off there.
+    which has no logit, it is that of the area itself, at least by the rule of three (3 / n to
+    either side at 0.95), and cut off there.
+
+    Args:
+        statistic: As for `jackknife`, like `patient_ids`.
+        fewest: The n of this rule: the patients of the class that has fewer.
     """
 
     def compute_logit(rows: NDArray[np.intp]) -> float:
@@ -388,10 +398,9 @@ def jackknife_area(
     value = statistic(np.arange(len(patient_ids)))
     _, *bounds, _ = jackknife(compute_logit, patient_ids, level, seed)
     low, high = (float(1 / (1 + np.exp(-bound))) for bound in bounds)
-    patients = len(set(patient_ids.tolist()))
-    if np.isnan(low) and np.isfinite(value) and patients >= FEWEST_PATIENTS:
+    if np.isnan(low) and np.isfinite(value) and fewest >= FEWEST_PATIENTS:
         _, below, above, _ = jackknife(statistic, patient_ids, level, seed)
-        bound = rule_of_three(patients, level)
+        bound = rule_of_three(fewest, level)
         low = float(np.clip(np.fmin(below, value - bound), 0, 1))
         high = float(np.clip(np.fmax(above, value + bound), 0, 1))
     return value, low, high, np.nan
