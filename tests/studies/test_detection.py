@@ -115,6 +115,7 @@ def test_the_repositorys_studies_are_the_papers(repository, name):
         ("generators.unet.config=nosuch.yaml", r"generators/unet/fold0: .*nosuch.yaml"),
         ("methods.crn.set.pianter=paste", r"synthetic/crn/fold0: .*synthesis_full.yaml: pianter"),
         ("detector.set.training.stepz=3", r"detectors/real/fold0-seed0: .*training.stepz"),
+        ("detector.set.model.nosuch=1", r"detectors/real/fold0-seed0: .*model.nosuch"),
     ],
 )
 def test_what_a_command_would_refuse_hours_later_is_refused_at_once(repository, override, said):

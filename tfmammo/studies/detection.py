@@ -50,9 +50,10 @@ from typing import Any
 from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
 
 from tfmammo import shipped
-from tfmammo.config import DataConfig, Experiment, Frozen, TrackingConfig
+from tfmammo.config import DataConfig, Frozen, TrackingConfig
 from tfmammo.errors import ConfigError
 from tfmammo.metrics.boxes import Criterion, recall_by
+from tfmammo.studies.systems import MODELS, make_schema
 from tfmammo.studies.workflow import Step, format_overrides, parse_step
 from tfmammo.synthesis.config import SynthesisConfig
 
@@ -227,8 +228,7 @@ def plan_steps(config: StudyConfig, output: Path, root: Path, parent: str) -> li
 def check_steps(steps: Sequence[Step]) -> None:
     """Refuse at once what a run or a synthesis would refuse hours later.
 
-    That is a script or file that does not exist, or a wrong key. Keys of the section `model` are
-    left to the scripts that own them.
+    That is a script or file that does not exist, or a wrong key.
 
     Raises:
         ConfigError: Names the step, the file and the key.
@@ -239,8 +239,8 @@ def check_steps(steps: Sequence[Step]) -> None:
             raise ConfigError(f"{step.name}: there is no script {script}")
         if step.name.startswith(EVALUATIONS):
             continue
-        schema = SynthesisConfig if script == "-m" else Experiment[dict[str, Any]]
-        parse_step(step, schema, step.name)
+        model = MODELS.get(Path(script).stem, dict[str, Any])  # any: of a paper that is not shipped
+        parse_step(step, SynthesisConfig if script == "-m" else make_schema(model), step.name)
 
 
 def name_evaluation(arm: Arm, seed: int) -> str:
