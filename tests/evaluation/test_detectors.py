@@ -68,6 +68,21 @@ def test_random_boxes_do_not_know_their_own_patient(mammograms):
     assert len(set(scores.tolist())) == len(scores) and 0.4 < scores.mean() < 0.6
 
 
+def test_random_boxes_on_lesions_that_do_not_count_are_no_false_positives(mammograms):
+    """The lesions of one mammogram do not count: a box of almost its size is anywhere on it."""
+    config = CONFIG.model_copy(update={"criterion": "centre", "boxes": 200})
+    whole = (0.0, 0.0, float(mammograms[0].rows), float(mammograms[0].cols))
+    benign = replace(mammograms[0].lesions[0], pathology="benign", box=whole, outlines=())
+    first = replace(make_prediction(replace(mammograms[0], lesions=(benign,))), lesions=())
+    predictions = [first, make_prediction(mammograms[1])]
+    matches, _ = detectors.match_random_boxes(predictions, config)
+    assert len(matches.false_positives) == 200 and not matches.lesions, "any lesion counts"
+    data = config.data.model_copy(update={"pathologies": ("malignant",)})
+    config = config.model_copy(update={"data": data})
+    matches, _ = detectors.match_random_boxes(predictions, config)
+    assert not len(matches.false_positives), "none beside the benign one, which spares all"
+
+
 def test_every_detector_has_its_recall_and_its_median_time(mammograms):
     sets = {
         "A": [make_prediction(one, hits=[0.9], seconds=2.0) for one in mammograms],

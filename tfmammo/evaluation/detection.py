@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
+from numpy.typing import NDArray
 from pydantic import Field, PositiveFloat, PositiveInt
 
 from tfmammo.archives import read_mammograms
@@ -251,15 +252,7 @@ def _predict(
     start = time.perf_counter()
     detections = detector.predict(mammogram)
     seconds = time.perf_counter() - start
-    # lesions of these kinds that do not count are there all the same
-    spared = find_spared(
-        detections.boxes,
-        stack_boxes(lesions),
-        stack_boxes(sampling.list_unselected(mammogram, config.data)),
-        config.threshold,
-        config.criterion,
-    )
-    detections = detections.select(~spared)
+    detections = detections.select(~mark_spared(detections.boxes, mammogram, lesions, config))
     matches = match_kinds(
         detections.boxes,
         detections.scores,
@@ -271,6 +264,18 @@ def _predict(
         config.data.kinds,
     )
     return Prediction(mammogram, lesions, detections, matches, index, seconds)
+
+
+def mark_spared(
+    boxes: NDArray[np.floating],
+    mammogram: Mammogram,
+    lesions: Sequence[Lesion],
+    config: MammogramsOfDetectors,
+) -> NDArray[np.bool_]:
+    """Mark the boxes on lesions that do not count, which are there all the same, bool [n]."""
+    unwanted = stack_boxes(sampling.list_unselected(mammogram, config.data))
+    rule = config.threshold, config.criterion
+    return find_spared(boxes, stack_boxes(lesions), unwanted, *rule)
 
 
 def add_precision(report: Report, detected: Detected, sets: Sets) -> None:

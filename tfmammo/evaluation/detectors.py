@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from itertools import compress
 from pathlib import Path
 
 import numpy as np
@@ -18,7 +19,13 @@ from pydantic import Field, PositiveInt, model_validator
 from tfmammo.data.anatomy import breast_mask
 from tfmammo.data.sampling import random_stream
 from tfmammo.evaluation.comparison import ModelURIs, Name
-from tfmammo.evaluation.detection import MammogramsOfDetectors, Prediction, collect, run_sets
+from tfmammo.evaluation.detection import (
+    MammogramsOfDetectors,
+    Prediction,
+    collect,
+    mark_spared,
+    run_sets,
+)
 from tfmammo.evaluation.froc import (
     add_differences,
     add_false_positives,
@@ -83,7 +90,10 @@ def evaluate(config: DetectorsConfig, output: Path) -> Report:
 
 
 def match_random_boxes(predictions: Sequence[Prediction], config: DetectorsConfig) -> list[Matches]:
-    """Match the boxes of the trivial baseline in the mammograms of any detector's predictions."""
+    """Match the boxes of the trivial baseline in the mammograms of any detector's predictions.
+
+    Boxes on lesions that do not count are left out, as of every detector.
+    """
     sizes = []
     for prediction in predictions:
         mammogram = prediction.mammogram
@@ -97,12 +107,14 @@ def match_random_boxes(predictions: Sequence[Prediction], config: DetectorsConfi
         of_others = [size for owner, size in sizes if owner != patient]
         random = random_stream(config.seed, prediction.mammogram.image_id, 0)
         boxes, kinds = draw_boxes(prediction, of_others, config.boxes, random)
+        scores = random.random(len(boxes))
         lesions = prediction.lesions
+        counted = ~mark_spared(boxes, prediction.mammogram, lesions, config)
         matches.append(
             match_kinds(
-                boxes,
-                random.random(len(boxes)),
-                kinds,
+                boxes[counted],
+                scores[counted],
+                list(compress(kinds, counted)),
                 stack_boxes(lesions),
                 [lesion.kind for lesion in lesions],
                 config.threshold,
