@@ -238,6 +238,21 @@ def test_a_detector_gives_boxes_and_its_hits_are_counted(models, archive, tmp_pa
     assert few.lesions == 3
 
 
+def test_a_box_on_a_lesion_that_does_not_count_is_no_false_positive(models, archive, tmp_path):
+    shutil.copytree(models / "segmenter", tmp_path / "malignant")
+    path = tmp_path / "malignant/card.json"
+    card = json.loads(path.read_text())
+    card["config"]["data"]["pathologies"] = ["malignant"]
+    path.write_text(json.dumps(card))
+    lines = [f"{number}.png,p{number},benign" for number in range(3)]
+    (archive / "metadata.csv").write_text("\n".join(["file,patient,pathology", *lines]))
+    arguments = {"boxes": models / "detector", "archive": "folder", "truth": True}
+    summary = predict_files(tmp_path / "malignant", archive, tmp_path / "out", **arguments)
+    # of two boxes one is on the benign mass
+    assert summary.scores["false_positives_per_image"] == 1
+    assert "sensitivity" not in summary.scores
+
+
 def test_a_mammogram_is_no_patch_and_a_detector_needs_no_boxes(models, tmp_path):
     write_image(tmp_path / "large.png", draw(0, 1600, 1700))
     with pytest.raises(PipelineError, match="large.png: has 1600 x 1700 px.*boxes"):

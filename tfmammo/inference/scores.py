@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from itertools import compress
 from typing import Any
 
 import numpy as np
 
 from tfmammo.data.extraction import extract_patches
-from tfmammo.data.sampling import select_lesions
+from tfmammo.data.sampling import list_unselected, select_lesions
 from tfmammo.inference.images import Image, is_patch
 from tfmammo.inference.pipeline import Pipeline, PipelineResult
 from tfmammo.mammogram import Lesion, Mammogram, Skipped, stack_boxes
@@ -43,7 +44,7 @@ def compute_scores(pipeline: Pipeline, image: Image, result: PipelineResult) -> 
         The measures of `metrics.segmentation.per_image`, where the image has an outlined lesion: of
         a whole patch at the network's size, as evaluations score it, else in the image's own
         pixels. Where boxes were detected: lesions, found, and false_positives, by an intersection
-        over union above 0.5.
+        over union above 0.5; boxes on lesions that do not count are neither.
 
     Raises:
         ArchiveError: A true mask can't be read.
@@ -62,12 +63,16 @@ def compute_scores(pipeline: Pipeline, image: Image, result: PipelineResult) -> 
         if any(finding.lesion for finding in result.findings) or pipeline.segmenter:
             scores = _score_mask(np.max(masks, axis=0), result.mask)
     if pipeline.detector:
-        found = result.findings
+        unwanted = list_unselected(mammogram, pipeline.data) if pipeline.data else []
+        detected = np.reshape([finding.box for finding in result.findings], (-1, 4))
+        truth = stack_boxes(lesions)
+        spared = boxes.find_spared(detected, truth, stack_boxes(unwanted), threshold=0.5)
+        found = list(compress(result.findings, ~spared))
         matches = boxes.match_kinds(
-            np.reshape([finding.box for finding in found], (-1, 4)),
+            detected[~spared],
             np.array([finding.score for finding in found]),
             [finding.kind for finding in found],
-            stack_boxes(lesions),
+            truth,
             [lesion.kind for lesion in lesions],
         )
         scores |= {
