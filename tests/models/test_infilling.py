@@ -201,6 +201,17 @@ def test_a_module_sees_the_downsampled_label_and_the_upsampled_output(shown):
         np.testing.assert_allclose(output, expected, atol=1e-6)
 
 
+def test_labels_are_downsampled_in_float32_under_mixed_precision():
+    keras.config.set_dtype_policy("mixed_bfloat16")
+    network = CRN(1, widths=(1,) * 6, size=128, normalization="none")
+    identity = np.zeros((3, 3, 1, 1), np.float32)
+    identity[1, 1] = 1
+    for convolution in network.convolutions[0]:
+        convolution.set_weights([identity, np.zeros(1)])
+    output = network.modules(tf.fill([1, 128, 128, 1], 0.75))[0]
+    np.testing.assert_array_equal(tf.cast(output, tf.float32), 0.75)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("layers", "factors"),

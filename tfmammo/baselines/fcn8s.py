@@ -11,7 +11,7 @@ random weights. A grey patch is repeated as three equal colours.
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal
 
 import keras
 import numpy as np
@@ -20,7 +20,7 @@ from pydantic import Field, model_validator
 
 from tfmammo.baselines import vgg16
 from tfmammo.baselines.segmenter import Segmenter, check_size
-from tfmammo.config import Width
+from tfmammo.config import FIXED, Width
 from tfmammo.nn.convolutions import Convolution
 from tfmammo.nn.layers import Dropout
 
@@ -34,7 +34,7 @@ class FCN8sConfig(vgg16.VGG16Config):
     """Channels of fc6 and fc7."""
     dropout: float = Field(default=0.5, ge=0, lt=1)
     """Share dropped after each of them."""
-    classes: Literal[1, 2] = 2
+    classes: Annotated[Literal[1, 2], FIXED] = 2
     """2 is the paper's softmax over background and lesion, 1 a single logit."""
 
     @model_validator(mode="after")

@@ -30,12 +30,12 @@ Deviations and what CAN's paper leaves open about its baseline:
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Literal
+from typing import Annotated, Literal
 
 import tensorflow as tf
 from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt
 
-from tfmammo.config import Frozen, Width
+from tfmammo.config import FIXED, Frozen, Width
 from tfmammo.nn.losses import Average, l1, log_fake, log_real
 from tfmammo.nn.networks import (
     PIX2PIX_FILTERS,
@@ -50,7 +50,7 @@ from tfmammo.nn.optimization import build_adam, minimize_each
 class Pix2PixConfig(Frozen):
     """Pix2Pix's values."""
 
-    direction: Literal["mask_to_image", "image_to_mask"] = "mask_to_image"
+    direction: Annotated[Literal["mask_to_image", "image_to_mask"], FIXED] = "mask_to_image"
     """What G maps to what."""
     lambda_l1: NonNegativeFloat = 100.0
     """Weight of the L1 term."""
@@ -64,7 +64,7 @@ class Pix2PixConfig(Frozen):
     """Share dropped in the three innermost decoder blocks of G."""
     filters: tuple[Width, ...] = Field(default=PIX2PIX_FILTERS, min_length=1)
     """Filters of G, one for each halving of the patch."""
-    discriminator_strided: PositiveInt = 3
+    discriminator_strided: Annotated[PositiveInt, FIXED] = 3
     """Stride-2 convolutions of D; 3 gives 70 px patches."""
     discriminator_filters: Width = 64
     """Filters of D's first convolution."""

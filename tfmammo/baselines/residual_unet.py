@@ -36,7 +36,8 @@ import tensorflow as tf
 from pydantic import Field, PositiveInt, model_validator
 
 from tfmammo.baselines.segmenter import Segmenter, SegmenterConfig, check_size, cross_entropy
-from tfmammo.config import Width
+from tfmammo.config import FIXED, Width
+from tfmammo.nn.convolutions import Convolution, TransposedConvolution
 from tfmammo.nn.losses import dice_loss
 from tfmammo.nn.normalization import SampleNormalization
 
@@ -48,7 +49,7 @@ class ResidualUNetConfig(SegmenterConfig):
 
     widths: Annotated[tuple[Width, ...], Field(min_length=2)] = (32, 64, 128, 256, 512, 512)
     """Channels of each stage, the bottom last."""
-    blocks: tuple[PositiveInt, ...] = (1, 3, 4, 6, 6, 6)
+    blocks: Annotated[tuple[PositiveInt, ...], FIXED] = (1, 3, 4, 6, 6, 6)
     """Residual blocks of each stage of the encoder."""
 
     @model_validator(mode="after")
@@ -125,9 +126,7 @@ def build_network(size: int, widths: tuple[int, ...], blocks: tuple[int, ...]) -
     answers: list[keras.KerasTensor] = []
     for stage in range(len(widths) - 2, -1, -1):
         width = widths[stage]
-        features = keras.layers.Conv2DTranspose(width, 2, 2, kernel_initializer="he_normal")(
-            features
-        )
+        features = TransposedConvolution(width, 2, 2, kernel_initializer="he_normal")(features)
         features = keras.layers.Concatenate()([features, skips[stage]])
         features = _activate(_convolve(features, width))
         if stage < len(widths) - 2 or stage == 0:
@@ -156,7 +155,7 @@ def _convolve(
     bias: bool = True,
     starts_silent: bool = False,
 ) -> keras.KerasTensor:
-    features = keras.layers.Conv2D(
+    features = Convolution(
         width, kernel, stride, "same", use_bias=bias, kernel_initializer="he_normal"
     )(features)
     norm = SampleNormalization()

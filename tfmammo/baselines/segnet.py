@@ -22,6 +22,7 @@ import tensorflow as tf
 
 from tfmammo.baselines import vgg16
 from tfmammo.baselines.segmenter import Segmenter, check_size
+from tfmammo.nn.convolutions import Convolution
 from tfmammo.nn.normalization import SampleNormalization
 
 
@@ -159,7 +160,7 @@ def _split_windows(values: tf.Tensor) -> list[list[tf.Tensor]]:
 
 
 def _convolution(features: keras.KerasTensor, width: int, name: str) -> keras.KerasTensor:
-    features = keras.layers.Conv2D(
-        width, 3, padding="same", kernel_initializer="he_normal", name=name
-    )(features)
+    features = Convolution(width, 3, padding="same", kernel_initializer="he_normal", name=name)(
+        features
+    )
     return keras.layers.Activation("relu")(SampleNormalization(name=f"{name}_norm")(features))

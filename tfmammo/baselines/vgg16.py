@@ -12,6 +12,7 @@ from __future__ import annotations
 import warnings
 import zipfile
 from pathlib import Path
+from typing import Annotated
 
 import keras
 import numpy as np
@@ -19,7 +20,7 @@ from numpy.typing import NDArray
 from pydantic import model_validator
 
 from tfmammo.baselines.segmenter import SegmenterConfig
-from tfmammo.config import Width
+from tfmammo.config import FIXED, Width
 from tfmammo.errors import ConfigError
 from tfmammo.nn import published
 
@@ -42,7 +43,7 @@ class VGG16Config(SegmenterConfig):
 
     widths: tuple[Width, Width, Width, Width, Width] = WIDTHS
     """Channels of the five blocks."""
-    weights: str = "none"
+    weights: Annotated[str, FIXED] = "none"
     """The encoder's initial weights: "imagenet" (downloaded by Keras, about 60 MB, or 530 MB with
     the fully connected layers), the path of a Keras VGG-16 file (.h5, .weights.h5 or .keras), the
     path of a VGG-19 (.npz, as tfmammo pretrained convert writes it), or "none" (He's random

@@ -76,6 +76,7 @@ from tfmammo.detection.training import (
 )
 from tfmammo.errors import DetectionError
 from tfmammo.nn import pretrained
+from tfmammo.nn.convolutions import Convolution, Dense
 from tfmammo.nn.layers import draw_uniform, step_seed
 from tfmammo.nn.networks import resnet_stages
 from tfmammo.nn.optimization import build_adam, count_batches, minimize, unwrap
@@ -388,7 +389,7 @@ def build_backbone(config: LightHeadRCNNConfig, shape: tuple[int, int]) -> keras
     )
     per_cell = len(config.anchor_scales) * len(config.anchor_ratios)
     layers = keras.layers
-    x = layers.Conv2D(
+    x = Convolution(
         config.rpn_width,
         3,
         padding="same",
@@ -414,7 +415,7 @@ def build_head(config: LightHeadRCNNConfig, classes: int) -> keras.Model:
     float32 [n, bins * bins * channels] -> logits float32 [n, 1 + classes], deltas [n, 4 * classes].
     """
     pooled = keras.Input((config.bins**2 * config.channels,), dtype="float32", name="pooled")
-    x = keras.layers.Dense(config.units, "relu", name="hidden")(pooled)
+    x = Dense(config.units, "relu", name="hidden")(pooled)
     logits = keras.layers.Dense(
         1 + classes, kernel_initializer=_normal(0.01), dtype="float32", name="logits"
     )(x)
@@ -429,7 +430,7 @@ def large_separable(x: keras.KerasTensor, kernel: int, middle: int, out: int) ->
 
     Source: Li et al., Figure 3; 19,493,332 parameters from 2048 channels by (15, 256, 490).
     """
-    convolution = partial(keras.layers.Conv2D, padding="same")
+    convolution = partial(Convolution, padding="same")
     column, row = (kernel, 1), (1, kernel)
     branches = []
     for name, first, second in (("column_row", column, row), ("row_column", row, column)):

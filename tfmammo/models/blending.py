@@ -67,6 +67,7 @@ from pydantic import Field, NonNegativeFloat, PositiveFloat, model_validator
 
 from tfmammo.config import Frozen, Width
 from tfmammo.errors import ConfigError
+from tfmammo.nn.convolutions import Convolution
 from tfmammo.nn.layers import (
     draw_uniform,
     image_gradients,
@@ -398,7 +399,7 @@ def _generator(config: BlendingConfig, size: int) -> keras.Model:
     halve("widths", size, len(config.widths) - 1)
     channels = keras.Input((size, size, 3))
     features = unet_features(channels, config.widths, config.dropout)
-    image = keras.layers.Conv2D(1, 1)(features)
+    image = Convolution(1, 1)(features)
     return keras.Model(
         channels, keras.layers.Activation("tanh", dtype="float32")(image), name="generator"
     )
@@ -419,12 +420,12 @@ def _discriminator(filters: int, size: int) -> keras.Model:
     for i, (width, stride) in enumerate(((filters, 2), (2 * filters, 1), (4 * filters, 1))):
         stack += [
             layers.ZeroPadding2D(1),
-            layers.Conv2D(width, 4, stride, use_bias=i == 0, kernel_initializer=normal()),
+            Convolution(width, 4, stride, use_bias=i == 0, kernel_initializer=normal()),
         ]
         stack += [SampleNormalization()] if i else []
         stack += [layers.Activation(leaky_relu)]
     stack += [
-        layers.Conv2D(1, 1, kernel_initializer=normal()),
+        Convolution(1, 1, kernel_initializer=normal()),
         layers.Activation("linear", dtype="float32"),
     ]
     return keras.Sequential(stack, name="discriminator")

@@ -53,7 +53,7 @@ from typing import Annotated, Literal
 import tensorflow as tf
 from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt
 
-from tfmammo.config import Frozen, Width
+from tfmammo.config import FIXED, Frozen, Width
 from tfmammo.errors import ConfigError
 from tfmammo.nn.layers import patch_seeds
 from tfmammo.nn.losses import (
@@ -101,7 +101,7 @@ class CANConfig(Frozen):
     """Share dropped in the three innermost decoder blocks of G and I."""
     filters: tuple[Width, ...] = Field(default=PIX2PIX_FILTERS, min_length=1)
     """Filters of G and I, one for each halving of the patch."""
-    upsampling: Literal["transposed", "resize"] = "transposed"
+    upsampling: Annotated[Literal["transposed", "resize"], FIXED] = "transposed"
     """How G and I enlarge maps: by transposed convolutions, or by nearest neighbours and a
     convolution, which is a deviation.
     """
@@ -109,7 +109,7 @@ class CANConfig(Frozen):
     """Whether G drops at inference too, as Pix2Pix does, which is a deviation. Equal masks give
     equal images.
     """
-    noise: bool = False
+    noise: Annotated[bool, FIXED] = False
     """Whether G's last layers see noise, see `networks.TexturedUNet`, which is a deviation.
     Equal masks give equal images.
     """
@@ -117,7 +117,9 @@ class CANConfig(Frozen):
     """Side of the squares of which G's L1 term compares means, px. 1: it compares pixels, as
     printed. Larger ones are a deviation, and leave the texture to D.
     """
-    discriminator_strided: PositiveInt | Annotated[tuple[PositiveInt, ...], Field(min_length=1)] = 1
+    discriminator_strided: Annotated[
+        PositiveInt | Annotated[tuple[PositiveInt, ...], Field(min_length=1)], FIXED
+    ] = 1
     """Stride-2 convolutions of D; 1 gives the paper's 16 px patches. Several, [2, 3], give as many
     discriminators, whose responses count alike, which is a deviation.
     """

@@ -52,7 +52,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
 import cv2
 import keras
@@ -68,7 +68,7 @@ from pydantic import (
     model_validator,
 )
 
-from tfmammo.config import Frozen, Width
+from tfmammo.config import FIXED, Frozen, Width
 from tfmammo.errors import name_key
 from tfmammo.nn import pretrained
 from tfmammo.nn.layers import patch_seeds
@@ -126,7 +126,7 @@ class CGANConfig(Frozen):
     """Share dropped in the three innermost decoder blocks of G."""
     samples: PositiveInt = 1
     """Draws of the dropout noise that are averaged at inference; one draw has no uncertainty."""
-    normalization: Literal["batch", "sample"] = "batch"
+    normalization: Annotated[Literal["batch", "sample"], FIXED] = "batch"
     """Whether the batch's or each sample's statistics normalise."""
     momentum: float = Field(default=0.9, ge=0, lt=1)
     """Decay of BatchNorm's moving averages."""
@@ -134,9 +134,9 @@ class CGANConfig(Frozen):
     """Filters of G, one for each halving of the patch. With an `encoder` those of G's decoder, one
     for each of its four inner maps, the largest one first.
     """
-    encoder: EncoderConfig | None = None
+    encoder: Annotated[EncoderConfig | None, FIXED] = None
     """A ResNet in place of G's own encoder; null: none."""
-    discriminator_strided: PositiveInt = 3
+    discriminator_strided: Annotated[PositiveInt, FIXED] = 3
     """Stride-2 convolutions of D; 3 gives 30 x 30 responses."""
     discriminator_filters: Width = 32
     """Filters of D's first convolution."""

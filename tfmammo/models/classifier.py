@@ -32,13 +32,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
 import keras
 import tensorflow as tf
 from pydantic import Field, PositiveFloat, PositiveInt, model_validator
 
-from tfmammo.config import Frozen, Width
+from tfmammo.config import FIXED, Frozen, Width
 from tfmammo.errors import ConfigError, name_key
 from tfmammo.nn import pretrained
 from tfmammo.nn.layers import draw_uniform, part_by_label, step_seed
@@ -57,13 +57,13 @@ Control = Literal["copies", "pasted", "brightened", "fresh"]
 class ClassifierConfig(Frozen):
     """The paper's values; see *Deviations* in the module for those it leaves open."""
 
-    weights: str = "imagenet"
+    weights: Annotated[str, FIXED] = "imagenet"
     """Initial weights: "imagenet" (downloaded, 94 MB), the path of Keras's ResNet-50 without top
     (.h5), or "none".
     """
     filters: Width = 64
     """Filters of the first stage."""
-    blocks: tuple[PositiveInt, PositiveInt, PositiveInt, PositiveInt] = BLOCKS
+    blocks: Annotated[tuple[PositiveInt, PositiveInt, PositiveInt, PositiveInt], FIXED] = BLOCKS
     """Blocks of each of the four stages; other numbers than ResNet-50's need weights "none"."""
     momentum: float = Field(default=0.99, ge=0, lt=1)
     """Decay of batch normalisation's running averages."""

@@ -57,7 +57,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
-from typing import Literal
+from typing import Annotated, Literal
 
 import keras
 import numpy as np
@@ -65,7 +65,7 @@ import tensorflow as tf
 from numpy.typing import NDArray
 from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 
-from tfmammo.config import Frozen, Width
+from tfmammo.config import FIXED, Frozen, Width
 from tfmammo.errors import ConfigError
 from tfmammo.nn.convolutions import Convolution
 from tfmammo.nn.growth import GrowingNetwork, copy_weights, list_stages, update_average
@@ -114,19 +114,19 @@ class ContextualConfig(Frozen):
     """
     filters: tuple[Width, ...] = Field(default=(16, 32, 64, 128, 256, 512), min_length=1)
     """Channels of G's levels, outermost first; n levels take patches of 4 * 2^n px to 4 x 4."""
-    discriminator_factor: PositiveInt = 8
+    discriminator_factor: Annotated[PositiveInt, FIXED] = 8
     """Factor between D's channels and G's."""
-    embedding: PositiveInt = 4
+    embedding: Annotated[PositiveInt, FIXED] = 4
     """Channels of G's centre."""
-    attention: PositiveInt | None = 32
+    attention: Annotated[PositiveInt | None, FIXED] = 32
     """Size of the map with self-attention, px; null leaves attention out."""
-    attention_in_decoder: bool = False
+    attention_in_decoder: Annotated[bool, FIXED] = False
     """Put self-attention into G's decoder as well."""
-    spectral: Literal["discriminator", "both"] = "discriminator"
+    spectral: Annotated[Literal["discriminator", "both"], FIXED] = "discriminator"
     """Networks whose kernels are normalised."""
-    border: NonNegativeInt = 10
+    border: Annotated[NonNegativeInt, FIXED] = 10
     """Width of the border without lesion, px."""
-    start: PositiveInt = 128
+    start: Annotated[PositiveInt, FIXED] = 128
     """Patch size of the first stage, px."""
     start_steps: PositiveInt = 20_000
     """Steps of each stage but the last, which has training.steps."""

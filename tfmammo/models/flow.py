@@ -45,7 +45,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import keras
 import numpy as np
@@ -60,9 +60,9 @@ from pydantic import (
 )
 
 from tfmammo import config as configuration
-from tfmammo.config import Frozen, Width
+from tfmammo.config import FIXED, Frozen, Width
 from tfmammo.errors import ConfigError, ExportError
-from tfmammo.nn.convolutions import Convolution
+from tfmammo.nn.convolutions import Convolution, Dense
 from tfmammo.nn.growth import copy_weights, update_average
 from tfmammo.nn.layers import (
     FULL,
@@ -87,15 +87,15 @@ DROP = 2
 class FlowConfig(Frozen):
     """The papers' values where they have any; see *Deviations* in the module."""
 
-    margin: int | None = Field(default=296, gt=FULL)
+    margin: Annotated[int | None, FIXED] = Field(default=296, gt=FULL)
     """Size, px, to which a mask of 256 px is scaled for the third channel, as in
     models.infilling. null: two channels.
     """
     widths: tuple[Width, ...] = Field(default=(32, 64, 128, 160), min_length=1)
     """Channels of the U-Net's levels, outermost first; each halves the map of the one before."""
-    groups: PositiveInt = 8
+    groups: Annotated[PositiveInt, FIXED] = 8
     """Groups of the group normalisation; every width is a multiple."""
-    attention_levels: NonNegativeInt = 2
+    attention_levels: Annotated[NonNegativeInt, FIXED] = 2
     """How many of the innermost levels have self-attention."""
     sampler: Literal["euler", "heun"] = "euler"
     """Method that integrates the flow. heun evaluates the network twice a step."""
@@ -204,7 +204,7 @@ class ResidualBlock(keras.layers.Layer):
         # a CPU takes SiLU of bfloat16 one number at a time; the convolutions cast its result
         self.norms = [GroupNormalization(groups, dtype="float32") for _ in range(2)]
         self.convolution = Convolution(width, 3, padding="same")
-        self.shift = keras.layers.Dense(width)
+        self.shift = Dense(width)
         self.attention = SelfAttention() if attends else None
         self.last = Convolution(width, 3, padding="same", kernel_initializer="zeros")
         self.shortcut = Convolution(width, 1) if channels != width else None
@@ -248,7 +248,7 @@ class VelocityUNet(Network):
 
         levels = range(len(widths))
         self.time_channels = widths[0]
-        self.embedding = [keras.layers.Dense(4 * widths[0], "silu") for _ in range(2)]
+        self.embedding = [Dense(4 * widths[0], "silu") for _ in range(2)]
         self.first = Convolution(widths[0], 3, padding="same")
         self.blocks_down = [block(level, widths[max(level - 1, 0)]) for level in levels]
         self.halvings = [Convolution(width, 3, 2, "same") for width in widths[:-1]]

@@ -64,7 +64,7 @@ import numpy as np
 import tensorflow as tf
 from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt, model_validator
 
-from tfmammo.config import Frozen, Width
+from tfmammo.config import FIXED, Frozen, Width
 from tfmammo.errors import name_key
 from tfmammo.nn.convolutions import Convolution
 from tfmammo.nn.layers import FULL, Dilation, label_patches
@@ -94,9 +94,9 @@ CHEN_KOLTUN = (1.0, 1 / 2.6, 1 / 4.8, 1 / 3.7, 1 / 5.6, 10 / 1.5)
 class InfillingConfig(Frozen):
     """The paper's values; see *Deviations* in the module for those it leaves open."""
 
-    generator: Literal["unet", "crn"] = "unet"
+    generator: Annotated[Literal["unet", "crn"], FIXED] = "unet"
     """Network of G."""
-    margin: Annotated[int, Field(gt=FULL)] | Dilation | None = 296
+    margin: Annotated[Annotated[int, Field(gt=FULL)] | Dilation | None, FIXED] = 296
     """Size, px, to which a mask of 256 px is scaled for the third channel; 276, 296 and 316 are
     studied. {dilation: 20}: the mask is widened by 20 px of 256 instead. null: two channels.
     """
@@ -124,9 +124,9 @@ class InfillingConfig(Frozen):
     """Filters of the unet, one for each halving of the patch."""
     widths: tuple[Width, ...] = Field(default=CRN_WIDTHS, min_length=1)
     """Channels of the crn's modules; each module's map is twice the size of the one before."""
-    normalization: Literal["layer", "none"] = "layer"
+    normalization: Annotated[Literal["layer", "none"], FIXED] = "layer"
     """Normalisation in the crn."""
-    discriminator_strided: PositiveInt = 3
+    discriminator_strided: Annotated[PositiveInt, FIXED] = 3
     """Stride-2 convolutions of D; 3 gives 30 x 30 responses."""
     discriminator_filters: Width = 64
     """Filters of D's first convolution."""
@@ -194,7 +194,7 @@ class CRN(Network):
         self.norms = [
             [GroupNormalization(1) if has_norms else None for _ in range(2)] for _ in widths
         ]
-        self.head = keras.layers.Conv2D(1, 1)
+        self.head = Convolution(1, 1)
         self.to_float32 = keras.layers.Activation("tanh", dtype="float32")
         self(keras.Input((size, size, channels), batch_size=1))
 
@@ -204,12 +204,13 @@ class CRN(Network):
 
     def modules(self, label: tf.Tensor) -> list[tf.Tensor]:
         """Compute the modules' outputs, from the smallest to the largest."""
-        label = tf.cast(label, self.compute_dtype)
+        label = tf.cast(label, tf.float32)  # a CPU adds up in bfloat16 what it pools
         outputs: list[tf.Tensor] = []
         for factor, convolutions, norms in zip(
             self.factors, self.convolutions, self.norms, strict=True
         ):
             x = tf.nn.avg_pool2d(label, factor, factor, "VALID")  # F_i
+            x = tf.cast(x, self.compute_dtype)
             if outputs:
                 x = tf.concat([x, _upsample(outputs[-1])], axis=-1)
             for convolution, norm in zip(convolutions, norms, strict=True):

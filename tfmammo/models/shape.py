@@ -31,6 +31,7 @@ from pydantic import Field, PositiveFloat
 
 from tfmammo.config import Frozen, Width
 from tfmammo.errors import ConfigError
+from tfmammo.nn.convolutions import Convolution, Dense
 from tfmammo.nn.layers import Dropout
 from tfmammo.nn.networks import Trainable, export_function
 from tfmammo.nn.optimization import build, minimize
@@ -93,15 +94,15 @@ class ShapeCNN(Trainable):
         self.network = keras.Sequential(
             [
                 keras.Input((size, size, 1)),
-                layers.Conv2D(config.filters[0], 9, padding="same", activation="relu"),
+                Convolution(config.filters[0], 9, padding="same", activation="relu"),
                 layers.MaxPooling2D(4),
-                layers.Conv2D(config.filters[1], 5, padding="same", activation="relu"),
+                Convolution(config.filters[1], 5, padding="same", activation="relu"),
                 layers.MaxPooling2D(4),
-                layers.Conv2D(config.filters[2], 4, padding="valid", activation="relu"),
+                Convolution(config.filters[2], 4, padding="valid", activation="relu"),
                 layers.Flatten(),
-                layers.Dense(config.units, activation="relu"),
+                Dense(config.units, activation="relu"),
                 Dropout(config.dropout),
-                layers.Dense(len(SHAPES)),
+                Dense(len(SHAPES)),
                 layers.Activation("linear", dtype="float32"),
             ],
             name="classifier",

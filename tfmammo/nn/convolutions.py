@@ -1,6 +1,7 @@
-"""Convolutions of small maps as matrix products on a CPU.
+"""Convolutions, and a dense layer, of Keras with right and quick gradients on a CPU.
 
-The layers have Keras's weights and values and are several times as fast there. oneDNN, which
+The gradient of a bias is summed as `add_bias` does. Convolutions of small maps are matrix products:
+the layers have Keras's weights and values and are several times as fast there. oneDNN, which
 computes TensorFlow's convolutions on a CPU, reorders a kernel in every call, and its gradient back.
 Where maps have few pixels and a layer has many channels, as within every U-Net, that takes far
 longer than the arithmetic: training a transposed convolution of 1024 to 512 channels on a map of 2
@@ -37,6 +38,37 @@ def on_cpu() -> bool:
     return "CPU" in scope if scope else not tf.config.list_logical_devices("GPU")
 
 
+@tf.custom_gradient
+def add_bias(
+    x: tf.Tensor, bias: tf.Tensor
+) -> tuple[tf.Tensor, Callable[[tf.Tensor], tuple[tf.Tensor, tf.Tensor]]]:
+    """Add a bias [n] to [..., n].
+
+    TensorFlow's own gradient, BiasAddGrad, also adds up in bfloat16 on a CPU, where a sum of ones
+    ends at 256. Keras's layers all use it.
+    """
+
+    def gradients(y: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+        return y, tf.reduce_sum(y, list(range(len(x.shape) - 1)))
+
+    return tf.nn.bias_add(x, bias), gradients
+
+
+def _finish(layer: keras.layers.Layer, outputs: tf.Tensor) -> tf.Tensor:
+    if layer.use_bias:
+        outputs = add_bias(outputs, tf.convert_to_tensor(layer.bias))
+    return outputs if layer.activation is None else layer.activation(outputs)
+
+
+@keras.saving.register_keras_serializable("tfmammo")
+class Dense(keras.layers.Dense):
+    """keras.layers.Dense, whose bias has the gradient of `add_bias`."""
+
+    def call(self, inputs: tf.Tensor) -> tf.Tensor:
+        """See the class."""
+        return _finish(self, tf.matmul(inputs, tf.convert_to_tensor(self.kernel)))
+
+
 @keras.saving.register_keras_serializable("tfmammo")
 class Convolution(keras.layers.Conv2D):
     """keras.layers.Conv2D, on a CPU as one matrix product, patches x kernel, where that is quicker.
@@ -44,6 +76,10 @@ class Convolution(keras.layers.Conv2D):
     It is quicker with at least two filters for each output pixel, and where the kernel covers the
     whole map. Kernels of one pixel with few filters are products too, which is safer.
     """
+
+    def call(self, inputs: tf.Tensor) -> tf.Tensor:
+        """See the class."""
+        return _finish(self, self.convolution_op(inputs, self.kernel))
 
     def convolution_op(self, inputs: tf.Tensor, kernel: tf.Tensor) -> tf.Tensor:
         """Convolve, without the bias."""
@@ -95,9 +131,15 @@ class TransposedConvolution(keras.layers.Conv2DTranspose):
             kernel = tf.convert_to_tensor(self.kernel)
             outputs = _convolve_to_few_filters(inputs, kernel, self.strides[0])
         else:
-            return super().call(inputs)
-        outputs = outputs + self.bias if self.use_bias else outputs
-        return self.activation(outputs) if self.activation is not None else outputs
+            outputs = keras.ops.conv_transpose(
+                inputs,
+                self.kernel,
+                self.strides,
+                self.padding,
+                self.output_padding,
+                dilation_rate=self.dilation_rate,
+            )
+        return _finish(self, outputs)
 
     def _convolve_small_map(self, inputs: tf.Tensor) -> tf.Tensor:
         shape = self.compute_output_shape(inputs.shape)

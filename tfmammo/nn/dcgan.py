@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from typing import Annotated
+
 import keras
 from pydantic import Field, PositiveFloat, PositiveInt
 
-from tfmammo.config import Frozen
+from tfmammo.config import FIXED, Frozen, Width
 from tfmammo.nn.convolutions import Convolution, TransposedConvolution
 from tfmammo.nn.networks import halve, leaky_relu, normal
 from tfmammo.nn.normalization import BatchNormalization
@@ -20,15 +22,15 @@ class DCGANConfig(Frozen):
     """Adam's decay of the first moment."""
     beta_2: float = Field(default=0.999, ge=0, lt=1)
     """Adam's decay of the second moment."""
-    z: PositiveInt = 100
+    z: Width = 100
     """Length of the noise vector."""
-    filters: tuple[PositiveInt, ...] = Field(default=(1024, 512, 256, 128, 64, 32), min_length=1)
+    filters: tuple[Width, ...] = Field(default=(1024, 512, 256, 128, 64, 32), min_length=1)
     """Channels of G from its innermost map on; each map is twice the size of the one before."""
-    discriminator_filters: tuple[PositiveInt, ...] = Field(
+    discriminator_filters: tuple[Width, ...] = Field(
         default=(32, 64, 128, 256, 512, 1024), min_length=1
     )
     """Channels of D, one for each halving of its input."""
-    kernel: PositiveInt = 5
+    kernel: Annotated[PositiveInt, FIXED] = 5
     """Rows and columns of the kernels."""
     momentum: float = Field(default=0.9, ge=0, lt=1)
     """Decay of batch normalisation's moving averages."""
@@ -62,7 +64,7 @@ def dcgan_generator(config: DCGANConfig, size: int) -> keras.Model:
             layers.ReLU(),
         ]
     stack += [
-        layers.Conv2DTranspose(1, config.kernel, 2, "same", kernel_initializer=normal()),
+        TransposedConvolution(1, config.kernel, 2, "same", kernel_initializer=normal()),
         layers.Activation("tanh", dtype="float32"),
     ]
     return keras.Sequential(stack, name="generator")

@@ -340,7 +340,7 @@ def unet_features(
             features = Dropout(dropout)(features)
         skips.append(features)
     for width, skip in zip(widths[-2::-1], skips[-2::-1], strict=True):
-        up = keras.layers.Conv2DTranspose(width, 2, 2, kernel_initializer="he_normal")
+        up = TransposedConvolution(width, 2, 2, kernel_initializer="he_normal")
         features = keras.layers.Concatenate()([skip, up(features)])
         features = _two_convolutions(features, width)
     return features
@@ -383,7 +383,7 @@ def resnet_stages(
 
     x = layers.Concatenate(dtype="float32")([image] * 3)
     x = layers.Rescaling(255.0, [-mean for mean in KERAS_MEAN], dtype="float32")(x)
-    x = layers.Conv2D(filters, 7, 2, name="conv1_conv")(layers.ZeroPadding2D(3)(x))
+    x = Convolution(filters, 7, 2, name="conv1_conv")(layers.ZeroPadding2D(3)(x))
     x = layers.ReLU()(normalize(x, "conv1"))
     x = layers.MaxPooling2D(3, 2)(layers.ZeroPadding2D(1)(x))
     stages = []
@@ -408,15 +408,15 @@ def _bottleneck(
     layers = keras.layers
     shortcut = x
     if stride > 1 or x.shape[-1] != 4 * width:
-        shortcut = layers.Conv2D(4 * width, 1, stride, name=f"{name}_0_conv")(x)
+        shortcut = Convolution(4 * width, 1, stride, name=f"{name}_0_conv")(x)
         shortcut = normalize(shortcut, f"{name}_0")
-    x = layers.Conv2D(width, 1, stride, name=f"{name}_1_conv")(x)
+    x = Convolution(width, 1, stride, name=f"{name}_1_conv")(x)
     x = layers.ReLU()(normalize(x, f"{name}_1"))
-    convolution = layers.Conv2D(
+    convolution = Convolution(
         width, 3, padding="same", dilation_rate=dilation, name=f"{name}_2_conv"
     )
     x = layers.ReLU()(normalize(convolution(x), f"{name}_2"))
-    x = layers.Conv2D(4 * width, 1, name=f"{name}_3_conv")(x)
+    x = Convolution(4 * width, 1, name=f"{name}_3_conv")(x)
     x = normalize(x, f"{name}_3")
     return layers.ReLU()(layers.Add()([shortcut, x]))
 

@@ -15,7 +15,7 @@ from pydantic.fields import FieldInfo
 from tfmammo import config as configuration
 from tfmammo import shipped
 from tfmammo.config import FIXED, Experiment
-from tfmammo.errors import ConfigError, ExportError, name_key
+from tfmammo.errors import ConfigError, name_key
 from tfmammo.tracking import export, models
 
 log = logging.getLogger(__name__)
@@ -46,7 +46,7 @@ def parse_with_initial(schema: type[Experiment[Any]], options: Namespace) -> Exp
         try:
             experiment = configuration.parse(schema, options.config, [*options.set, *taken])
         except ConfigError as error:
-            raise ConfigError(f"training.initial: {uri} is of another system: {error}") from None
+            raise ConfigError(f"training.initial: {uri} doesn't fit this system: {error}") from None
     return experiment
 
 
@@ -72,22 +72,9 @@ def _read_fixed(experiment: Experiment[Any], uri: str, output: Path | None) -> d
 
 
 def assign(networks: Mapping[str, keras.Model], uri: str, experiment: Experiment[Any]) -> Path:
-    """Give networks the weights of a trained model; return the folder of its export.
-
-    The ExportError of weights that don't fit names each key of the model that differs.
-    """
+    """Give networks the weights of a trained model; return the folder of its export."""
     folder = models.resolve(uri, experiment.tracking.uri)
-    try:
-        export.assign(networks, folder)
-    except ExportError as error:
-        theirs = export.read_card(folder).get("config", {}).get("model") or {}
-        ours = experiment.model_dump(mode="json")["model"]
-        differing = [
-            f"model.{key} is {value} there and {ours[key]} here"
-            for key, value in theirs.items()
-            if key in ours and ours[key] != value
-        ]
-        raise ExportError("; ".join([str(error), *differing])) from error
+    export.assign(networks, folder)
     return folder
 
 

@@ -6,7 +6,7 @@ import contextlib
 import hashlib
 import json
 import logging
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -312,8 +312,8 @@ def _check_range(name: str, value: Any, limits: list[float] | None) -> None:
 def assign(networks: Mapping[str, keras.Model], directory: Path) -> None:
     """Copy the weights of an export into networks, to start from them.
 
-    Networks that the exported model had but did not export keep their weights. Nothing is assigned
-    unless everything fits.
+    Networks that the exported model had but did not export keep their weights, and all keep the
+    states of their random numbers. Nothing is assigned unless everything fits.
 
     Args:
         networks: Of the same names as the export's, each with the same variables in the same order,
@@ -342,20 +342,28 @@ def assign(networks: Mapping[str, keras.Model], directory: Path) -> None:
         folder = locate(directory) / name
         with _translate_errors(folder):
             values = tf.train.load_checkpoint(str(folder / "variables" / "variables"))
-            for index, variable in enumerate(networks[name].variables):
-                variable.assign(values.get_tensor(f"weights/{index}/.ATTRIBUTES/VARIABLE_VALUE"))
+            indices = _list_weights(card["functions"][name]["variables"])
+            own = _list_weights(describe_variables(networks[name]))
+            for index, ours in zip(indices, own, strict=True):
+                value = values.get_tensor(f"weights/{index}/.ATTRIBUTES/VARIABLE_VALUE")
+                networks[name].variables[ours].assign(value)
+
+
+def _list_weights(described: Sequence[str]) -> list[int]:
+    """List which of a card's variables are weights, and no states of dropout's random numbers."""
+    return [i for i, text in enumerate(described) if not text.startswith("seed_generator_state ")]
 
 
 def _check_variables(owner: str, network: keras.Model, exported: list[str]) -> None:
-    own = describe_variables(network)
-    if len(own) != len(exported):
-        raise ExportError(f"{owner} has {len(exported)} variables, this one has {len(own)}")
-    for index, (theirs, ours) in enumerate(zip(exported, own, strict=True)):
-        if theirs != ours:
-            path = network.variables[index].path
+    described = describe_variables(network)
+    indices, own = _list_weights(exported), _list_weights(described)
+    if len(own) != len(indices):
+        raise ExportError(f"{owner} has {len(indices)} variables, this one has {len(own)}")
+    for index, ours in zip(indices, own, strict=True):
+        if exported[index] != described[ours]:
             raise ExportError(
-                f"{owner} has variable {index} of name and shape {theirs}, this one has {ours} "
-                f"({path})"
+                f"{owner} has variable {index} of name and shape {exported[index]}, this one has "
+                f"{described[ours]} ({network.variables[ours].path})"
             )
 
 
