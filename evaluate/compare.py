@@ -12,10 +12,10 @@ from pathlib import Path
 
 from tfmammo import cli, shipped
 from tfmammo import config as configuration
+from tfmammo.config import format_overrides
 from tfmammo.errors import ConfigError
 from tfmammo.evaluation.script import print_tables
 from tfmammo.studies.segmenters import ComparisonConfig, plan_steps, run_comparison
-from tfmammo.studies.workflow import format_overrides
 
 
 def main() -> None:

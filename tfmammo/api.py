@@ -7,8 +7,6 @@ an export, a SavedModel in it, `runs:/ID/PLACE`, or `models:/NAME@ALIAS`.
 
 from __future__ import annotations
 
-import signal
-import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -21,9 +19,9 @@ import numpy as np
 import tensorflow as tf
 from pydantic import ValidationError
 
-from tfmammo import archives
+from tfmammo import archives, cli
 from tfmammo import config as configuration
-from tfmammo.config import DataConfig, Frozen
+from tfmammo.config import DataConfig, Frozen, format_overrides
 from tfmammo.config import load as load_config
 from tfmammo.data import extraction, splits
 from tfmammo.data.patches import Patch, Patches
@@ -37,7 +35,6 @@ from tfmammo.metrics.segmentation import per_image as score_masks
 from tfmammo.metrics.summary import Table
 from tfmammo.nn.memory import estimate_memory
 from tfmammo.studies.systems import MODELS, make_schema
-from tfmammo.studies.workflow import format_overrides
 from tfmammo.synthesis.config import NETWORK_INPUTS, RenderMethod, ShapeName
 from tfmammo.synthesis.editor import (
     Editor,
@@ -466,37 +463,11 @@ def train(
     folder = Path(output) if output else script.default_output(experiment)
     command = [sys.executable, "-m", "tfmammo", "train", name, "--config", str(config or name)]
     settings = ["--set", *overrides] if overrides else []
-    code, said = _run_to_end([*command, "--output", str(folder), *settings], quiet)
+    code, said = cli.run_to_end([*command, "--output", str(folder), *settings], quiet)
     if code:
         last = (said.strip().splitlines() or ["see above"])[-1]
         raise TrainingError(f"train {name}: ended with exit code {code} ({last})")
     return folder
-
-
-def _run_to_end(command: Sequence[str], quiet: bool) -> tuple[int, str]:
-    """Run a command; return its exit code and, of a quiet one, what it said on stderr.
-
-    Ctrl-C is passed on, and takes effect when the command has ended.
-    """
-    process = subprocess.Popen(
-        command,
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.DEVNULL if quiet else None,
-        stderr=subprocess.PIPE if quiet else None,
-        text=True,
-        process_group=0,  # Ctrl-C reaches it once, through us
-    )
-    interrupt = None
-    while True:
-        try:
-            _, said = process.communicate()
-            break
-        except KeyboardInterrupt as error:
-            interrupt = error
-            process.send_signal(signal.SIGINT)
-    if interrupt:
-        raise interrupt
-    return process.returncode, said or ""
 
 
 def _parse(schema: type[Config], **values: Any) -> Config:

@@ -8,6 +8,8 @@ import json
 import logging
 import re
 import shutil
+import signal
+import subprocess
 import sys
 from collections.abc import Callable, Collection, Iterable, Sequence
 from pathlib import Path
@@ -76,6 +78,32 @@ def run(main: Callable[[], object]) -> None:
     except (TfmammoError, OSError) as error:  # any other one is a bug, which a traceback explains
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
+
+
+def run_to_end(command: Sequence[str], quiet: bool) -> tuple[int, str]:
+    """Run a command; return its exit code and, of a quiet one, what it said on stderr.
+
+    Ctrl-C is passed on, and takes effect when the command has ended.
+    """
+    process = subprocess.Popen(
+        command,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.DEVNULL if quiet else None,
+        stderr=subprocess.PIPE if quiet else None,
+        text=True,
+        process_group=0,  # Ctrl-C reaches it once, through us
+    )
+    interrupt = None
+    while True:
+        try:
+            _, said = process.communicate()
+            break
+        except KeyboardInterrupt as error:
+            interrupt = error
+            process.send_signal(signal.SIGINT)
+    if interrupt:
+        raise interrupt
+    return process.returncode, said or ""
 
 
 def _make_handler() -> logging.Handler:

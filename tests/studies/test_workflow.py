@@ -13,9 +13,10 @@ from unittest import mock
 import pytest
 
 from tfmammo import shipped
+from tfmammo.config import format_overrides
 from tfmammo.errors import DataError
 from tfmammo.studies import workflow
-from tfmammo.studies.workflow import Step, format_overrides, run_steps
+from tfmammo.studies.workflow import Step, run_steps
 
 WRITE = (
     "import sys, pathlib; p = pathlib.Path(sys.argv[1]); p.parent.mkdir(parents=True, "

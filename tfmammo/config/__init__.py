@@ -6,8 +6,10 @@ from tfmammo.config.parsing import Frozen as Frozen
 from tfmammo.config.parsing import Width as Width
 from tfmammo.config.parsing import describe as describe
 from tfmammo.config.parsing import dump as dump
+from tfmammo.config.parsing import format_overrides as format_overrides
 from tfmammo.config.parsing import is_training_folder as is_training_folder
 from tfmammo.config.parsing import parse as parse
+from tfmammo.config.parsing import read_value as read_value
 from tfmammo.config.parsing import read_yaml as read_yaml
 from tfmammo.config.sections import AddedConfig as AddedConfig
 from tfmammo.config.sections import DataConfig as DataConfig

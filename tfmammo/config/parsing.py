@@ -6,6 +6,7 @@ An unknown key, a wrong type or a missing file is a `ConfigError`: one sentence 
 from __future__ import annotations
 
 import difflib
+import json
 import reprlib
 from collections import Counter
 from collections.abc import Iterable, Mapping
@@ -71,6 +72,35 @@ def parse(schema: type[Schema], path: str | Path | None, overrides: Iterable[str
     except ValidationError as error:
         fault = describe(error, schema)
         raise ConfigError(f"{path}: {fault}" if path else fault) from None
+
+
+def read_value(override: str) -> Any:
+    """Read the value of an override, KEY=VALUE."""
+    try:
+        return _load_yaml(override.partition("=")[2])
+    except _NOT_YAML:
+        raise ConfigError(f"--set {override}: the value is not YAML") from None
+
+
+def format_overrides(values: Mapping[str, Any], prefix: str = "") -> list[str]:
+    """Flatten a nested mapping into overrides: {"data": {"size": 64}}: data.size=64."""
+    overrides = []
+    for key, value in values.items():
+        if isinstance(value, Mapping) and value:
+            overrides += format_overrides(value, f"{prefix}{key}.")
+        else:
+            text = _quote(value) if isinstance(value, str) else json.dumps(value, default=str)
+            overrides.append(f"{prefix}{key}={text}")
+    return overrides
+
+
+def _quote(text: str) -> str:
+    """Quote a text that YAML would read as something else: "INbreast #2", "1", "null"."""
+    try:
+        is_plain = read_value(f"={text}") == text
+    except ConfigError:
+        is_plain = False
+    return text if is_plain else json.dumps(text, ensure_ascii=False)
 
 
 def dump(config: BaseModel) -> str:
@@ -175,14 +205,11 @@ def read_yaml(path: Path) -> dict[str, Any]:
 
 
 def _override(content: dict[str, Any], override: str) -> None:
-    key, equals, text = override.partition("=")
+    key, equals, _ = override.partition("=")
     parts = key.strip().split(".")
     if not equals or not all(parts):
         raise ConfigError(f"--set {override}: must read section.key=value")
-    try:
-        value = _load_yaml(text)
-    except _NOT_YAML:
-        raise ConfigError(f"--set {override}: the value is not YAML") from None
+    value = read_value(override)
     section = content
     for part in parts[:-1]:
         inner = section.get(part)

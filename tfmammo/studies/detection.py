@@ -50,11 +50,11 @@ from typing import Any
 from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
 
 from tfmammo import shipped
-from tfmammo.config import DataConfig, Frozen, TrackingConfig
+from tfmammo.config import DataConfig, Frozen, TrackingConfig, format_overrides
 from tfmammo.errors import ConfigError
 from tfmammo.metrics.boxes import Criterion, recall_by
 from tfmammo.studies.systems import MODELS, make_schema
-from tfmammo.studies.workflow import Step, format_overrides, parse_step
+from tfmammo.studies.workflow import Step, parse_step
 from tfmammo.synthesis.config import SynthesisConfig
 
 REAL = "real"

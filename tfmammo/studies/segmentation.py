@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 from pydantic import Field, NonNegativeInt, PositiveInt
 
-from tfmammo.config import DataConfig, Frozen
+from tfmammo.config import DataConfig, Frozen, format_overrides
 from tfmammo.errors import ConfigError, DataError
 from tfmammo.evaluation.comparison import Name
 from tfmammo.evaluation.report import Report
@@ -42,7 +42,7 @@ from tfmammo.metrics.summary import Table, correct_p, make_tables, summarize, wr
 from tfmammo.models.cgan import PostprocessConfig
 from tfmammo.studies import workflow
 from tfmammo.studies.segmenters import TrainedConfig, check_steps, plan_training
-from tfmammo.studies.workflow import Step, format_overrides
+from tfmammo.studies.workflow import Step
 from tfmammo.tracking import export
 from tfmammo.tracking.history import read_monitor
 

@@ -15,7 +15,7 @@ from matplotlib.figure import Figure
 from pydantic import Field, NonNegativeInt, PositiveInt, model_validator
 
 from tfmammo import __version__, filesystem
-from tfmammo.config import DataConfig, Frozen, TrackingConfig, TrainingConfig
+from tfmammo.config import DataConfig, Frozen, TrackingConfig, TrainingConfig, format_overrides
 from tfmammo.errors import ConfigError
 from tfmammo.evaluation import segmentation
 from tfmammo.evaluation.comparison import Name
@@ -27,7 +27,7 @@ from tfmammo.metrics.rows import Fact
 from tfmammo.metrics.summary import Table
 from tfmammo.studies import workflow
 from tfmammo.studies.systems import MODELS, make_schema
-from tfmammo.studies.workflow import Step, format_overrides, parse_step
+from tfmammo.studies.workflow import Step, parse_step
 from tfmammo.tracking import export, runs
 
 SCORES = "scores"  # the folder of what `segmentation.evaluate` writes

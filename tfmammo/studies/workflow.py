@@ -34,7 +34,6 @@ from typing import Any
 
 from tfmammo import __version__, filesystem, shipped
 from tfmammo import config as configuration
-from tfmammo.config import Frozen
 from tfmammo.errors import ConfigError, DataError, Interrupted
 from tfmammo.tracking.store import read_git_state, redact
 
@@ -100,36 +99,6 @@ class Step:
         words = [redact(argument) for argument in self.arguments]
         command = shipped.name_command(" ".join(words[:2])) if words[0] == "-m" else None
         return shlex.join(["tfmammo", command, *words[2:]] if command else ["python", *words])
-
-
-def format_overrides(values: Mapping[str, Any], prefix: str = "") -> list[str]:
-    """Flatten a nested mapping into arguments of --set: {"data": {"size": 64}}: data.size=64."""
-    overrides = []
-    for key, value in values.items():
-        if isinstance(value, Mapping) and value:
-            overrides += format_overrides(value, f"{prefix}{key}.")
-        else:
-            text = _quote(value) if isinstance(value, str) else json.dumps(value, default=str)
-            overrides.append(f"{prefix}{key}={text}")
-    return overrides
-
-
-class _Value(Frozen):
-    value: Any
-
-
-def _read_value(text: str) -> Any:
-    """Read what follows KEY= as --set does."""
-    return configuration.parse(_Value, None, [f"value={text}"]).value
-
-
-def _quote(text: str) -> str:
-    """Quote a text that YAML would read as something else: "INbreast #2", "1", "null"."""
-    try:
-        is_plain = _read_value(text) == text
-    except ConfigError:
-        is_plain = False
-    return text if is_plain else json.dumps(text, ensure_ascii=False)
 
 
 def parse_step(step: Step, schema: Any, name: str) -> Any:
@@ -464,7 +433,11 @@ def _hash_step(step: Step, digests: Mapping[str, str], output: Path, context: st
     for argument in step.command:
         named = argument.replace(str(output), "").replace(str(shipped.ROOT), "")
         key, _, value = argument.partition("=")
-        if key.endswith("root") and value and Path(folder := str(_read_value(value))).is_dir():
+        if (
+            key.endswith("root")
+            and value
+            and Path(folder := str(configuration.read_value(argument))).is_dir()
+        ):
             named = f"{key}={_hash_listing(folder)}"
         digest.update(f"\n{named}".encode())
         for path in _list_configs(argument):
