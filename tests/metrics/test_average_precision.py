@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from tfmammo.errors import DataError
-from tfmammo.metrics.average_precision import Boxes, average_precision
+from tfmammo.metrics.average_precision import MOST, Boxes, average_precision
 
 A = (0, 0, 10, 10)
 B = (20, 20, 40, 30)
@@ -60,8 +60,9 @@ def test_by_hand(images, ap, ap50, ap75, ar, capsys):
 
 
 def test_the_surest_alone_count():
-    image = one([A, ELSEWHERE], [0.5, 0.9], [A])
-    assert [average_precision([image], most)["ar"] for most in (1, 2)] == pytest.approx([0, 1])
+    for elsewhere, recall in ((MOST - 1, 1), (MOST, 0)):
+        image = one([A, *[ELSEWHERE] * elsewhere], [0.5, *[0.9] * elsewhere], [A])
+        assert average_precision([image])["ar"] == pytest.approx(recall)
 
 
 @pytest.mark.parametrize(

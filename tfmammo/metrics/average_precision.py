@@ -13,6 +13,8 @@ import numpy as np
 from tfmammo.errors import DataError
 from tfmammo.metrics.boxes import Floats
 
+MOST = 100
+
 
 @dataclass(frozen=True, eq=False)
 class Boxes:
@@ -33,14 +35,13 @@ class Boxes:
     true_kinds: Sequence[Any]
 
 
-def average_precision(images: Sequence[Boxes], most: int = 100) -> dict[str, float]:
+def average_precision(images: Sequence[Boxes]) -> dict[str, float]:
     """Compute COCO's measures of boxes, averaged over the kinds of lesions.
 
-    All sizes of boxes count together.
+    All sizes of boxes count together; of each kind in an image the MOST with the highest scores do.
 
     Args:
         images: Detections and lesions of each image, normal images included.
-        most: How many detections of one kind count in an image; those with the highest scores do.
 
     Returns:
         "ap": mean of IoU 0.5, 0.55, ... 0.95. "ap50", "ap75": at that IoU. "ar": recall with all
@@ -64,7 +65,7 @@ def average_precision(images: Sequence[Boxes], most: int = 100) -> dict[str, flo
         evaluation = COCOeval(
             _fill_index(COCO(), numbers, truth), _fill_index(COCO(), numbers, found), "bbox"
         )
-        evaluation.params.maxDets = [most]
+        evaluation.params.maxDets = [MOST]
         evaluation.params.areaRng = [[0, np.inf]]
         evaluation.params.areaRngLbl = ["all"]
         evaluation.evaluate()

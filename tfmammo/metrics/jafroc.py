@@ -178,8 +178,6 @@ class _Ratings:
     """Lesions' ratings and images' highest false positives, each with its patient's number."""
 
     def __init__(self, images: Sequence[Matches], patients: NDArray[np.intp], merit: Merit) -> None:
-        if merit not in ("jafroc", "jafroc1"):
-            raise ValueError(f"a figure of merit is jafroc or jafroc1, not {merit}")
         lesions = [
             np.append(image.hits, np.full(image.lesions - len(image.hits), -np.inf))
             for image in images

@@ -19,6 +19,9 @@ from tfmammo.metrics.blending import check_patches
 
 # px on either side of the outline: together 16 px, the receptive field of CAN's discriminator.
 EDGE = 8
+# Of the sliced Wasserstein distance: windows of each set at each level, and random directions.
+WINDOWS = 4096
+DIRECTIONS = 128
 
 
 def per_image(
@@ -80,9 +83,6 @@ def per_image(
 def sliced_wasserstein(
     real: NDArray[np.floating],
     synthetic: NDArray[np.floating],
-    windows: int = 4096,
-    directions: int = 128,
-    seed: int = 0,
 ) -> float:
     """Compute the sliced Wasserstein distance of two sets of images, by textures at all scales.
 
@@ -94,9 +94,6 @@ def sliced_wasserstein(
     Args:
         real: float [n, s, s, 1] in [0, 1].
         synthetic: float [m, s, s, 1] in [0, 1].
-        windows: Number of windows drawn from each set at each level.
-        directions: Number of random directions.
-        seed: Seed of windows and directions.
 
     Deviation:
         The paper scales each set by its own mean and deviation.
@@ -104,24 +101,13 @@ def sliced_wasserstein(
     Source:
         Karras et al., Progressive growing of GANs (2017), section 5.
     """
-    if (
-        real.shape[1:] != synthetic.shape[1:]
-        or real.ndim != 4
-        or real.shape[-1] != 1
-        or not (len(real) and len(synthetic))
-        or real.shape[1] < 7
-    ):
-        raise ValueError(
-            f"both sets must be [n, s, s, 1] with 7 px at least, not {real.shape} and "
-            f"{synthetic.shape}"
-        )
-    axes = np.random.default_rng(seed).normal(size=(49, directions))
+    axes = np.random.default_rng(0).normal(size=(49, DIRECTIONS))
     axes /= np.linalg.norm(axes, axis=0)
     distances = []
     pyramids = zip(_build_pyramid(real), _build_pyramid(synthetic), strict=True)
     for level, (real_level, synthetic_level) in enumerate(pyramids):
-        target = _draw_windows(real_level, windows, seed + level)
-        output = _draw_windows(synthetic_level, windows, seed + level)
+        target = _draw_windows(real_level, level)
+        output = _draw_windows(synthetic_level, level)
         mean = target.mean()
         deviation = max(float(target.std()), 1e-6)
         projected_target = np.sort((target - mean) / deviation @ axes, axis=0)
@@ -142,13 +128,13 @@ def _build_pyramid(images: NDArray[np.floating]) -> list[NDArray[np.float32]]:
     return [*levels, current]
 
 
-def _draw_windows(images: NDArray[np.float32], count: int, seed: int) -> NDArray[np.float32]:
+def _draw_windows(images: NDArray[np.float32], level: int) -> NDArray[np.float32]:
     views = np.lib.stride_tricks.sliding_window_view(images, (7, 7), axis=(1, 2))
-    places = np.random.default_rng([seed, 1]).random((3, count))
+    places = np.random.default_rng([level, 1]).random((3, WINDOWS))
     rows = tuple(
         (place * size).astype(int) for place, size in zip(places, views.shape[:3], strict=True)
     )
-    return views[rows].reshape(count, 49)
+    return views[rows].reshape(WINDOWS, 49)
 
 
 def _find_regions(mask: NDArray[np.uint8], edge: int) -> dict[str, NDArray[np.bool_]]:
