@@ -89,7 +89,8 @@ def format_overrides(values: Mapping[str, Any], prefix: str = "") -> list[str]:
         if isinstance(value, Mapping) and value:
             overrides += format_overrides(value, f"{prefix}{key}.")
         else:
-            text = _quote(value) if isinstance(value, str) else json.dumps(value, default=str)
+            is_text = isinstance(value, str | Path)
+            text = _quote(str(value)) if is_text else json.dumps(value, default=str)
             overrides.append(f"{prefix}{key}={text}")
     return overrides
 

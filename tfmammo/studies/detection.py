@@ -306,6 +306,16 @@ class _FoldPlanner:
         ignored_args = ("--set", *format_overrides({"tracking": tracking}))
         return replace(step, ignored_args=ignored_args, outputs=("export/card.json",))
 
+    def _fill(self, value: Any) -> Any:
+        """Put this fold and the study's folder into the texts of a value."""
+        if isinstance(value, Mapping):
+            return {key: self._fill(inner) for key, inner in value.items()}
+        if isinstance(value, list | tuple):
+            return [self._fill(inner) for inner in value]
+        if isinstance(value, str):
+            return value.replace("{fold}", str(self.fold)).replace("{output}", str(self.output))
+        return value
+
     def _plan_step(
         self,
         name: str,
@@ -314,11 +324,7 @@ class _FoldPlanner:
         values: Sequence[Mapping[str, Any]],
         depends_on: Sequence[str],
     ) -> Step:
-        overrides = [
-            override.replace("{fold}", str(self.fold)).replace("{output}", str(self.output))
-            for part in values
-            for override in format_overrides(part)
-        ]
+        overrides = [override for part in values for override in format_overrides(self._fill(part))]
         config = shipped.find_config(file)
         command = (
             *script,
