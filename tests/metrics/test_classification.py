@@ -11,7 +11,6 @@ from tfmammo.metrics.classification import (
     delong_variance,
     mean_roc,
     one_versus_rest,
-    precision_recall,
     roc_auc,
     roc_curve,
 )
@@ -86,12 +85,6 @@ def test_areas_are_scikit_learns_and_the_variance_is_that_of_every_pair(case):
 def test_bad_input(function, labels, scores, said):
     with pytest.raises(ValueError, match=said):
         function(labels, scores)
-
-
-def test_precision_and_recall_by_hand():
-    precision, recall = precision_recall(np.array([[3, 1, 0], [0, 0, 0], [1, 1, 0]]))
-    np.testing.assert_allclose(precision, [3 / 4, 0, np.nan])
-    np.testing.assert_allclose(recall, [3 / 4, np.nan, 0])
 
 
 def test_each_class_against_the_others_as_scikit_learn_has_it():

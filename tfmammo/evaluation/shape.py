@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
-from sklearn.metrics import confusion_matrix
+from sklearn.metrics import confusion_matrix, precision_recall_fscore_support
 
 from tfmammo.data.extraction import make_shape_patches
 from tfmammo.evaluation.comparison import Comparison, EvaluationConfig, compare
@@ -55,8 +55,7 @@ def evaluate(config: EvaluationConfig, output: Path) -> ComparisonReport:
         report.add(comparison, scores)
         for name, probabilities in comparison.outputs.items():
             predictions = probabilities.argmax(axis=1)
-            confusion = confusion_matrix(labels, predictions, labels=range(len(SHAPES)))
-            add_confusion(report, comparison, name, confusion)
+            confusion = add_confusion(report, comparison, name, labels, predictions)
             figure = draw_confusion(name, confusion)
             save_figure(figure, output / f"figure-confusion-{name}.png")
             curves, areas = compute_fold_curves(labels, probabilities, comparison.folds[name])
@@ -109,10 +108,18 @@ def compute_fold_curves(
 
 
 def add_confusion(
-    report: ComparisonReport, comparison: Comparison, name: str, confusion: NDArray[np.integer]
-) -> None:
-    """Add counts, a line for each true shape, with recall and precision."""
-    precision, recall = classification.precision_recall(confusion)
+    report: ComparisonReport,
+    comparison: Comparison,
+    name: str,
+    labels: NDArray[np.integer],
+    predictions: NDArray[np.integer],
+) -> NDArray[np.integer]:
+    """Add counts, a line for each true shape, with recall and precision; return the counts."""
+    shapes = range(len(SHAPES))
+    confusion = confusion_matrix(labels, predictions, labels=shapes)
+    precision, recall, *_ = precision_recall_fscore_support(
+        labels, predictions, labels=shapes, zero_division=np.nan
+    )
     for row, shape in enumerate(SHAPES):
         subset = join_subset(comparison.subset, f"shape={shape}")
         report.facts += [
@@ -129,6 +136,7 @@ def add_confusion(
     body.append(["precision, %", *map(SHARE.show, precision), ""])
     title = f"{name}: true shapes in lines, predicted shapes in columns"
     report.tables.append(Table(title, ["", *SHAPES, "recall, %"], body))
+    return confusion
 
 
 def add_areas(report: ComparisonReport, comparison: Comparison, name: str, areas: Floats) -> None:

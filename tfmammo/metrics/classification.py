@@ -1,4 +1,4 @@
-"""ROC curves, their area, and DeLong's test of two areas; precision and recall.
+"""ROC curves, their area, and DeLong's test of two areas.
 
 Source: DeLong, DeLong and Clarke-Pearson, Comparing the areas under two or more correlated receiver
 operating characteristic curves, Biometrics 44 (1988) 837-845; the components by ranks after Sun and
@@ -82,26 +82,6 @@ def roc_curve(
     """
     positive, values = check_scores(labels, scores)
     return metrics.roc_curve(positive, values, drop_intermediate=False)
-
-
-def precision_recall(
-    confusion: NDArray[np.integer],
-) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Compute the precision and the recall of each class.
-
-    Args:
-        confusion: How often class i (row) was called class j (column), [classes, classes].
-
-    Returns:
-        (precision, recall), float64 [classes] each, NaN where no case was called, or is, of the
-        class.
-    """
-    right = np.diag(confusion).astype(np.float64)
-    precision, recall = (
-        np.divide(right, total, out=np.full(len(right), np.nan), where=total > 0)
-        for total in (confusion.sum(0), confusion.sum(1))
-    )
-    return precision, recall
 
 
 def one_versus_rest(labels: ArrayLike, probabilities: NDArray[np.floating]) -> NDArray[np.float64]:
