@@ -103,14 +103,14 @@ def test_missed_lesions_are_drawn_at_random_beside_the_largest_changes():
     assert everything_found["random"].size == 0 and everything_found["largest fall"].size == 1
 
 
-def test_neighbours_are_of_other_patients():
+def test_neighbours_are_of_other_patients(monkeypatch):
     features = np.array([[0.0], [0.1], [0.2], [5.0]])
     test = make_patches([1, 1, 0, 0], ["a", "a", "b", "c"])
-    near = cases.count_lesion_neighbours(features, test, count=1)
-    assert near.tolist() == [0, 0, 1, 0]
     # Of the other patients' patches there are two or three.
     near = cases.count_lesion_neighbours(features, test)
     assert near.tolist() == pytest.approx([0, 0, 2 / 3, 2 / 3])
+    monkeypatch.setattr(cases, "NEIGHBOURS", 1)
+    assert cases.count_lesion_neighbours(features, test).tolist() == [0, 0, 1, 0]
 
 
 def test_figures_show_the_cases(monkeypatch):

@@ -207,16 +207,14 @@ def choose_cases(
     }
 
 
-def count_lesion_neighbours(
-    features: NDArray[np.floating], test: Patches, count: int = NEIGHBOURS
-) -> Floats:
-    """Compute which part of each patch's nearest neighbours in feature space are lesions, [n].
+def count_lesion_neighbours(features: NDArray[np.floating], test: Patches) -> Floats:
+    """Compute which part of each patch's NEIGHBOURS nearest ones in feature space are lesions, [n].
 
     Patches of the same patient are no neighbours.
     """
     distances = cdist(features.astype(np.float64), features.astype(np.float64))
     distances[test.patient_ids[:, np.newaxis] == test.patient_ids] = np.inf
-    nearest = np.argsort(distances, axis=1, kind="stable")[:, :count]
+    nearest = np.argsort(distances, axis=1, kind="stable")[:, :NEIGHBOURS]
     is_neighbour = np.isfinite(np.take_along_axis(distances, nearest, axis=1))
     is_lesion = (test.labels[nearest] == 1) & is_neighbour
     return is_lesion.sum(axis=1) / np.maximum(is_neighbour.sum(axis=1), 1)
