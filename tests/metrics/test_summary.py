@@ -52,14 +52,6 @@ def test_facts_are_means_intervals_and_tests_in_units(scores):
     assert found == pytest.approx(expected)
 
 
-def test_a_share_of_all_is_not_certain():
-    measures = {"right": Measure("right", "%", 100, 1)}
-    patients = np.array([*"abcdefghijkl"])
-    (fact,) = summarize({"classifier": {"right": np.ones(12)}}, patients, measures, samples=100)
-    assert (fact.value, fact.high) == (100, 100)
-    assert fact.low == pytest.approx(100 * (1 + np.log(0.05) / 12)), "the rule of three"
-
-
 def test_every_pair_on_request(scores):
     measures = {"dice": DICE}
     facts = summarize(scores, PATIENTS, measures, samples=300, compare="pairs")

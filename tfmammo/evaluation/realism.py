@@ -29,6 +29,7 @@ from tfmammo.evaluation.printed import get_values
 from tfmammo.evaluation.report import ComparisonReport, Published
 from tfmammo.metrics import perceptual, synthesis
 from tfmammo.metrics.rows import Fact
+from tfmammo.metrics.significance import bound_share
 from tfmammo.metrics.summary import Measure, Table
 from tfmammo.nn.layers import Margin, label_patches, parse_margin
 from tfmammo.training import image_grid
@@ -190,7 +191,11 @@ def add_comparison(
 
     def summarize(of_models: Mapping[str, Scores]) -> list[Fact]:
         marked = {name: scorer.mark_scores(values) for name, values in of_models.items()}
-        return config.summarize(marked, patches.patient_ids, report.measures)
+        facts = config.summarize(marked, patches.patient_ids, report.measures)
+        copies = scorer.mark_name("copy")
+        return [
+            bound_share_of(fact, config.level) if fact.measure == copies else fact for fact in facts
+        ]
 
     statistics = make_statistics(outputs, patches, config, scorer, features, pool)
     facts = [
@@ -228,6 +233,14 @@ def measure_nearest(
         path = output / f"nearest-{name}{comparison.ending}"
         write_nearest_sheet(images, nearest, ratios[name], pool.patches, config.rows, path)
     return ratios | {REAL: of_real or {}}
+
+
+def bound_share_of(fact: Fact, level: float) -> Fact:
+    """Return a share; where all patches are alike, its interval is by the rule of three."""
+    if fact.against or np.isnan(fact.low) or fact.value not in (0, 100):
+        return fact
+    low, high = bound_share(bool(fact.value), fact.patients or 1, level)
+    return replace(fact, low=100 * low, high=100 * high, test="rule of three")
 
 
 def fill_masks(patches: Patches) -> Images:

@@ -101,9 +101,6 @@ def bootstrap_interval(
 ) -> tuple[float, float]:
     """Compute the percentile bootstrap interval of the mean; groups are drawn whole.
 
-    Of a share of none or all, whose values all are 0 or all are 1, a bootstrap has no width, though
-    other patients might differ. The interval is then that of the rule of three.
-
     Args:
         values: Number [n], finite.
         groups: The patient of each value [n]; None makes each value its own group.
@@ -117,26 +114,7 @@ def bootstrap_interval(
     Source:
         Davison & Hinkley, Bootstrap Methods (1997), 3.8, resampling of clusters.
     """
-    interval = difference_interval(values, groups, samples, seed, level)
-    shares = np.unique(np.asarray(values, np.float64))
-    if np.isnan(interval[0]) or shares.tolist() not in ([0], [1]):
-        return interval
-    count = len(np.asarray(values)) if groups is None else len(np.unique(np.asarray(groups)))
-    return bound_share(bool(shares[0]), count, level)
-
-
-def difference_interval(
-    differences: ArrayLike,
-    groups: ArrayLike | None = None,
-    samples: int = 10_000,
-    seed: int = 0,
-    level: float = 0.95,
-) -> tuple[float, float]:
-    """Compute the interval of a mean difference; otherwise as `bootstrap_interval`.
-
-    Differences of 0 are not bounded: where two models never differ, nothing says that they might.
-    """
-    sums, sizes = _sum_groups(differences, groups)
+    sums, sizes = _sum_groups(values, groups)
     if len(sums) < FEWEST_PATIENTS:
         return float("nan"), float("nan")
     # The number of images varies from draw to draw, so that the mean is a ratio of two sums.
@@ -152,6 +130,26 @@ def difference_interval(
         rng=np.random.default_rng(seed),
     ).confidence_interval
     return float(interval.low), float(interval.high)
+
+
+def share_interval(
+    values: ArrayLike,
+    groups: ArrayLike | None = None,
+    samples: int = 10_000,
+    seed: int = 0,
+    level: float = 0.95,
+) -> tuple[float, float]:
+    """Compute the interval of a share, the mean of values that are 0 or 1, as `bootstrap_interval`.
+
+    Where all are alike, a bootstrap has no width, though other patients might differ. The interval
+    then reaches as far as the rule of three says for so many patients.
+    """
+    low, high = bootstrap_interval(values, groups, samples, seed, level)
+    shares = np.asarray(values, np.float64)
+    if np.isnan(low) or np.ptp(shares) > 0:
+        return low, high
+    count = len(shares) if groups is None else len(np.unique(np.asarray(groups)))
+    return bound_share(bool(shares[0]), count, level)
 
 
 def crossed_interval(
@@ -246,7 +244,7 @@ def paired_test(
         ).pvalue
     return Paired(
         float(sums.sum() / sizes.sum()),
-        *difference_interval(a - b, groups, samples, seed, level),
+        *bootstrap_interval(a - b, groups, samples, seed, level),
         float(p),
     )
 

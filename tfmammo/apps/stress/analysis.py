@@ -12,7 +12,7 @@ from tfmammo.apps.stress.config import REMOVAL, StressConfig
 from tfmammo.apps.stress.pairs import Condition
 from tfmammo.apps.stress.scoring import Outcome, Trial
 from tfmammo.metrics.psychometric import Psychometric, fit
-from tfmammo.metrics.segmentation import bootstrap_interval, difference_interval
+from tfmammo.metrics.segmentation import bootstrap_interval, share_interval
 from tfmammo.metrics.summary import Table
 
 STRATA: dict[str, Callable[[Outcome, Condition], str]] = {
@@ -129,7 +129,7 @@ def tabulate_sensitivity(trials: Mapping[str, Trial], config: StressConfig) -> T
                     change = np.array([outcome.after - outcome.before for outcome in part])
                     cells = [detector, method, f"{name} {value:g}", str(len(part))]
                     cells.append(_format_share(found, part, config))
-                    cells.append(_format(difference_interval, change, part, config, 1, 3))
+                    cells.append(_format(bootstrap_interval, change, part, config, 1, 3))
                     body.append(cells)
     header = ["detector", "method", "lesions of", "pairs", "found, %", "change of score"]
     return Table("Sensitivity, and the change of score within pairs", header, body, NOTES)
@@ -228,7 +228,7 @@ def _list_groups(trials: Mapping[str, Trial]) -> list[tuple[str, str, list[Outco
 
 
 def _format_share(found: Sequence[bool], outcomes: Sequence[Outcome], config: StressConfig) -> str:
-    return _format(bootstrap_interval, np.array(found, np.float64), outcomes, config, 100, 1)
+    return _format(share_interval, np.array(found, np.float64), outcomes, config, 100, 1)
 
 
 def _format(
