@@ -9,13 +9,14 @@ from tests.full_size import build_without_memory
 from tests.models.every import make_batch, make_random
 from tests.updates import assert_descends
 from tfmammo.baselines.residual_unet import ResidualUNet, build_network
+from tfmammo.nn.convolutions import Convolution
 from tfmammo.nn.normalization import SampleNormalization
 
 
 def test_full_size(monkeypatch):
     model = build_without_memory(ResidualUNet, monkeypatch).networks["segmenter"]
     assert [answer.shape[1] for answer in model.outputs] == [256, 128, 64, 32]
-    convolutions = find(model, keras.layers.Conv2D)
+    convolutions = find(model, Convolution)
     strided = [layer.filters for layer in convolutions if layer.strides != (1, 1)]
     assert strided == [64, 128, 256, 512, 512]
     (answer,) = build_network(8, (2, 4), (1, 1)).outputs  # two stages answer once
