@@ -561,10 +561,8 @@ def test_two_replicas_train_as_one_does_and_under_float16_too(tmp_path):
         for path, copies in two["copies"].items():
             np.testing.assert_array_equal(*copies, err_msg=f"{name}: {path}")
             if DRAWN.get(name, "") in path:
-                # Adam makes steps of the rounding of blending's smallest gradients
-                atol = 3e-4 if name == "blending" else 2e-5
                 np.testing.assert_allclose(
-                    copies[0], one["copies"][path][0], rtol=0, atol=atol, err_msg=f"{name}: {path}"
+                    copies[0], one["copies"][path][0], rtol=0, atol=2e-5, err_msg=f"{name}: {path}"
                 )
         for a, b in zip(one["history"], two["history"], strict=True):
             assert name in DRAWN or b == pytest.approx(a, rel=1e-4, abs=1e-5), name
