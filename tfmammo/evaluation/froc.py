@@ -32,11 +32,10 @@ from tfmammo.metrics.plotting import plot_style
 from tfmammo.metrics.rows import Fact
 from tfmammo.metrics.significance import (
     FEWEST_PATIENTS,
-    bound_share,
+    bound_alike,
     describe,
     describe_few,
     holm,
-    rule_of_three,
 )
 from tfmammo.metrics.summary import BOOTSTRAP, JACKKNIFE, Measure, Table, format_p
 
@@ -104,7 +103,7 @@ class Detected:
         if np.isfinite(low).all():  # resampling sees no variance in all or none
             diseased = count_diseased(images, self.patients)
             for place in np.flatnonzero((mean == 0) | (mean == 1)):
-                share = bound_share(bool(mean[place]), diseased, self.bootstrap[2])
+                share = bound_alike(mean[place], diseased, self.bootstrap[2])
                 low[place], high[place] = share
         return mean, deviation, low, high
 
@@ -310,11 +309,11 @@ def compare_recall(detected: Detected, name: str, reference: str) -> Iterator[Fa
         others_runs=reference_runs,
     )
     differences = ours - theirs
-    is_narrow = (high - low < 1e-12) & (np.abs(differences) >= 1e-12)
-    if is_narrow.any():
-        bound = rule_of_three(count_diseased(images, detected.patients), detected.bootstrap[2])
-        low = np.where(is_narrow, np.maximum(-1, differences - bound), low)
-        high = np.where(is_narrow, np.minimum(1, differences + bound), high)
+    diseased = count_diseased(images, detected.patients)
+    for place in np.flatnonzero((high - low < 1e-12) & (np.abs(differences) >= 1e-12)):
+        low[place], high[place] = bound_alike(
+            differences[place], diseased, detected.bootstrap[2], lowest=-1.0
+        )
     for rate, *numbers in zip(detected.rates, differences, low, high, strict=True):
         fact = detected.make_fact(RECALL, "differences", name, name_rate("tpr", rate), *numbers)
         yield replace(fact, against=reference, test=BOOTSTRAP)

@@ -29,7 +29,7 @@ from tfmammo.evaluation.printed import get_values
 from tfmammo.evaluation.report import ComparisonReport, Published
 from tfmammo.metrics import perceptual, synthesis
 from tfmammo.metrics.rows import Fact
-from tfmammo.metrics.significance import bound_share
+from tfmammo.metrics.significance import bound_alike
 from tfmammo.metrics.summary import Measure, Table
 from tfmammo.nn.layers import Margin, label_patches, parse_margin
 from tfmammo.training import image_grid
@@ -239,7 +239,7 @@ def bound_share_of(fact: Fact, level: float) -> Fact:
     """Return a share; where all patches are alike, its interval is by the rule of three."""
     if fact.against or np.isnan(fact.low) or fact.value not in (0, 100):
         return fact
-    low, high = bound_share(bool(fact.value), fact.patients or 1, level)
+    low, high = bound_alike(fact.value / 100, fact.patients or 1, level)
     return replace(fact, low=100 * low, high=100 * high, test="rule of three")
 
 

@@ -31,8 +31,8 @@ from tfmammo.metrics.classification import check_scores, roc_auc, structural_com
 from tfmammo.metrics.significance import (
     FEWEST_PATIENTS,
     Estimate,
+    bound_alike,
     percentile_interval,
-    rule_of_three,
     welch_degrees,
 )
 
@@ -75,10 +75,8 @@ def estimate_auc(
     names = np.asarray(patients)
     sides = zip((positive, ~positive), structural_components(positive, values), strict=True)
     alike = [len(set(names[side])) for side, components in sides if np.ptp(components) < 1e-9]
-    bound = rule_of_three(min(alike), level) if alike else 0.0
-    return Estimate(
-        area, float(max(0.0, min(low, area - bound))), float(min(1.0, max(high, area + bound)))
-    )
+    least, most = bound_alike(area, min(alike), level) if alike else (area, area)
+    return Estimate(area, float(min(low, least)), float(max(high, most)))
 
 
 def chance_test(labels: ArrayLike, scores: ArrayLike, patients: ArrayLike) -> float:
@@ -229,8 +227,7 @@ def estimate_rate(
             drawn.append(_compute_rate(positive[chosen], values[chosen], rate))
     low, high = percentile_interval(drawn, level)
     if low == high:
-        bound = rule_of_three(_count_patients(positive, patients), level)
-        low, high = max(0.0, value - bound), min(1.0, value + bound)
+        low, high = bound_alike(value, _count_patients(positive, patients), level)
     return Estimate(value, low, high)
 
 

@@ -31,7 +31,7 @@ from scipy import stats
 
 from tfmammo.metrics.boxes import Matches
 from tfmammo.metrics.detection import Run, check_pair, rows_by_run
-from tfmammo.metrics.significance import FEWEST_PATIENTS, rule_of_three, welch_degrees
+from tfmammo.metrics.significance import FEWEST_PATIENTS, bound_alike, welch_degrees
 
 Merit = Literal["jafroc", "jafroc1"]
 
@@ -144,8 +144,7 @@ def jafroc_test(
     )
     if error < 1e-12 <= abs(difference):
         diseased = int(is_diseased.sum())
-        bound = rule_of_three(diseased, level)
-        low, high = max(-1.0, difference - bound), min(1.0, difference + bound)
+        low, high = bound_alike(difference, diseased, level, lowest=-1.0)
         t = float(np.copysign(np.inf, difference))
         p = 2.0 ** (1 - diseased)
         return JafrocTest(first, other, difference, low, high, t, degrees, p)

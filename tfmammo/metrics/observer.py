@@ -32,8 +32,8 @@ from tfmammo.metrics.plotting import make_roc_axes, plot_style
 from tfmammo.metrics.significance import (
     FEWEST_PATIENTS,
     Estimate,
+    bound_alike,
     percentile_interval,
-    rule_of_three,
 )
 
 Array = NDArray[np.float64]
@@ -192,8 +192,7 @@ def pool_ratings(
     if fewest >= FEWEST_PATIENTS:
         bounds = percentile_interval(sums[has_pairs] / weights.sum(axis=1)[has_pairs], level)
         if area in (0, 1):  # every draw is alike, though other cases might not be
-            bound = rule_of_three(fewest, level)
-            bounds = float(max(0, area - bound)), float(min(1, area + bound))
+            bounds = bound_alike(float(area), fewest, level)
     counts = int(answered[:, truth].sum()), int(answered[:, ~truth].sum())
     return Ratings(*counts, Estimate(float(area), *bounds))
 

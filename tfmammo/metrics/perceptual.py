@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from scipy import stats
 
 from tfmammo.errors import name_key
-from tfmammo.metrics.significance import FEWEST_PATIENTS, rule_of_three
+from tfmammo.metrics.significance import FEWEST_PATIENTS, bound_alike
 from tfmammo.nn import pretrained, published
 
 Floats = NDArray[np.floating]
@@ -400,9 +400,9 @@ def jackknife_area(
     low, high = (float(1 / (1 + np.exp(-bound))) for bound in bounds)
     if np.isnan(low) and np.isfinite(value) and fewest >= FEWEST_PATIENTS:
         _, below, above, _ = jackknife(statistic, patient_ids, level, seed)
-        bound = rule_of_three(fewest, level)
-        low = float(np.clip(np.fmin(below, value - bound), 0, 1))
-        high = float(np.clip(np.fmax(above, value + bound), 0, 1))
+        least, most = bound_alike(value, fewest, level)
+        low = float(np.clip(np.fmin(below, least), 0, 1))
+        high = float(np.clip(np.fmax(above, most), 0, 1))
     return value, low, high, np.nan
 
 

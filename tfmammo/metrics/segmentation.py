@@ -23,7 +23,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy import stats
 
-from tfmammo.metrics.significance import FEWEST_PATIENTS, bound_share, percentile_interval
+from tfmammo.metrics.significance import FEWEST_PATIENTS, bound_alike, percentile_interval
 
 BATCH = 1000  # draws of a bootstrap that are in memory at once
 # tn, fp, fn, tp of n images
@@ -149,7 +149,7 @@ def share_interval(
     if np.isnan(low) or np.ptp(shares) > 0:
         return low, high
     count = len(shares) if groups is None else len(np.unique(np.asarray(groups)))
-    return bound_share(bool(shares[0]), count, level)
+    return bound_alike(float(shares[0]), count, level)
 
 
 def crossed_interval(

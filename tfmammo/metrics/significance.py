@@ -73,10 +73,13 @@ def rule_of_three(count: int, level: float) -> float:
     return float(min(1.0, -np.log(1 - level) / count))
 
 
-def bound_share(is_all: bool, count: int, level: float) -> tuple[float, float]:
-    """Return the interval of a share of all, or of none, of `count` cases, by `rule_of_three`."""
+def bound_alike(value: float, count: int, level: float, lowest: float = 0.0) -> tuple[float, float]:
+    """Return the interval of a number in [lowest, 1] of `count` cases that are all alike.
+
+    It reaches by `rule_of_three` to either side.
+    """
     bound = rule_of_three(count, level)
-    return (1 - bound, 1.0) if is_all else (0.0, bound)
+    return float(max(lowest, value - bound)), float(min(1.0, value + bound))
 
 
 def smallest_p(patients: int, comparisons: int = 1, samples: int = 10_000) -> float:
