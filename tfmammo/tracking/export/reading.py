@@ -336,35 +336,40 @@ def assign(networks: Mapping[str, keras.Model], directory: Path) -> None:
             f"{owner} with the functions {', '.join(sorted(foreign))}, which are no networks of "
             "this one"
         )
-    for name, function in card["functions"].items():
-        _check_variables(f"{owner} whose {name}", networks[name], function["variables"])
-    for name in card["functions"]:
+    variables = {
+        name: _pair_weights(f"{owner} whose {name}", networks[name], function["variables"])
+        for name, function in card["functions"].items()
+    }
+    for name, pairs in variables.items():
         folder = locate(directory) / name
         with _translate_errors(folder):
             values = tf.train.load_checkpoint(str(folder / "variables" / "variables"))
-            indices = _list_weights(card["functions"][name]["variables"])
-            own = _list_weights(describe_variables(networks[name]))
-            for index, ours in zip(indices, own, strict=True):
-                value = values.get_tensor(f"weights/{index}/.ATTRIBUTES/VARIABLE_VALUE")
-                networks[name].variables[ours].assign(value)
+            for index, variable in pairs:
+                variable.assign(values.get_tensor(f"weights/{index}/.ATTRIBUTES/VARIABLE_VALUE"))
 
 
-def _list_weights(described: Sequence[str]) -> list[int]:
-    """List which of a card's variables are weights, and no states of dropout's random numbers."""
-    return [i for i, text in enumerate(described) if not text.startswith("seed_generator_state ")]
-
-
-def _check_variables(owner: str, network: keras.Model, exported: list[str]) -> None:
+def _pair_weights(
+    owner: str, network: keras.Model, exported: Sequence[str]
+) -> list[tuple[int, keras.Variable]]:
+    """Pair the places of an export's weights with a network's; an ExportError if they differ."""
     described = describe_variables(network)
-    indices, own = _list_weights(exported), _list_weights(described)
-    if len(own) != len(indices):
-        raise ExportError(f"{owner} has {len(indices)} variables, this one has {len(own)}")
-    for index, ours in zip(indices, own, strict=True):
-        if exported[index] != described[ours]:
+    theirs, ours = (
+        # no states of dropout's random numbers
+        [i for i, text in enumerate(texts) if not text.startswith("seed_generator_state ")]
+        for texts in (exported, described)
+    )
+    if len(ours) != len(theirs):
+        raise ExportError(f"{owner} has {len(theirs)} variables, this one has {len(ours)}")
+    pairs = []
+    for index, place in zip(theirs, ours, strict=True):
+        variable = network.variables[place]
+        if exported[index] != described[place]:
             raise ExportError(
                 f"{owner} has variable {index} of name and shape {exported[index]}, this one has "
-                f"{described[ours]} ({network.variables[ours].path})"
+                f"{described[place]} ({variable.path})"
             )
+        pairs.append((index, variable))
+    return pairs
 
 
 @contextlib.contextmanager
