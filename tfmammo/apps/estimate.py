@@ -20,7 +20,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from rich.console import Console
 from rich.table import Table
 
 from tfmammo import archives, cli, config
@@ -29,8 +28,6 @@ from tfmammo.errors import DataError
 from tfmammo.mammogram import Mammogram, Skipped
 from tfmammo.synthesis import mammograms as synthesis
 from tfmammo.synthesis.config import SynthesisConfig
-
-console = Console()
 
 
 @dataclass(frozen=True)
@@ -158,7 +155,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     def work() -> None:
         with tempfile.TemporaryDirectory() as folder:
             rate = RATES[options.what](options.config, options.set, options.sample, Path(folder))
-        console.print(make_table(options.what, rate, options.mammograms, options.workers))
+        cli.console.print(make_table(options.what, rate, options.mammograms, options.workers))
 
     cli.run(work)
 

@@ -62,7 +62,6 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
     def look() -> None:
         """Read and print; `cli.run` reports what it raises."""
-        console = Console()
         skipped = Skipped()
         try:
             config = DataConfig(name=options.name, root=options.root, seed=options.seed)
@@ -74,14 +73,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
             return
         by_reader = len(skipped)
         faults = Counter[str]() if options.quick else _check_masks(records, skipped)
-        console.print(summary(records, options.name, faults))
+        cli.console.print(summary(records, options.name, faults))
         if options.dicom:
             written = write_annotations(records, options.dicom, skipped)
-            console.print(f"SEG and SR     {options.dicom}, of {written:,} mammograms")
+            cli.console.print(f"SEG and SR     {options.dicom}, of {written:,} mammograms")
         if options.sheet:
             _write_sheet(records, options.sheet, options.images, options.seed, skipped)
-            console.print(f"contact sheet  {options.sheet}", soft_wrap=True)
-        _print_skipped(console, skipped, by_reader, options.skipped)
+            cli.console.print(f"contact sheet  {options.sheet}", soft_wrap=True)
+        _print_skipped(skipped, by_reader, options.skipped)
 
     cli.run(look)
 
@@ -177,7 +176,7 @@ def _write_sheet(
         raise ArchiveError(f"{path}: can't be written as a picture")
 
 
-def _print_skipped(console: Console, skipped: Skipped, by_reader: int, file: Path | None) -> None:
+def _print_skipped(skipped: Skipped, by_reader: int, file: Path | None) -> None:
     if file:  # also an empty one, in the place of an earlier one
         # neither a link nor a pipe is replaced, as /dev/stdout is
         is_replaced = not file.is_symlink() and (file.is_file() or not file.exists())
@@ -186,14 +185,14 @@ def _print_skipped(console: Console, skipped: Skipped, by_reader: int, file: Pat
     if not skipped:
         return
     later = len(skipped) - by_reader
-    console.print(f"skipped  {by_reader:,} notes of the reader, {later:,} of masks or pixels")
+    cli.console.print(f"skipped  {by_reader:,} notes of the reader, {later:,} of masks or pixels")
     for name, reason in list(skipped.reasons.items())[:SHOWN]:
-        console.print(f"  {name}: {reason}", markup=False, highlight=False, soft_wrap=True)
+        cli.console.print(f"  {name}: {reason}", highlight=False, soft_wrap=True)
     if len(skipped) > SHOWN:
         hint = "" if file else " (--skipped FILE.csv writes them all)"
-        console.print(f"  ... and {len(skipped) - SHOWN:,} more{hint}")
+        cli.console.print(f"  ... and {len(skipped) - SHOWN:,} more{hint}")
     if file:
-        console.print(f"skipped files  {file}", soft_wrap=True)
+        cli.console.print(f"skipped files  {file}", soft_wrap=True)
 
 
 if __name__ == "__main__":

@@ -62,4 +62,4 @@ def print_tables(tables: Sequence[Table], closing: str) -> None:
     """Print tables, and a line that says where everything was written."""
     for table in tables:
         cli.console.print(table)
-    cli.console.print(closing, markup=False)
+    cli.console.print(closing)

@@ -216,4 +216,4 @@ def print_summary(
         ("model", output / "export"),
         ("history", store.describe_viewer(store.store_uri(experiment.tracking.uri))),
     ):
-        cli.console.print(f"{name:<10}{place}", markup=False, highlight=False, soft_wrap=True)
+        cli.console.print(f"{name:<10}{place}", highlight=False, soft_wrap=True)

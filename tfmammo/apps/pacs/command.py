@@ -39,7 +39,7 @@ def run(options: argparse.Namespace, config: CaseConfig) -> None:
     failed = 0
     outcomes = RoundTrip(pipeline, config.pacs, source, target).run(options.study)
     for outcome in outcomes:
-        cli.console.print(outcome.describe(), highlight=False, soft_wrap=True, markup=False)
+        cli.console.print(outcome.describe(), highlight=False, soft_wrap=True)
         failed += outcome.failure is not None
     if failed:
         studies = len(dict.fromkeys(options.study))
