@@ -263,6 +263,7 @@ class _FoldPlanner:
         return self._plan_training(self.config.generators[name], folder, {}, ())
 
     def plan_detector(self, arm: Arm, seed: int, sets: Mapping[str, Step]) -> Step:
+        """Plan the training of an arm's detector on this fold; `sets` are its synthetic ones."""
         extra: dict[str, Any] = {"copies": arm.copies} if arm.copies else {}
         depends_on: tuple[str, ...] = ()
         if arm.method:
@@ -276,6 +277,7 @@ class _FoldPlanner:
         return self._plan_training(self.config.detector, folder, values, depends_on)
 
     def plan_synthesis(self, name: str, depends_on: Sequence[str]) -> Step:
+        """Plan the synthetic set of a method, which sees this fold's training patients alone."""
         method = self.config.methods[name]
         split_file = str(self.output / SPLIT)
         patients = {"split_file": split_file, "fold": self.fold, "side": "train"}
