@@ -135,7 +135,7 @@ def test_masks_are_looked_at_with_the_archive(archive, capsys):
 
 def test_left_out_files_hold_no_formula(tmp_path):
     skipped = Skipped({"=cmd|' /C calc'!A0": "+1", "plain.png": "@SUM(1)"})
-    command._print_skipped(command.Console(), skipped, 2, tmp_path / "left.csv")
+    command._print_skipped(skipped, 2, tmp_path / "left.csv")
     with (tmp_path / "left.csv").open(newline="") as file:
         rows = list(csv.reader(file))
     assert rows[1:] == [["'=cmd|' /C calc'!A0", "'+1"], ["plain.png", "'@SUM(1)"]]
