@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
+from tests.two_cpus import run_on_two_cpus
 from tfmammo.errors import ConfigError
 from tfmammo.nn.layers import (
     Dropout,
@@ -266,6 +267,32 @@ def test_dropout_drops_the_same_elements_with_xla_and_others_in_the_next_call(dt
     assert np.mean(first == 0) == pytest.approx(0.25, abs=0.02)
     assert np.mean((first == 0) == (second == 0)) == pytest.approx(0.625, abs=0.03)
     assert layer(x) is x or np.all(layer(x) == x)
+
+
+def test_dropout_and_noise_differ_between_replicas_in_both_of_two_calls(tmp_path):
+    script = """
+from tfmammo.nn.layers import Dropout, draw_normal, next_seed
+
+strategy = tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"])
+with strategy.scope():
+    layer = Dropout(0.5)
+
+@tf.function
+def call():
+    def draw():
+        noise = draw_normal([400], next_seed(layer.seed_generator))
+        return layer(tf.ones([400]), training=True), noise
+    return strategy.run(draw)
+
+found = [strategy.experimental_local_results(value) for _ in range(2) for value in call()]
+print(json.dumps([[np.array(one).tolist() for one in pair] for pair in found]))
+"""
+    drops, noises, more_drops, more_noises = run_on_two_cpus(script, tmp_path)
+    drawn = np.array([*drops, *more_drops]) == 0
+    alike = [np.mean(a == b) for a, b in itertools.combinations(drawn, 2)]
+    np.testing.assert_allclose(alike, 0.5, atol=0.1)
+    related = np.corrcoef([*noises, *more_noises])[~np.eye(4, dtype=bool)]
+    np.testing.assert_allclose(related, 0, atol=0.2)
 
 
 def test_each_step_use_and_replica_draws_numbers_of_its_own(monkeypatch):

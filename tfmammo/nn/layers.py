@@ -308,14 +308,14 @@ def _draw_bits(shape: Any, seed: Any) -> tf.Tensor:
 
 @keras.saving.register_keras_serializable("tfmammo")
 class Dropout(keras.layers.Dropout):
-    """Dropout of the same elements on every device and with XLA."""
+    """Dropout that is the same on a CPU, on a GPU and with XLA; each replica drops others."""
 
     def call(self, inputs: tf.Tensor, training: bool = False) -> tf.Tensor:
         """See keras.layers.Dropout."""
         if not training or not self.rate:
             return inputs
-        seed = tf.cast(self.seed_generator.next(), tf.int32)
-        is_kept = _draw_bits(tf.shape(inputs), seed) >= round(self.rate * LEVELS)
+        bits = _draw_bits(tf.shape(inputs), next_seed(self.seed_generator))
+        is_kept = bits >= round(self.rate * LEVELS)
         return tf.where(is_kept, inputs / (1 - self.rate), tf.zeros_like(inputs))
 
 
@@ -432,6 +432,16 @@ def seeded_draws(
         return distribution(shape, own)
 
     return tf.map_fn(draw, seeds, fn_output_signature=tf.TensorSpec(shape, tf.float32))
+
+
+def next_seed(generator: keras.random.SeedGenerator) -> tf.Tensor:
+    """Take the seed, int32 [2], of a layer's next call on this replica; all replicas count alike.
+
+    Replicas are 2^24 calls apart.
+    """
+    context = tf.distribute.get_replica_context()  # None outside replicas
+    replica = context.replica_id_in_sync_group if context else 0
+    return tf.cast(generator.next(), tf.int32) + tf.stack([0, replica * 2**24])
 
 
 def step_seed(step: tf.Tensor | int, use: int = 0) -> tf.Tensor:

@@ -13,7 +13,14 @@ import tensorflow as tf
 
 from tfmammo.errors import ConfigError
 from tfmammo.nn.convolutions import Convolution, TransposedConvolution, on_cpu
-from tfmammo.nn.layers import Dropout, draw_normal, patch_seeds, seeded_draws, seeded_dropout
+from tfmammo.nn.layers import (
+    Dropout,
+    draw_normal,
+    next_seed,
+    patch_seeds,
+    seeded_draws,
+    seeded_dropout,
+)
 from tfmammo.nn.normalization import BatchNormalization, SampleNormalization
 from tfmammo.nn.pretrained import KERAS_MEAN
 from tfmammo.nn.published import Source
@@ -222,7 +229,7 @@ class TexturedUNet(Network):
         side = self.size + window - 1
         shape = (side, side, 2)
         if seeds is None:
-            noise = keras.random.normal((count, *shape), dtype="float32", seed=self.seed_generator)
+            noise = draw_normal([count, *shape], next_seed(self.seed_generator))
         else:
             noise = seeded_draws(draw_normal, shape, seeds, window)
         return tf.nn.avg_pool2d(noise, window, 1, "VALID") * window  # its deviation is 1 again
