@@ -6,6 +6,7 @@ from tfmammo.config.parsing import Frozen as Frozen
 from tfmammo.config.parsing import Width as Width
 from tfmammo.config.parsing import describe as describe
 from tfmammo.config.parsing import dump as dump
+from tfmammo.config.parsing import format_override as format_override
 from tfmammo.config.parsing import format_overrides as format_overrides
 from tfmammo.config.parsing import is_training_folder as is_training_folder
 from tfmammo.config.parsing import parse as parse

@@ -89,10 +89,14 @@ def format_overrides(values: Mapping[str, Any], prefix: str = "") -> list[str]:
         if isinstance(value, Mapping) and value:
             overrides += format_overrides(value, f"{prefix}{key}.")
         else:
-            is_text = isinstance(value, str | Path)
-            text = _quote(str(value)) if is_text else json.dumps(value, default=str)
-            overrides.append(f"{prefix}{key}={text}")
+            overrides.append(format_override(f"{prefix}{key}", value))
     return overrides
+
+
+def format_override(key: str, value: Any) -> str:
+    """Write an override, KEY=VALUE, that is read as this value."""
+    is_text = isinstance(value, str | Path)
+    return f"{key}={_quote(str(value)) if is_text else json.dumps(value, default=str)}"
 
 
 def _quote(text: str) -> str:

@@ -109,12 +109,12 @@ def test_what_lacks_its_data_is_skipped_with_all_that_needs_it(config, repositor
 
 
 def test_weights_and_predictions_count_by_their_content(repository, tmp_path):
-    weights, masks = tmp_path / "vgg19.npz", tmp_path / "masks"
+    weights, masks = tmp_path / "VGG #19.npz", tmp_path / "masks"
     masks.mkdir()
     for path in (weights, masks / "b.png", masks / "a.png"):
         path.touch()
-    values = [f"weights.vgg19={weights}", f"predictions.nnunet={masks}"]
-    values += ["data.cbis_patches.root=DIR", "data.cdd_cesm.root=DIR"]
+    values = [f"weights.vgg19='{weights}'", f"predictions.nnunet={masks}"]
+    values += ["data.cbis_patches.root='patches #2'", "data.cdd_cesm.root=DIR"]
     own = configuration.parse(ReportConfig, repository / "configs/report.yaml", values)
     made = plan.make_plan(own, "small", tmp_path, repository, ["infilling_unet", "segmenters"])
     assert made.list_of("infilling_unet")[0].step.inputs == (weights,)
@@ -122,7 +122,8 @@ def test_weights_and_predictions_count_by_their_content(repository, tmp_path):
     assert evaluation.step.inputs == (masks / "a.png", masks / "b.png")
     assert read_models(evaluation)["nnU-Net"] == f"masks:{masks}"
     assert made.list_of("can")[0].step.inputs == ()
-    assert f"model.weights={weights}" in made.list_of("infilling_unet")[0].step.overrides
+    assert made.list_of("infilling_unet")[0].parsed.model.weights == str(weights)
+    assert made.list_of("can")[0].parsed.data.root.name == "patches #2"
 
 
 def test_commands_for_readers_name_no_folder_of_a_machine(repository, tmp_path):

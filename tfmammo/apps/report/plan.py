@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from importlib import metadata
@@ -12,6 +11,7 @@ from typing import Any
 
 from tfmammo.apps.commands import find_schema
 from tfmammo.apps.report.config import PHANTOM, CommandConfig, ReportConfig, Scale
+from tfmammo.config import format_override
 from tfmammo.errors import ConfigError, ExportError
 from tfmammo.studies.workflow import Step, parse_step
 from tfmammo.tracking.export.card import CARD, read_card
@@ -225,12 +225,12 @@ class _Planner:
                 values.append(override)
                 continue
             for key, tree in override.items():
-                value = self._resolve(tree)
-                values.append(f"{key}={value if isinstance(value, str) else json.dumps(value)}")
+                values.append(format_override(key, self._resolve(tree)))
         run, *flags = command.run.split()
         script = (run, *flags) if run == "-m" else (str(self.root / run), *flags)
         is_training = run.startswith("train/")
-        quiet = f"tracking.uri={get_tracking_uri(self.output)}", "tracking.system_metrics=false"
+        uri = format_override("tracking.uri", get_tracking_uri(self.output))
+        quiet = (uri, "tracking.system_metrics=false")
         outputs = ("export/card.json",) if is_training else ("table.md",)
         folds = command.folds.get(self.scale, 1)
         seeds = command.seeds.get(self.scale, 1)
@@ -265,7 +265,8 @@ class _Planner:
         if key == PHANTOM:
             return [f"{command.section}.name={PHANTOM}", f"{command.section}.root=null"]
         archive = self.config.data[key]
-        return [f"{command.section}.{value}" for value in (*archive.set, f"root={archive.root}")]
+        root = format_override("root", archive.root)
+        return [f"{command.section}.{value}" for value in (*archive.set, root)]
 
     def _resolve(self, tree: Any) -> Any:
         """Replace the references of an override's value by what they name."""
