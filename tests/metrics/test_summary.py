@@ -10,7 +10,9 @@ from rich.console import Console
 from tests.facts import find
 from tfmammo.metrics.segmentation import Paired, bootstrap_interval, paired_test
 from tfmammo.metrics.summary import (
+    BOOTSTRAP,
     JACKKNIFE,
+    RULE_OF_THREE,
     Measure,
     Printed,
     Table,
@@ -50,6 +52,31 @@ def test_facts_are_means_intervals_and_tests_in_units(scores):
     expected = paired_test(scores["U-Net"]["dice"], scores["CAN"]["dice"], PATIENTS, 300, 5)
     found = Paired(fact.value / 100, fact.low / 100, fact.high / 100, fact.p)
     assert found == pytest.approx(expected)
+
+
+def test_a_share_of_none_or_all_is_not_certain():
+    patients = np.repeat([*"abcdefgh"], 2)
+    measures = {"right": Measure("Right", "%", 100, 1, is_share=True)}
+    measures["mcc"] = Measure("MCC", "%", 100, 1)
+    right = {"all": np.ones(16), "none": np.zeros(16), "some": np.arange(16) > 7}
+    scores = {name: {"right": 1.0 * values, "mcc": np.zeros(16)} for name, values in right.items()}
+    facts = summarize(scores, patients, measures, samples=300)
+    of_all, of_none, of_some = (find(facts, name, "right") for name in scores)
+    # 8 patients: 100 * -ln(0.05) / 8
+    assert (of_all.low, of_all.high) == pytest.approx((100 - 37.4467, 100), abs=1e-4)
+    assert (of_none.low, of_none.high) == pytest.approx((0, 37.4467), abs=1e-4)
+    assert (of_all.test, of_some.test) == (RULE_OF_THREE, BOOTSTRAP)
+    change = find(facts, "none", "right", "differences", "all")
+    assert (change.low, change.high) == pytest.approx((-100, -100 + 37.4467), abs=1e-4)
+    assert change.p == 2 / 2**8
+    halves = summarize({"half": {"right": np.arange(16) % 2.0}}, patients, measures, samples=300)
+    assert (halves[0].low, halves[0].high) == pytest.approx((50 - 37.4467, 50 + 37.4467), abs=1e-4)
+    other = find(facts, "none", "mcc")
+    assert (other.value, other.low, other.high, other.test) == (0, 0, 0, BOOTSTRAP)
+    few = summarize({"all": {"right": np.ones(5)}}, np.array([*"abcde"]), measures)
+    assert np.isnan([few[0].low, few[0].high]).all()
+    notes = make_tables(correct_p(facts), measures, "title")[0].notes
+    assert [note[:6] for note in notes] == ["Right.", "Right;"] and "rule of three" in notes[0]
 
 
 def test_every_pair_on_request(scores):

@@ -30,9 +30,9 @@ from tfmammo.training.image_grid import BLUE, ORANGE
 Images = NDArray[np.float32]
 
 MEASURES = {
-    "defects": Measure("Tissue with defects", "%", 100, 1),
-    "flat": Measure("of it too flat", "%", 100, 1),
-    "harsh": Measure("of it too harsh", "%", 100, 1),
+    "defects": Measure("Tissue with defects", "%", 100, 1, is_share=True),
+    "flat": Measure("of it too flat", "%", 100, 1, is_share=True),
+    "harsh": Measure("of it too harsh", "%", 100, 1, is_share=True),
     "haar": Measure("Finest Haar band of tissue, real = 1", "", 1, 2),
     **{name: TEXTURE_MEASURES[name] for name in LATTICES},
 }

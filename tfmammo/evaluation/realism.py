@@ -29,7 +29,6 @@ from tfmammo.evaluation.printed import get_values
 from tfmammo.evaluation.report import ComparisonReport, Published
 from tfmammo.metrics import perceptual, synthesis
 from tfmammo.metrics.rows import Fact
-from tfmammo.metrics.significance import bound_alike
 from tfmammo.metrics.summary import Measure, Table
 from tfmammo.nn.layers import Margin, label_patches, parse_margin
 from tfmammo.training import image_grid
@@ -122,7 +121,7 @@ def evaluate(config: RealismConfig, output: Path) -> ComparisonReport:
         for name, value in PUBLISHED.items()
         if name in config.models and not scorer.lpips.note
     }
-    copies = Measure(f"copies, below {config.copy_below:g}", "%", 100, 1)
+    copies = Measure(f"copies, below {config.copy_below:g}", "%", 100, 1, is_share=True)
     report = ComparisonReport(
         config=config,
         measures=scorer.mark_measures(MEASURES | {"copy": copies}) | texture.MEASURES,
@@ -191,11 +190,7 @@ def add_comparison(
 
     def summarize(of_models: Mapping[str, Scores]) -> list[Fact]:
         marked = {name: scorer.mark_scores(values) for name, values in of_models.items()}
-        facts = config.summarize(marked, patches.patient_ids, report.measures)
-        copies = scorer.mark_name("copy")
-        return [
-            bound_share_of(fact, config.level) if fact.measure == copies else fact for fact in facts
-        ]
+        return config.summarize(marked, patches.patient_ids, report.measures)
 
     statistics = make_statistics(outputs, patches, config, scorer, features, pool)
     facts = [
@@ -233,14 +228,6 @@ def measure_nearest(
         path = output / f"nearest-{name}{comparison.ending}"
         write_nearest_sheet(images, nearest, ratios[name], pool.patches, config.rows, path)
     return ratios | {REAL: of_real or {}}
-
-
-def bound_share_of(fact: Fact, level: float) -> Fact:
-    """Return a share; where all patches are alike, its interval is by the rule of three."""
-    if fact.against or np.isnan(fact.low) or fact.value not in (0, 100):
-        return fact
-    low, high = bound_alike(fact.value / 100, fact.patients or 1, level)
-    return replace(fact, low=100 * low, high=100 * high, test="rule of three")
 
 
 def fill_masks(patches: Patches) -> Images:

@@ -25,7 +25,7 @@ from tfmammo.models.shape import SHAPES
 
 Floats = NDArray[np.floating]
 
-MEASURES = {"accuracy": Measure("Accuracy", "%", 100, 1)}
+MEASURES = {"accuracy": Measure("Accuracy", "%", 100, 1, is_share=True)}
 SHARE = MEASURES["accuracy"]
 COUNT = Measure("count", "", 1, 0)
 AREA = Measure("area", "", 1, 3)

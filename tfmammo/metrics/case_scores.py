@@ -24,9 +24,9 @@ RUNS = "runs.csv"
 CURVES = "curves.csv"
 KEYS = ("arm", "model", "fold", "seed")
 MEASURES = {
-    "accuracy": Measure("Accuracy", "%", 100, 1),
-    "dice": Measure("Dice", "%", 100, 1),
-    "jaccard": Measure("Jaccard", "%", 100, 1),
+    "accuracy": Measure("Accuracy", "%", 100, 1, is_share=True),
+    "dice": Measure("Dice", "%", 100, 1, is_share=True),
+    "jaccard": Measure("Jaccard", "%", 100, 1, is_share=True),
     "mcc": Measure("MCC", "%", 100, 1),
 }
 WHOLE_PATCH: Final = "whole patch"

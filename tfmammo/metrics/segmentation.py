@@ -23,7 +23,12 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy import stats
 
-from tfmammo.metrics.significance import FEWEST_PATIENTS, bound_alike, percentile_interval
+from tfmammo.metrics.significance import (
+    FEWEST_PATIENTS,
+    bound_alike,
+    is_point,
+    percentile_interval,
+)
 
 BATCH = 1000  # draws of a bootstrap that are in memory at once
 # tn, fp, fn, tp of n images
@@ -139,17 +144,16 @@ def share_interval(
     seed: int = 0,
     level: float = 0.95,
 ) -> tuple[float, float]:
-    """Compute the interval of a share, the mean of values that are 0 or 1, as `bootstrap_interval`.
+    """Compute the interval of a share, a mean of values in [0, 1], as `bootstrap_interval`.
 
-    Where all are alike, a bootstrap has no width, though other patients might differ. The interval
-    then reaches as far as the rule of three says for so many patients.
+    Where all groups are alike, a bootstrap has no width, though other patients might differ. The
+    interval then reaches as far as the rule of three says for so many patients.
     """
     low, high = bootstrap_interval(values, groups, samples, seed, level)
-    shares = np.asarray(values, np.float64)
-    if np.isnan(low) or np.ptp(shares) > 0:
+    if not is_point(low, high):
         return low, high
-    count = len(shares) if groups is None else len(np.unique(np.asarray(groups)))
-    return bound_alike(float(shares[0]), count, level)
+    sums, sizes = _sum_groups(values, groups)
+    return bound_alike(float(sums.sum() / sizes.sum()), len(sums), level)
 
 
 def crossed_interval(

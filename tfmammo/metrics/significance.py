@@ -82,6 +82,11 @@ def bound_alike(value: float, count: int, level: float, lowest: float = 0.0) -> 
     return float(max(lowest, value - bound)), float(min(1.0, value + bound))
 
 
+def is_point(low: float, high: float) -> bool:
+    """Return whether an interval has no width but what rounding leaves; NaN bounds are none."""
+    return bool(high - low < 1e-12)
+
+
 def smallest_p(patients: int, comparisons: int = 1, samples: int = 10_000) -> float:
     """Compute the smallest two-sided p that a test of so many patients can give, after Holm.
 

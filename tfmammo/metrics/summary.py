@@ -16,7 +16,15 @@ from rich.text import Text
 from tfmammo.filesystem import atomic_file
 from tfmammo.metrics.rows import Fact
 from tfmammo.metrics.segmentation import bootstrap_interval, paired_test
-from tfmammo.metrics.significance import FEWEST_PATIENTS, Test, describe, describe_few, holm
+from tfmammo.metrics.significance import (
+    FEWEST_PATIENTS,
+    Test,
+    bound_alike,
+    describe,
+    describe_few,
+    holm,
+    is_point,
+)
 
 Scores = Mapping[str, Mapping[str, NDArray[np.float64]]]  # model -> measure -> [n]
 Compare = Literal["first", "pairs"]
@@ -24,8 +32,10 @@ Compare = Literal["first", "pairs"]
 BOOTSTRAP = "bootstrap by patient"
 PERMUTATION = "permutation by patient"
 JACKKNIFE = "jackknife by patient"
+RULE_OF_THREE = "rule of three"
 INTERVALS = {
     BOOTSTRAP: "percentile bootstrap that draws whole patients",
+    RULE_OF_THREE: "rule of three where all patients are alike",
     JACKKNIFE: "Student's t on a jackknife that leaves out one patient at a time, or one of 100 "
     "groups of patients where there are more",
 }
@@ -41,12 +51,14 @@ class Measure:
         unit: "%", "dB"; "" for none.
         scale: The unit's factor: 100 for "%".
         decimals: Digits behind the point.
+        is_share: Whether an image's value is a share, in [0, 1]: right or wrong, a part of pixels.
     """
 
     heading: str
     unit: str
     scale: float
     decimals: int
+    is_share: bool = False
 
     @property
     def column(self) -> str:
@@ -210,7 +222,8 @@ def summarize(
     """Compute each model's mean of each measure, its interval, and paired tests against others.
 
     Images where a model has no finite value (a PSNR of equal images, a region that is empty) are
-    skipped for all models.
+    skipped for all models. Where all patients are alike, the interval of a share is by the rule of
+    three, as in `share_interval`, and so is that of a difference of shares other than 0.
 
     Args:
         scores: Model -> measure -> float64 [n], the same n images for all.
@@ -236,14 +249,21 @@ def summarize(
         counts = {"patients": len(set(patients.tolist())), "images": len(patients)}
         values = {model: of_model[key][usable] for model, of_model in scores.items()}
         for model, own in values.items():
+            mean, test = float(own.mean()), BOOTSTRAP
             bounds = bootstrap_interval(own, patients, samples, seed, level)
-            numbers = float(own.mean()), *bounds
-            facts.append(measure.make_fact("means", model, key, *numbers, test=BOOTSTRAP, **counts))
+            if measure.is_share and is_point(*bounds):
+                bounds, test = bound_alike(mean, counts["patients"], level), RULE_OF_THREE
+            facts.append(measure.make_fact("means", model, key, mean, *bounds, test=test, **counts))
         for model, other in list_comparisons(list(scores), compare):
-            test = paired_test(values[model], values[other], patients, samples, seed, level)
-            numbers = test.difference, test.low, test.high
-            fact = measure.make_fact("differences", model, key, *numbers, **counts)
-            facts.append(replace(fact, against=other, test=PERMUTATION, p=test.p))
+            paired = paired_test(values[model], values[other], patients, samples, seed, level)
+            bounds = paired.low, paired.high
+            is_equal = is_point(0, abs(paired.difference))
+            if measure.is_share and is_point(*bounds) and not is_equal:
+                bounds = bound_alike(paired.difference, counts["patients"], level, lowest=-1.0)
+            fact = measure.make_fact(
+                "differences", model, key, paired.difference, *bounds, **counts
+            )
+            facts.append(replace(fact, against=other, test=PERMUTATION, p=paired.p))
     return facts
 
 
