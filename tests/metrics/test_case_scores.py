@@ -66,7 +66,9 @@ def test_arms_are_compared_on_the_lesions_of_both(tmp_path):
     unseen, leak, far = (scores.collect(arm, {"CAN": None}) for arm in ("unseen", "leak", "far"))
     facts = case_scores.compare_arms(leak, unseen, "arm=leak;less=unseen", 200)
     fact = find(facts, "CAN", "dice", "arms", "CAN", "arm=leak;less=unseen")
-    assert (fact.value, fact.low, fact.high) == pytest.approx((10, 10, 10))
+    # 8 patients who differ alike: 10 +- 100 * -ln(0.05) / 8
+    expected = (10, 10 - 37.4467, 10 + 37.4467)
+    assert (fact.value, fact.low, fact.high) == pytest.approx(expected, abs=1e-4)
     assert (fact.patients, fact.images) == (8, 8) and fact.p < 0.05
     assert case_scores.compare_arms(far, unseen, "arm=far;less=unseen") == []
 

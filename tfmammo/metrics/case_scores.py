@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import csv
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
@@ -16,8 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tfmammo.metrics.rows import Fact
-from tfmammo.metrics.segmentation import paired_test
-from tfmammo.metrics.summary import PERMUTATION, Measure
+from tfmammo.metrics.summary import Measure
 
 SCORES = "scores.csv"
 RUNS = "runs.csv"
@@ -150,13 +149,12 @@ def compare_arms(
     common, rows, of_base = np.intersect1d(cases.ids, base.ids, return_indices=True)
     if not len(common):
         return []
-    patients = cases.patients[rows]
-    counts = {"patients": len(set(patients.tolist())), "images": len(common)}
     facts = []
     for model in (model for model in base.scores if model in cases.scores):
-        ours, other = cases.scores[model]["dice"][rows], base.scores[model]["dice"][of_base]
-        test = paired_test(ours, other, patients, samples, seed, level)
-        numbers = test.difference, test.low, test.high
-        fact = MEASURES["dice"].make_fact("arms", model, "dice", *numbers, p=test.p, **counts)
-        facts.append(replace(fact, subset=subset, against=model, test=PERMUTATION))
+        ours, others = cases.scores[model]["dice"][rows], base.scores[model]["dice"][of_base]
+        pair = ours, others, cases.patients[rows], samples, seed, level
+        fact = MEASURES["dice"].make_difference(
+            "arms", model, "dice", *pair, subset=subset, against=model
+        )
+        facts.append(fact)
     return facts

@@ -113,6 +113,41 @@ class Measure:
             table, model=model, measure=key, unit=unit, value=value, low=low, high=high, **fields
         )
 
+    def make_difference(
+        self,
+        table: str,
+        model: str,
+        key: str,
+        ours: NDArray[np.float64],
+        others: NDArray[np.float64],
+        patients: NDArray[np.str_],
+        samples: int = 10_000,
+        seed: int = 0,
+        level: float = 0.95,
+        /,
+        **fields: Any,
+    ) -> Fact:
+        """Make a fact of the mean of `ours` less that of `others`, tested by `paired_test`.
+
+        Where shares differ alike for all patients, but not by 0, the interval is by the rule of
+        three.
+
+        Args:
+            table: As of `make_fact`, like `model`, `key` and `fields`.
+            ours: As for `paired_test`, like `samples`, `seed` and `level`; float64 [n].
+            others: Of the same n images.
+            patients: The patient of each image, str [n].
+        """
+        paired = paired_test(ours, others, patients, samples, seed, level)
+        bounds = paired.low, paired.high
+        count = len(set(patients.tolist()))
+        is_equal = is_point(0, abs(paired.difference))
+        if self.is_share and is_point(*bounds) and not is_equal:
+            bounds = bound_alike(paired.difference, count, level, lowest=-1.0)
+        sizes = {"patients": count, "images": len(patients)}
+        fields = {"test": PERMUTATION, "p": paired.p, **sizes, **fields}
+        return self.make_fact(table, model, key, paired.difference, *bounds, **fields)
+
 
 @dataclass(frozen=True)
 class Printed:
@@ -223,7 +258,7 @@ def summarize(
 
     Images where a model has no finite value (a PSNR of equal images, a region that is empty) are
     skipped for all models. Where all patients are alike, the interval of a share is by the rule of
-    three, as in `share_interval`, and so is that of a difference of shares other than 0.
+    three.
 
     Args:
         scores: Model -> measure -> float64 [n], the same n images for all.
@@ -255,15 +290,9 @@ def summarize(
                 bounds, test = bound_alike(mean, counts["patients"], level), RULE_OF_THREE
             facts.append(measure.make_fact("means", model, key, mean, *bounds, test=test, **counts))
         for model, other in list_comparisons(list(scores), compare):
-            paired = paired_test(values[model], values[other], patients, samples, seed, level)
-            bounds = paired.low, paired.high
-            is_equal = is_point(0, abs(paired.difference))
-            if measure.is_share and is_point(*bounds) and not is_equal:
-                bounds = bound_alike(paired.difference, counts["patients"], level, lowest=-1.0)
-            fact = measure.make_fact(
-                "differences", model, key, paired.difference, *bounds, **counts
-            )
-            facts.append(replace(fact, against=other, test=PERMUTATION, p=paired.p))
+            pair = values[model], values[other], patients, samples, seed, level
+            fact = measure.make_difference("differences", model, key, *pair, against=other)
+            facts.append(fact)
     return facts
 
 
@@ -324,7 +353,7 @@ def make_tables(
     if cells:
         heading = f"from {next(iter(others))}" if len(others) == 1 else "of every pair"
         lines = list(dict.fromkeys(line for line, _ in cells))
-        notes = _describe_p(facts, measures, samples, level)
+        notes = describe_p(facts, measures, samples, level)
         tables.append(
             _make_table(f"Differences {heading}", lines, measures, cells, models_across, notes)
         )
@@ -345,9 +374,21 @@ def _describe_intervals(
     return _name_measures(measures_of, measures)
 
 
-def _describe_p(
-    facts: Sequence[Fact], measures: Mapping[str, Measure], samples: int, level: float
+def describe_p(
+    facts: Sequence[Fact],
+    measures: Mapping[str, Measure],
+    samples: int,
+    level: float,
+    corrected_over: Sequence[Fact] = (),
 ) -> tuple[str, ...]:
+    """Describe below a table of differences how their p were made.
+
+    Args:
+        facts: The differences.
+        measures: Measure -> how it is shown.
+        samples: As facts were made with, like `level`.
+        corrected_over: All facts whose p were corrected together, where the table has some of them.
+    """
     measures_of: dict[str, set[str]] = {}
     for fact in facts:
         patients = fact.patients or 0
@@ -355,7 +396,8 @@ def _describe_p(
             measures_of.setdefault(describe_few(patients), set()).add(fact.measure)
         elif np.isfinite(fact.p):
             comparisons = sum(
-                other.measure == fact.measure and bool(np.isfinite(other.p)) for other in facts
+                other.measure == fact.measure and bool(np.isfinite(other.p))
+                for other in corrected_over or facts
             )
             note = describe(TESTS[fact.test], patients, comparisons, samples, level)
             measures_of.setdefault(note, set()).add(fact.measure)

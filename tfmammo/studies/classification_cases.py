@@ -32,9 +32,7 @@ from tfmammo.data.patches import Patches
 from tfmammo.evaluation.report import Report
 from tfmammo.metrics.plotting import plot_style
 from tfmammo.metrics.rows import Fact
-from tfmammo.metrics.segmentation import paired_test
-from tfmammo.metrics.significance import FEWEST_PATIENTS, describe, describe_few, holm
-from tfmammo.metrics.summary import PERMUTATION, Measure, Table, format_p
+from tfmammo.metrics.summary import Measure, Table, correct_p, describe_p, format_p
 from tfmammo.studies.classification import StudyConfig, predict_unseen
 from tfmammo.studies.classification_effects import EditedPatches, Effect
 
@@ -129,41 +127,27 @@ def add_moves(report: Report, scores: Scores, test: Patches, config: StudyConfig
         f"{100 * first:g} % synthetic with the same seed; {lesions} lesions, "
         f"{len(labels) - lesions} normal patches, means over {len(reference)} seeds"
     )
-    count = len(set(test.patient_ids[labels == 1].tolist()))
-    notes = [describe_few(count)]
-    if count >= FEWEST_PATIENTS:
-        notes = [describe("flips", count, len(others), config.samples, config.level)]
+    notes = describe_p(changes, {"score_of_lesions": CHANGE}, config.samples, config.level)
     if control:
-        notes.append(
+        notes += (
             "Another seed: runs on real patches alone that differ in their seed; what they move, "
-            "synthetic patches need not have moved."
+            "synthetic patches need not have moved.",
         )
-    report.tables.append(Table(title, header, body, tuple(notes)))
+    report.tables.append(Table(title, header, body, notes))
 
 
 def _test_changes(scores: Scores, test: Patches, config: StudyConfig) -> list[Fact]:
     """Test for each share the change of score of all lesions against the first share."""
     first, *others = config.shares
     lesions = np.flatnonzero(test.labels == 1)
-    patients = test.patient_ids[lesions]
     means = {share: scores[share].mean(axis=0)[lesions] for share in config.shares}
-    settings = config.samples, config.seed, config.level
-    tests = [paired_test(means[share], means[first], patients, *settings) for share in others]
-    corrected = holm([each.p for each in tests])
-    return [
-        replace(
-            CHANGE.make_fact(
-                "moves", name_share(share), "score_of_lesions", each.difference, each.low, each.high
-            ),
-            against=name_share(first),
-            patients=len(set(patients.tolist())),
-            images=len(lesions),
-            test=PERMUTATION,
-            p=each.p,
-            p_corrected=float(p),
-        )
-        for share, each, p in zip(others, tests, corrected, strict=True)
-    ]
+    facts = []
+    for share in others:
+        settings = config.samples, config.seed, config.level
+        pair = means[share], means[first], test.patient_ids[lesions], *settings
+        fact = CHANGE.make_difference("moves", name_share(share), "score_of_lesions", *pair)
+        facts.append(replace(fact, against=name_share(first)))
+    return correct_p(facts)
 
 
 def _add_counts(

@@ -22,9 +22,8 @@ from tfmammo.evaluation.report import Report
 from tfmammo.metrics.clustered_auc import chance_test, estimate_auc
 from tfmammo.metrics.plotting import plot_style
 from tfmammo.metrics.rows import Fact
-from tfmammo.metrics.segmentation import paired_test
 from tfmammo.metrics.significance import FEWEST_PATIENTS, holm
-from tfmammo.metrics.summary import PERMUTATION, Measure, Table, format_p
+from tfmammo.metrics.summary import Measure, Table, format_p
 from tfmammo.studies.classification import StudyConfig, check_judge, predict_unseen
 from tfmammo.synthesis.config import KINDS, Target
 from tfmammo.synthesis.generators import LesionGenerator, find_best_weights, load_lesion_generator
@@ -224,12 +223,10 @@ def _add_effect(report: Report, effect: Effect, config: StudyConfig) -> list[str
     cells = {key: measure.show(value) for key, (measure, value) in levels.items()}
     facts = []
     for key, reference in (("change", effect.before), ("change_beyond", effect.even)):
-        test = paired_test(
-            effect.after, reference, effect.patients, config.samples, config.seed, config.level
-        )
-        numbers = test.difference, test.low, test.high
-        tested = {"test": PERMUTATION, "p": test.p, "p_corrected": test.p}
-        facts.append(SCORE.make_fact("effects", effect.target, key, *numbers, **tested, **sizes))
+        settings = config.samples, config.seed, config.level
+        pair = effect.after, reference, effect.patients, *settings
+        fact = SCORE.make_difference("effects", effect.target, key, *pair)
+        facts.append(replace(fact, p_corrected=fact.p))
         # with the sign of a difference
         shown = replace(facts[-1], against="before")
         if key == "change":

@@ -16,7 +16,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from pydantic import Field, NonNegativeInt, PositiveInt
 
 from tfmammo.config import DataConfig, Frozen, format_overrides
@@ -37,8 +36,14 @@ from tfmammo.metrics.case_scores import (
     read_scores,
 )
 from tfmammo.metrics.rows import Fact
-from tfmammo.metrics.significance import FEWEST_PATIENTS, describe, describe_few
-from tfmammo.metrics.summary import Table, correct_p, make_tables, summarize, write_csv
+from tfmammo.metrics.summary import (
+    Table,
+    correct_p,
+    describe_p,
+    make_tables,
+    summarize,
+    write_csv,
+)
 from tfmammo.models.cgan import PostprocessConfig
 from tfmammo.studies import workflow
 from tfmammo.studies.segmenters import TrainedConfig, check_steps, plan_training
@@ -351,13 +356,8 @@ def _tabulate_difference(config: StudyConfig, facts: Sequence[Fact], subset: str
     """Tabulate the facts of one pair of arms; the correction covers all pairs."""
     chosen = [fact for fact in facts if fact.subset == subset]
     arm, first = (part.partition("=")[2] for part in subset.split(";"))
-    patients = chosen[0].patients or 0
-    title = (
-        f"Dice of {arm} less that of {first}, %: {chosen[0].images} masses of {patients} patients"
-    )
+    count = f"{chosen[0].images} masses of {chosen[0].patients} patients"
+    title = f"Dice of {arm} less that of {first}, %: {count}"
     body = [[fact.model, MEASURES["dice"].format_fact(fact)] for fact in chosen]
-    comparisons = sum(bool(np.isfinite(fact.p)) for fact in facts)
-    note = describe_few(patients)
-    if patients >= FEWEST_PATIENTS:
-        note = describe("flips", patients, comparisons, config.samples, config.level)
-    return Table(title, ["", "difference"], body, (note,))
+    notes = describe_p(chosen, MEASURES, config.samples, config.level, corrected_over=facts)
+    return Table(title, ["", "difference"], body, notes)
