@@ -79,7 +79,7 @@ from tfmammo.nn import pretrained
 from tfmammo.nn.convolutions import Convolution, Dense
 from tfmammo.nn.layers import draw_uniform, step_seed
 from tfmammo.nn.networks import resnet_stages
-from tfmammo.nn.optimization import build_adam, count_batches, minimize, unwrap
+from tfmammo.nn.optimization import build_adam, count_batches, minimize
 from tfmammo.tracking.export import SIGNATURE
 
 STRIDE = 16  # px of the image per cell of C4 and C5
@@ -271,7 +271,7 @@ class LightHeadRCNN:
         label, target = regions.assign_anchors(
             self.anchors, truth, self.config.rpn_high, self.config.rpn_low
         )
-        seed = step_seed(count_batches(unwrap(self.optimizers["detector"])))
+        seed = step_seed(count_batches(self.optimizers["detector"]))
         random = draw_uniform(tf.shape(label), seed)
         index, sampled = regions.sample_anchors(
             label, random, self.config.rpn_samples, self.config.rpn_share

@@ -70,7 +70,6 @@ from tfmammo.errors import ConfigError
 from tfmammo.nn.convolutions import Convolution
 from tfmammo.nn.layers import (
     draw_uniform,
-    image_gradients,
     part_by_label,
     patch_seeds,
     sample_bilinear,
@@ -136,10 +135,18 @@ def paste(tissue: tf.Tensor, lesion: tf.Tensor, mask: tf.Tensor) -> tf.Tensor:
     return tf.concat([tissue, tf.where(mask > 0, lesion, tissue), mask], axis=-1)
 
 
+def image_gradients(image: tf.Tensor) -> tf.Tensor:
+    """Compute forward differences down and to the right: [n, rows, cols, 1] -> [n, rows, cols, 2].
+
+    They are 0 in the last row or column, which has no neighbour.
+    """
+    return tf.concat(tf.image.image_gradients(tf.convert_to_tensor(image)), axis=-1)
+
+
 def guide(tissue: tf.Tensor, lesion: tf.Tensor) -> tf.Tensor:
     """Compute v, Eq. (4): at each pixel the longer gradient, the tissue's or the lesion's.
 
-    float32 [n, size, size, 1] each -> float32 [n, size, size, 2], see layers.image_gradients
+    float32 [n, size, size, 1] each -> float32 [n, size, size, 2], see `image_gradients`
     """
     tissue_gradients = image_gradients(tissue)
     lesion_gradients = image_gradients(lesion)

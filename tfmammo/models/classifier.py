@@ -43,7 +43,7 @@ from tfmammo.errors import ConfigError, name_key
 from tfmammo.nn import pretrained
 from tfmammo.nn.layers import draw_uniform, part_by_label, step_seed
 from tfmammo.nn.networks import Trainable, export_function, resnet_stages
-from tfmammo.nn.optimization import build_adam, count_batches, minimize, unwrap
+from tfmammo.nn.optimization import build_adam, count_batches, minimize
 
 # What a training patch's label is an index of; "normal" means all negatives.
 POOLS = ("real normal", "real lesion", "synthetic normal", "synthetic lesion")
@@ -182,7 +182,7 @@ class Classifier(Trainable):
         each = len(pools[0])
         label = tf.concat([tf.zeros([each]), tf.ones([each])], axis=0)
         replicas = tf.distribute.get_replica_context().num_replicas_in_sync
-        batches = tf.cast(self._count_batches(), tf.int64)
+        batches = tf.cast(count_batches(self.optimizers["classifier"]), tf.int64)
         samples = batches * (2 * each * replicas)
         uniform = draw_uniform(tf.shape(label), step_seed(batches))
         is_synthetic = uniform < share_at(self.config, samples)
@@ -206,10 +206,6 @@ class Classifier(Trainable):
         """Return what is exported: "classifier", see `classify`."""
         shape = (self.size, self.size, 1)
         return {"classifier": export_function(lambda image: self.classify(image), image=shape)}
-
-    def _count_batches(self) -> tf.Tensor:
-        """Count the batches so far, without those skipped under float16."""
-        return count_batches(unwrap(self.optimizers["classifier"]))
 
 
 def share_at(config: ClassifierConfig, samples: tf.Tensor | int) -> tf.Tensor:

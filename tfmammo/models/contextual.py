@@ -70,7 +70,6 @@ from tfmammo.errors import ConfigError
 from tfmammo.nn.convolutions import Convolution
 from tfmammo.nn.growth import GrowingNetwork, copy_weights, list_stages, update_average
 from tfmammo.nn.layers import (
-    RandomScalarMap,
     SelfAttention,
     SpectralNormalization,
     cached_kernels,
@@ -218,6 +217,12 @@ def gradient_penalty(
     return weight * tf.reduce_mean((norm - k) ** 2)
 
 
+def append_random_number(x: tf.Tensor, numbers: tf.Tensor) -> tf.Tensor:
+    """Append each sample's random number, floating [batch], to a map as a constant channel."""
+    channel = tf.reshape(tf.cast(numbers, x.dtype), [-1, 1, 1, 1]) * tf.ones_like(x[..., :1])
+    return tf.concat([x, channel], axis=-1)
+
+
 class Encoder(GrowingNetwork):
     """What G and D share: levels that halve the resolution down to 4 x 4, and a centre of 1 x 1.
 
@@ -270,7 +275,6 @@ class Encoder(GrowingNetwork):
             self.convolution(self.channels(outermost - 1), 1) if outermost > 1 else None
         )
         self.old_from_image = self.convolution(self.channels(outermost), 1) if self.grown else None
-        self.scalar_map = RandomScalarMap()
         self.working_dtype = keras.config.dtype_policy().compute_dtype
         self.add_step_counter()
 
@@ -310,7 +314,7 @@ class Encoder(GrowingNetwork):
         x = image if self.from_image is None else leaky_relu(self.from_image(image))
         for level in self.levels:
             if noise is not None:
-                x = self.scalar_map(x, noise[:, self.noise_input(level)])
+                x = append_random_number(x, noise[:, self.noise_input(level)])
             x = leaky_relu(self.convolution_down(level)(x))
             if self.pooling:
                 x = tf.nn.max_pool2d(x, 2, 2, "VALID")
@@ -398,7 +402,7 @@ class Generator(Encoder):
             if self.decoder_attention is not None and x.shape[1] == self.config.attention:
                 x = self.decoder_attention(x)
             x = tf.concat([x, skip], axis=-1)
-            x = upsample(self.scalar_map(x, noise[:, self.noise_input(level) + 1]))
+            x = upsample(append_random_number(x, noise[:, self.noise_input(level) + 1]))
             for convolution in self.convolutions_up(level):
                 x = tf.nn.relu(convolution(x))
         lesion = self.crop_border(self.to_lesion(tf.cast(x, tf.float32)))

@@ -200,41 +200,12 @@ def cached_kernels(layers: Iterable[SpectralNormalization]) -> Iterator[None]:
         yield
 
 
-@keras.saving.register_keras_serializable("tfmammo")
-class RandomScalarMap(keras.layers.Layer):
-    """Append a constant channel to a map: the random number by which a block varies its output.
-
-    The caller draws `scalars`, floating [batch], and can therefore draw them again.
-
-    Source: Wu, Wu and Lotter, Synthesizing lesions using contextual GANs (2020), section 2.
-    """
-
-    def __init__(self, **kwargs: object) -> None:
-        super().__init__(**{"dtype": "float32", "autocast": False, **kwargs})
-        self.built = True  # there is nothing to build
-
-    def call(self, x: tf.Tensor, scalars: tf.Tensor) -> tf.Tensor:
-        """See the class."""
-        channel = tf.reshape(tf.cast(scalars, x.dtype), [-1, 1, 1, 1]) * tf.ones_like(x[..., :1])
-        return tf.concat([x, channel], axis=-1)
-
-
 def upsample(x: tf.Tensor) -> tf.Tensor:
     """Double the rows and columns of maps [batch, rows, cols, channels] by nearest neighbours."""
     rows, cols, channels = x.shape[1:]
     # tf.tile's gradient makes oneDNN complain
     repeated = x[:, :, None, :, None] * tf.ones([1, 1, 2, 1, 2, 1], x.dtype)
     return tf.reshape(repeated, [-1, 2 * rows, 2 * cols, channels])
-
-
-def image_gradients(image: tf.Tensor) -> tf.Tensor:
-    """Compute forward differences down and to the right: [n, rows, cols, 1] -> [n, rows, cols, 2].
-
-    They are 0 in the last row or column, which has no neighbour.
-    """
-    down = tf.pad(image[:, 1:] - image[:, :-1], [[0, 0], [0, 1], [0, 0], [0, 0]])
-    right = tf.pad(image[:, :, 1:] - image[:, :, :-1], [[0, 0], [0, 0], [0, 1], [0, 0]])
-    return tf.concat([down, right], axis=-1)
 
 
 def part_by_label(values: tf.Tensor, labels: tf.Tensor, expected: Sequence[int]) -> list[tf.Tensor]:

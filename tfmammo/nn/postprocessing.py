@@ -9,7 +9,7 @@ Lesions that are added and removed go through the same steps:
     4. The lesion is multiplied by the result, and added.
 
 What the paper leaves open: Pixels that touch at a corner are connected. Of two equally large
-objects the first one stays. "10px" is the Gaussian's sigma. Within the softened object the whole
+objects one stays. "10px" is the Gaussian's sigma. Within the softened object the whole
 lesion channel stays, brighter and darker than the patch.
 
 Source: Wu, Wu and Lotter, Synthesizing lesions using contextual GANs (2020), section 3, the
@@ -24,9 +24,9 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat
-from scipy import ndimage
 
 from tfmammo.config import Frozen
+from tfmammo.mammogram import keep_largest
 
 
 class PostprocessConfig(Frozen):
@@ -75,26 +75,12 @@ def postprocess(
             f"patches and lesions must both be [n, s, s, 1], not {image.shape} and {lesion.shape}"
         )
     binary = (-lesion if removal else lesion)[..., 0] > config.threshold
-    objects = select_largest(binary)
+    objects = np.stack([keep_largest(each) for each in binary.astype(np.uint8)])
     kept = objects.sum(axis=(1, 2)) >= max(1, config.smallest * binary[0].size)
-    objects &= kept[:, None, None]
+    objects[~kept] = 0
     weights = np.stack([_soften(mask, config) for mask in objects.astype(np.float32)])[..., None]
     refined = weights * lesion
-    return Refined(
-        np.clip(image + refined / 2, 0, 1), refined, objects.astype(np.uint8)[..., None], kept
-    )
-
-
-def select_largest(binary: NDArray[np.bool_]) -> NDArray[np.bool_]:
-    """Select the largest connected object of each image, bool [n, rows, cols], if it has any."""
-    # no pixel of another image is a neighbour
-    neighbours = np.stack([np.zeros((3, 3)), np.ones((3, 3)), np.zeros((3, 3))])
-    labels, count = ndimage.label(binary, neighbours)
-    areas = np.bincount(labels.ravel(), minlength=count + 1)
-    rank = areas * (count + 1) + np.arange(count, -1, -1)  # by area, then the first; unique
-    rank[0] = 0
-    ranks = rank[labels]
-    return binary & (ranks == ranks.max(axis=(1, 2), keepdims=True))
+    return Refined(np.clip(image + refined / 2, 0, 1), refined, objects[..., None], kept)
 
 
 def _soften(mask: NDArray[np.float32], config: PostprocessConfig) -> NDArray[np.float32]:
