@@ -1,6 +1,7 @@
 """VGG-16's weights in the encoders: values, every file format, and failures."""
 
 import gc
+import hashlib
 import re
 import urllib.request
 from pathlib import Path
@@ -17,7 +18,7 @@ from tfmammo.baselines import segnet, vgg16
 from tfmammo.baselines.fcn8s import FCN8sConfig
 from tfmammo.baselines.fcn8s import build_network as fcn8s_network
 from tfmammo.baselines.segnet import SegNet, SegNetConfig
-from tfmammo.errors import ConfigError, WeightsError
+from tfmammo.errors import WeightsError
 from tfmammo.nn import published
 
 # Keras 3.15 saves variables in a way that numpy 2 will once refuse.
@@ -81,7 +82,10 @@ def narrow_vgg16(monkeypatch):
 def test_segnet_starts_from_the_file(tmp_path):
     source = random_vgg16()
     path = save(source, tmp_path, ".weights.h5")
-    network = SegNet(SegNetConfig(weights=path), 32).networks["segmenter"]
+    model = SegNet(SegNetConfig(weights=path), 32)
+    digest = hashlib.sha256(Path(path).read_bytes()).hexdigest()
+    assert model.pretrained == {"segmenter": ("Keras's VGG-16", digest)}
+    network = model.networks["segmenter"]
     for layer in source.layers:
         if layer.weights:
             kernel, bias = network.get_layer(layer.name).get_weights()
@@ -98,7 +102,7 @@ def test_segnet_starts_from_the_file(tmp_path):
 def test_other_files_of_keras_are_read_alike(tmp_path, form, narrow_vgg16):
     source = random_vgg16()
     target = keras.applications.VGG16(weights=None, include_top=False)
-    vgg16.assign(target, save(source, tmp_path, form), fc=False)
+    vgg16.adopt(target, save(source, tmp_path, form), fc=False)
     for ours, theirs in zip(target.get_weights(), source.get_weights(), strict=True):
         np.testing.assert_array_equal(ours, theirs)
 
@@ -124,14 +128,14 @@ def test_the_fully_connected_layers_become_convolutions(request, tmp_path, confi
     del source
     gc.collect()
     network = fcn8s_network(FCN8sConfig(**config), 224)
-    vgg16.assign(network, path, fc=True)
+    vgg16.adopt(network, path, fc=True)
     ours = keras.Model(network.input, network.get_layer("fc2").output)(image).numpy()
     # At 224 px the last pooling is 7x7: fc6's window at its middle covers it exactly, as VGG-16's
     # flattening does.
     np.testing.assert_allclose(ours[:, 3, 3], theirs, rtol=1e-3, atol=1e-3 * theirs.max())
     assert theirs.max() > 0
     encoder = keras.applications.VGG16(weights=None, include_top=False)
-    vgg16.assign(encoder, path, fc=False)  # the encoder is read from the larger file as well
+    vgg16.adopt(encoder, path, fc=False)  # the encoder is read from the larger file as well
     np.testing.assert_array_equal(encoder.get_layer("block5_conv3").kernel, kernel)
     Path(path).unlink()  # pytest would keep it
 
@@ -166,7 +170,7 @@ def save_vgg19(folder, arrays):
 
 @pytest.mark.parametrize("scaling", [KERAS_INPUT, TORCHVISION_INPUT])
 @pytest.mark.parametrize("model", ["segnet", "fcn8s"])
-def test_a_vgg19_gives_the_convolutions_that_vgg16_has(tmp_path, model, scaling):
+def test_a_vgg19_gives_the_convolutions_that_vgg16_has(tmp_path, narrow_vgg16, model, scaling):
     arrays = make_vgg19(4, scaling)
     is_segnet = model == "segnet"
     if is_segnet:
@@ -174,7 +178,8 @@ def test_a_vgg19_gives_the_convolutions_that_vgg16_has(tmp_path, model, scaling)
     else:
         network = fcn8s_network(FCN8sConfig(widths=(4,) * 5, fc_width=4), 32)
     fc1 = None if is_segnet else network.get_layer("fc1").kernel.numpy()
-    vgg16.assign(network, save_vgg19(tmp_path, arrays), fc=not is_segnet)
+    source = vgg16.adopt(network, save_vgg19(tmp_path, arrays), fc=not is_segnet)
+    assert source == ("VGG-19 of unknown origin", published.compute_digest(arrays))
     names = [name for name in arrays if re.match(r"block\d_conv[123]/", name)]
     assert len(names) == 2 * 13
     for name in names:
@@ -187,12 +192,12 @@ def test_a_vgg19_gives_the_convolutions_that_vgg16_has(tmp_path, model, scaling)
 
 
 @pytest.mark.parametrize("scaling", [KERAS_INPUT, TORCHVISION_INPUT])
-def test_the_first_layer_sees_what_vgg19s_saw(tmp_path, scaling):
+def test_the_first_layer_sees_what_vgg19s_saw(tmp_path, narrow_vgg16, scaling):
     """Torchvision's mean colours are up to 0.5 of 255 from Keras's, which VGG-16 expects."""
     arrays = make_vgg19(4, scaling)
     kernel, bias = (arrays[f"block1_conv1/{part}"] for part in ("kernel", "bias"))
     network = fcn8s_network(FCN8sConfig(widths=(4,) * 5, fc_width=4), 32)
-    vgg16.assign(network, save_vgg19(tmp_path, arrays), fc=True)
+    vgg16.adopt(network, save_vgg19(tmp_path, arrays), fc=True)
     grey = np.random.default_rng(0).uniform(size=(3, 3, 1)).astype(np.float32)  # one window
     scaled = grey * scaling["input/scale"] + scaling["input/offset"]
     theirs = np.einsum("rcio,rci->o", kernel, scaled) + bias
@@ -227,22 +232,22 @@ def write_part_of_vgg19(folder, _):
 
 
 @pytest.mark.parametrize(
-    ("write", "form", "fc", "error", "named"),
+    ("write", "form", "fc", "named"),
     [
-        (write_noise, "x.weights.h5", False, ConfigError, "x.weights.h5 does not hold"),
-        (write_noise, "x.h5", False, ConfigError, "x.h5 does not hold"),
-        (write_noise, "x.npy", False, ConfigError, "x.npy does not hold"),
-        (write_other, "legacy.h5", False, ConfigError, "model.weights: .* does not hold"),
-        (write_other, ".keras", False, ConfigError, "model.weights: .* does not hold"),
-        (write_part_of_vgg19, "", False, WeightsError, "block5_conv3/kernel is missing"),
-        (lambda folder, name: str(folder / name), "no.h5", False, ConfigError, "no.h5"),
-        (write_encoder, ".weights.h5", True, ConfigError, "fully connected"),
+        (write_noise, "x.weights.h5", False, "x.weights.h5: contains no weights"),
+        (write_noise, "x.h5", False, "x.h5: contains no weights"),
+        (write_noise, "x.npy", False, "x.npy: contains no weights"),
+        (write_other, "legacy.h5", False, "model.weights: .* contains no weights"),
+        (write_other, ".keras", False, "model.weights: .* contains no weights"),
+        (write_part_of_vgg19, "", False, "block5_conv3/kernel is missing"),
+        (lambda folder, name: str(folder / name), "no.h5", False, "no.h5"),
+        (write_encoder, ".weights.h5", True, "fully connected"),
     ],
 )
-def test_what_can_not_be_read_is_named(tmp_path, narrow_vgg16, write, form, fc, error, named):
+def test_what_can_not_be_read_is_named(tmp_path, narrow_vgg16, write, form, fc, named):
     path = write(tmp_path, form)
-    with pytest.raises(error, match=named) as caught:
-        vgg16.assign(segnet.build_network(32, (4,) * 5), path, fc=fc)
+    with pytest.raises(WeightsError, match=named) as caught:
+        vgg16.adopt(segnet.build_network(32, (4,) * 5), path, fc=fc)
     assert path in str(caught.value) and "\n" not in str(caught.value)
 
 
@@ -266,7 +271,7 @@ def test_without_a_network_imagenet_is_one_sentence(monkeypatch, tmp_path):
     nowhere = dict.fromkeys(("http", "https"), "http://127.0.0.1:9")
     urllib.request.install_opener(urllib.request.build_opener(urllib.request.ProxyHandler(nowhere)))
     try:
-        with pytest.raises(ConfigError, match="^model.weights: .*URL fetch failure") as error:
+        with pytest.raises(WeightsError, match="^model.weights: .*URL fetch failure") as error:
             build_without_memory(lambda: SegNet(SegNetConfig(weights="imagenet"), 32), monkeypatch)
     finally:
         urllib.request.install_opener(None)

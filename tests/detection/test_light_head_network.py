@@ -1,5 +1,7 @@
 """Light-Head R-CNN: parameters, losses, gradients, refusals, learning, export, resuming."""
 
+import hashlib
+
 import keras
 import numpy as np
 import pytest
@@ -116,14 +118,18 @@ def test_pretrained_weights_give_kerass_c4(tmp_path):
     expected = keras.Model(theirs.input, c4)(colour).numpy()
     del theirs, c4  # a hundred megabytes
     read = {"weights": str(tmp_path / "resnet50.h5"), "blocks": (3, 4, 6, 3)}
-    backbone = make_model(batch_norm="frozen", filters=64, **read).backbone
+    model = make_model(batch_norm="frozen", filters=64, **read)
+    digest = hashlib.sha256((tmp_path / "resnet50.h5").read_bytes()).hexdigest()
+    assert model.pretrained == {"backbone": ("Keras's ResNet-50", digest)}
+    backbone = model.backbone
     ours = keras.Model(backbone.input, backbone.get_layer("rpn").input)(image)
     np.testing.assert_allclose(ours, expected, rtol=1e-3, atol=1e-4 * np.max(expected))
 
 
 def test_a_step_leaves_frozen_normalisations_as_they_are(monkeypatch):
     blocks = (1, 1, 1, 1)  # published weights would take hundreds of megabytes
-    monkeypatch.setitem(light_head_rcnn.RESNETS, blocks, lambda path: keras.Sequential())
+    monkeypatch.setitem(light_head_rcnn.RESNETS, blocks, "resnet")
+    monkeypatch.setattr(light_head_rcnn, "adopt_resnet", lambda *_: None)
     model = make_model(batch_norm="frozen", weights="published", filters=64, blocks=blocks)
     before = {variable.path: variable.numpy() for variable in model.backbone.variables}
     model.train_step(batch(1))
@@ -136,9 +142,9 @@ def test_a_step_leaves_frozen_normalisations_as_they_are(monkeypatch):
 @pytest.mark.slow
 def test_pretrained_weights_of_another_network_are_refused(tmp_path):
     with pytest.raises(WeightsError, match="nowhere.h5"):
-        pretrained.resnet101(str(tmp_path / "nowhere.h5"))
+        pretrained.resnet("resnet101", str(tmp_path / "nowhere.h5"))
     with pytest.raises(WeightsError, match="ResNet-101 is read from Keras's .h5 without top"):
-        pretrained.resnet101("weights.npz")
+        pretrained.resnet("resnet101", "weights.npz")
 
 
 @pytest.mark.parametrize(

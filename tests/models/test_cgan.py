@@ -1,5 +1,7 @@
 """The cGAN's equations, its noise at test time, its ablations and its morphology."""
 
+import hashlib
+
 import keras
 import numpy as np
 import pytest
@@ -85,10 +87,12 @@ def test_the_encoders_weights_come_from_a_file(monkeypatch, tmp_path):
         cgan.generator.encoder.get_weights(), source.get_weights(), strict=True
     ):
         np.testing.assert_array_equal(ours, theirs)
+    digest = hashlib.sha256((tmp_path / "resnet101.weights.h5").read_bytes()).hexdigest()
+    assert cgan.pretrained == {"encoder": ("Keras's ResNet-101", digest)}
     # no name means a download
     missing = config.model_copy(update={"weights": module.Path("imagenet")})
     with pytest.raises(WeightsError, match=r"model.encoder.weights: .*imagenet"):
-        module.build_encoder(missing, 32, 0.9)
+        CGAN(cgan.config.model_copy(update={"encoder": missing}), size=32)
 
 
 def test_an_encoder_with_other_filters_is_refused():

@@ -360,7 +360,7 @@ MAKE = {
     "alexnet": pretrained.alexnet,
     "vgg19": lambda weights: pretrained.vgg19(weights, ["block1_conv1"]),
     "heads": pretrained.lpips_heads,
-    "resnet50": pretrained.resnet50,
+    "resnet50": lambda weights: pretrained.resnet("resnet50", weights),
 }
 
 

@@ -51,7 +51,8 @@ class FCN8s(Segmenter):
         config = config or FCN8sConfig()
         super().__init__(build_network(config, size), config, "fcn8s")
         if config.pretrained:
-            vgg16.assign(self.networks["segmenter"], config.weights, fc=True)
+            network = self.networks["segmenter"]
+            self.pretrained = {"segmenter": vgg16.adopt(network, config.weights, fc=True)}
 
     def logits(self, image: tf.Tensor, training: bool = False) -> tf.Tensor:
         """Compute the lesion's log-odds.

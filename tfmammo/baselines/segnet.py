@@ -37,7 +37,8 @@ class SegNet(Segmenter):
         config = config or SegNetConfig()
         super().__init__(build_network(size, config.widths, config.pretrained), config, "segnet")
         if config.pretrained:
-            vgg16.assign(self.networks["segmenter"], config.weights, fc=False)
+            network = self.networks["segmenter"]
+            self.pretrained = {"segmenter": vgg16.adopt(network, config.weights, fc=False)}
 
 
 def build_network(

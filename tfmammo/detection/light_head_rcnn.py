@@ -75,17 +75,17 @@ from tfmammo.detection.training import (
     validation_functions,
 )
 from tfmammo.errors import DetectionError
-from tfmammo.nn import pretrained
 from tfmammo.nn.convolutions import Convolution, Dense
 from tfmammo.nn.layers import draw_uniform, step_seed
 from tfmammo.nn.networks import resnet_stages
 from tfmammo.nn.optimization import build_adam, count_batches, minimize
+from tfmammo.nn.pretrained import adopt_resnet
 from tfmammo.tracking.export import SIGNATURE
 
 STRIDE = 16  # px of the image per cell of C4 and C5
 SMALLEST = 32  # px of the image, of which C4 and C5 are 2 x 2
-# blocks: published weights
-RESNETS = {(3, 4, 6, 3): pretrained.resnet50, (3, 4, 23, 3): pretrained.resnet101}
+# whose published weights fit, by its blocks
+RESNETS = {(3, 4, 6, 3): "resnet50", (3, 4, 23, 3): "resnet101"}
 RPN_BETA = 1 / 9  # where smooth L1 of the first stage turns linear, as in Faster R-CNN
 
 Tensors = dict[str, tf.Tensor]
@@ -218,9 +218,8 @@ class LightHeadRCNN:
         self.backbone = build_backbone(config, self.shape)
         self.head = build_head(config, classes)
         if config.weights != "none":
-            for layer in RESNETS[config.blocks](config.weights).layers:
-                if layer.weights:
-                    self.backbone.get_layer(layer.name).set_weights(layer.get_weights())
+            source = adopt_resnet(self.backbone, RESNETS[config.blocks], config.weights)
+            self.pretrained = {"backbone": source}
         network = keras.Model(
             [self.backbone.input, self.head.input],
             [*self.backbone.outputs, *self.head.outputs],

@@ -20,8 +20,8 @@ Deviations and what the text leaves open:
 - `normalization: batch` is as printed, for its batch of 8; `sample` takes each sample's own
   statistics, for a batch of 1.
 - Statistics of the batch are those of the whole batch on any number of devices, and so are the
-  moving averages (`layers.BatchNormalization`). A device's share may be a single sample, at which
-  moving averages misrepresent what the network learned with.
+  moving averages (`normalization.BatchNormalization`). A device's share may be a single sample, at
+  which moving averages misrepresent what the network learned with.
 - `momentum` of BatchNorm's moving averages, which are used at inference, is PyTorch's 0.9. With
   Keras's 0.99 they lag behind a run of some hundred steps, so that masks are worse than the
   network's in training.
@@ -70,7 +70,6 @@ from pydantic import (
 
 from tfmammo.config import FIXED, Frozen, Width
 from tfmammo.errors import name_key
-from tfmammo.nn import pretrained
 from tfmammo.nn.layers import patch_seeds
 from tfmammo.nn.losses import dice_loss, l1, log_fake, log_real
 from tfmammo.nn.networks import (
@@ -82,6 +81,7 @@ from tfmammo.nn.networks import (
 )
 from tfmammo.nn.normalization import BatchNormalization, SampleNormalization
 from tfmammo.nn.optimization import build_adam, minimize_each
+from tfmammo.nn.pretrained import adopt_resnet
 
 FILTERS = (32, 64, 128, 256, 256, 256, 256, 256)
 RESNET_101 = (64, (3, 4, 23, 3))  # filters and blocks
@@ -194,13 +194,7 @@ def build_encoder(config: EncoderConfig | None, size: int, momentum: float) -> k
     stages = resnet_stages(image, config.filters, config.blocks, momentum=momentum)
     # its ReLU is the one that the decoder applies to all of its maps
     first = keras.Model(image, stages).get_layer("conv1_bn").output
-    encoder = keras.Model(image, [first, *stages], name="encoder")
-    if config.weights:
-        with name_key("model.encoder.weights"):
-            for layer in pretrained.resnet101(str(config.weights.absolute())).layers:
-                if layer.weights:
-                    encoder.get_layer(layer.name).set_weights(layer.get_weights())
-    return encoder
+    return keras.Model(image, [first, *stages], name="encoder")
 
 
 class CGAN(Trainable):
@@ -227,6 +221,11 @@ class CGAN(Trainable):
             activation="sigmoid",
             encoder=build_encoder(config.encoder, size, config.momentum),
         )
+        if config.encoder and config.encoder.weights:
+            weights = str(config.encoder.weights.absolute())  # no name, which means a download
+            with name_key("model.encoder.weights"):
+                source = adopt_resnet(self.generator.encoder, "resnet101", weights)
+            self.pretrained = {"encoder": source}
         self.networks = {"generator": self.generator}
         if config.adversarial:
             strided = config.discriminator_strided

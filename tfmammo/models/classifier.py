@@ -40,10 +40,10 @@ from pydantic import Field, PositiveFloat, PositiveInt, model_validator
 
 from tfmammo.config import FIXED, Frozen, Width
 from tfmammo.errors import ConfigError, name_key
-from tfmammo.nn import pretrained
 from tfmammo.nn.layers import draw_uniform, part_by_label, step_seed
 from tfmammo.nn.networks import Trainable, export_function, resnet_stages
 from tfmammo.nn.optimization import build_adam, count_batches, minimize
+from tfmammo.nn.pretrained import adopt_resnet
 
 # What a training patch's label is an index of; "normal" means all negatives.
 POOLS = ("real normal", "real lesion", "synthetic normal", "synthetic lesion")
@@ -138,7 +138,8 @@ class Classifier(Trainable):
         self.network = resnet(size, config.filters, config.blocks, config.momentum)
         if config.weights != "none":
             with name_key("model.weights"):
-                adopt(self.network, pretrained.resnet50(config.weights))
+                source = adopt_resnet(self.network, "resnet50", config.weights)
+            self.pretrained = {"classifier": source}
         self.networks = {"classifier": self.network}
         self.optimizers = build_adam(
             self.networks, config.learning_rate, config.beta_1, config.beta_2
@@ -233,10 +234,3 @@ def resnet(
     features = keras.layers.GlobalAveragePooling2D(dtype="float32", name="features")(x)
     logit = keras.layers.Dense(1, dtype="float32", name="logit")(features)
     return keras.Model(image, [features, logit], name="classifier")
-
-
-def adopt(network: keras.Model, published: keras.Model) -> None:
-    """Give all of the network but its head the weights of a ResNet-50 without top."""
-    for layer in published.layers:
-        if layer.weights:
-            network.get_layer(layer.name).set_weights(layer.get_weights())

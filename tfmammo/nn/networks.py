@@ -60,7 +60,7 @@ class Trainable(Network):
 
     networks: Mapping[str, keras.Model]
     pretrained: Mapping[str, Source] = {}
-    """Frozen networks with published weights that a loss looks through; the card names them."""
+    """Published weights that a network starts from, or that a loss uses; the card names them."""
 
     def __init__(self, name: str) -> None:
         super().__init__(name=name)

@@ -1,7 +1,7 @@
-"""Pretrained feature extractors for grey images, and pretrained ResNets; all of ImageNet.
+"""Pretrained feature extractors for grey images, pretrained VGG-16 and ResNets; all of ImageNet.
 
-VGG-19, AlexNet and Inception-v3 are frozen, for perceptual losses and metrics. ResNet-50 and -101
-are as Keras has them, to be fine-tuned.
+VGG-19, AlexNet and Inception-v3 are frozen, for perceptual losses and metrics. VGG-16, ResNet-50
+and -101 are as Keras has them; other networks start from their weights.
 
 A feature extractor takes float32 [n, h, w, 1] in [0, 1], repeats the grey channel three times,
 scales it as its weights expect, and puts out float32 features. `weights` says where the weights
@@ -30,7 +30,8 @@ from tfmammo.nn import _tensorflow  # noqa: F401  # imports TensorFlow quietly, 
 
 # isort: split
 import warnings
-from collections.abc import Callable, Sequence
+import zipfile
+from collections.abc import Sequence
 from pathlib import Path
 
 import keras
@@ -38,12 +39,13 @@ import numpy as np
 import tensorflow as tf
 from numpy.typing import NDArray
 
-from tfmammo.errors import ConfigError, WeightsError
+from tfmammo.errors import ConfigError, WeightsError, summarize
 from tfmammo.nn import published
 from tfmammo.nn.published import (
     ALEXNET_WIDTHS,
     VGG19_LAYERS,
     Arrays,
+    Source,
     get_checked,
     list_by_number,
     locate,
@@ -178,18 +180,59 @@ def lpips_heads(weights: str) -> list[NDArray[np.float32]]:
     ]
 
 
-def resnet50(weights: str) -> keras.Model:
-    """Build Keras's ResNet-50 without top, trainable; He et al. (2016).
+def resnet(name: str, weights: str) -> keras.Model:
+    """Build Keras's ResNet without top, trainable; He et al. (2016).
 
     float32 [n, h, w, 3], 255 * image less the mean colour, blue first -> [n, h / 32, w / 32, 2048].
-    `weights` is "imagenet" (94 MB), or the path of Keras's .h5 without top. 23,587,712 parameters.
+
+    Args:
+        name: "resnet50" (23,587,712 parameters) or "resnet101" (42,658,176).
+        weights: "imagenet" (downloaded, 94 or 171 MB), or the path of Keras's .h5 without top.
     """
-    return _load_resnet(keras.applications.ResNet50, "ResNet-50", weights)
+    if Path(weights).suffix == ".npz":
+        raise WeightsError(
+            f"{weights}: {published.NETWORKS[name]} is read from Keras's .h5 without top alone, "
+            f"{Path(published.DOWNLOADS[name][0]).name}"
+        )
+    applications = keras.applications
+    build = applications.ResNet50 if name == "resnet50" else applications.ResNet101
+    network = build(weights=None, include_top=False)
+    _fill(network, name, weights)
+    return network
 
 
-def resnet101(weights: str) -> keras.Model:
-    """Build Keras's ResNet-101 without top, as `resnet50`; 171 MB, 42,658,176 parameters."""
-    return _load_resnet(keras.applications.ResNet101, "ResNet-101", weights)
+def adopt_resnet(network: keras.Model, name: str, weights: str) -> Source:
+    """Give a network's layers the weights of the layers that `resnet` calls alike; name these."""
+    for layer in resnet(name, weights).layers:
+        if layer.weights:
+            network.get_layer(layer.name).set_weights(layer.get_weights())
+    return published.identify(name, weights)
+
+
+def vgg16(weights: str, top: bool = False) -> keras.Model:
+    """Build Keras's VGG-16, trainable; Simonyan and Zisserman (2015).
+
+    float32 [n, h, w, 3], 255 * image less the mean colour, blue first -> [n, h / 32, w / 32, 512].
+
+    Args:
+        weights: "imagenet" (downloaded, 60 MB, or 530 MB with `top`), the path of a file of Keras's
+            (.h5, .weights.h5 or .keras), or of the .npz of a VGG-19: its convolutions of the same
+            names, without top.
+        top: With the fully connected layers "fc1" and "fc2", and "predictions".
+    """
+    path = locate("vgg16 with top" if top else "vgg16", weights) or Path(weights)
+    if path.suffix == ".npz" or not path.is_file():
+        network = keras.applications.VGG16(weights=None, include_top=False)
+        _fill_from_vgg19(network, published.read(path), path)
+        return network
+    # a file with the fully connected layers serves without them too
+    for include_top in (True,) if top else (False, True):
+        network = keras.applications.VGG16(weights=None, include_top=include_top)
+        fault = _load_keras(network, path)
+        if not fault:
+            return network
+    layers = " with its fully connected layers" if top else ""
+    raise WeightsError(f"{path}: contains no weights of Keras's VGG-16{layers} ({fault})")
 
 
 class _ResizeAsIn2015(keras.layers.Layer):
@@ -255,18 +298,6 @@ def _wrap_grey(
     return model
 
 
-def _load_resnet(build: Callable[..., keras.Model], title: str, weights: str) -> keras.Model:
-    name = title.lower().replace("-", "")
-    if Path(weights).suffix == ".npz":
-        raise WeightsError(
-            f"{weights}: {title} is read from Keras's .h5 without top alone, "
-            f"{Path(published.DOWNLOADS[name][0]).name}"
-        )
-    network = build(weights=None, include_top=False)
-    _fill(network, name, weights)
-    return network
-
-
 def _fill(network: keras.Model, name: str, weights: str) -> Arrays:
     """Give a network its weights; return the "input/scale" and "input/offset" of VGG-19's .npz."""
     path = locate(name, weights)
@@ -279,15 +310,37 @@ def _fill(network: keras.Model, name: str, weights: str) -> Arrays:
                 f"{path}: Keras has no AlexNet; tfmammo pretrained convert makes a .npz of "
                 "torchvision's"
             )
-        _load_keras(network, path)
+        if fault := _load_keras(network, path):
+            raise WeightsError(
+                f"{path}: contains no weights of Keras's {network.name} without top ({fault})"
+            )
         return {}
     arrays = published.read(path)
-    for layer in network.layers:
-        if layer.weights:
-            _set_weights(layer, layer.name, arrays, path)
+    _fill_by_name(network, arrays, path)
     if name != "vgg19":
         return {}
     return {key: get_checked(arrays, key, (3,), path) for key in make_torchvision_input()}
+
+
+def _fill_from_vgg19(network: keras.Model, arrays: Arrays, path: Path) -> None:
+    """Give VGG-16 the convolutions of a VGG-19, the first one scaled to VGG-16's own input.
+
+    Where the file has torchvision's weights, the mean colours differ by up to 0.5 of 255.
+    """
+    _fill_by_name(network, arrays, path)
+    scale, offset = (
+        get_checked(arrays, f"input/{part}", (3,), path) for part in ("scale", "offset")
+    )
+    from_blue = np.argsort(-offset / scale)  # KERAS_MEAN rises from blue to red
+    first = network.get_layer(VGG19_LAYERS[0])
+    kernel, bias = first.get_weights()
+    first.set_weights([(kernel * (scale[:, None] / np.float32(255)))[:, :, from_blue], bias])
+
+
+def _fill_by_name(network: keras.Model, arrays: Arrays, path: Path) -> None:
+    for layer in network.layers:
+        if layer.weights:
+            _set_weights(layer, layer.name, arrays, path)
 
 
 def _randomise(network: keras.Model) -> None:
@@ -303,21 +356,17 @@ def _randomise(network: keras.Model) -> None:
             )
 
 
-def _load_keras(network: keras.Model, path: Path) -> None:
+def _load_keras(network: keras.Model, path: Path) -> str:
+    """Read a file of Keras's; return why the network does not have all of its weights, or ""."""
     try:
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always")
             network.load_weights(path)
-        reason = next(
-            (str(warning.message) for warning in caught if warning.category is UserWarning), ""
-        )
-    except (OSError, ValueError, KeyError) as error:
-        reason = str(error)
-    if reason:  # Keras only warns of layers that the file leaves random
-        raise WeightsError(
-            f"{path}: contains no weights of Keras's {network.name} without top "
-            f"({' '.join(reason.split())[:500]})"
-        )
+    except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
+        return summarize(error)[:500]
+    # Keras only warns of layers that the file leaves random
+    messages = (str(one.message) for one in caught if one.category is UserWarning)
+    return " ".join(next(messages, "").split())[:500]
 
 
 def convert_and_print(source: Path, target: Path) -> None:

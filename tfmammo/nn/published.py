@@ -35,6 +35,14 @@ DOWNLOADS = {
         f"{KERAS}/inception_v3/inception_v3_weights_tf_dim_ordering_tf_kernels_notop.h5",
         "bcbd6486424b2319ff4ef7d526e38f63",
     ),
+    "vgg16": (
+        f"{KERAS}/vgg16/vgg16_weights_tf_dim_ordering_tf_kernels_notop.h5",
+        "6d6bbae143d832006294945121d1f1fc",
+    ),
+    "vgg16 with top": (
+        f"{KERAS}/vgg16/vgg16_weights_tf_dim_ordering_tf_kernels.h5",
+        "64373286793e3c8b2b4e3219cbf3544b",
+    ),
     "resnet50": (
         f"{KERAS}/resnet/resnet50_weights_tf_dim_ordering_tf_kernels_notop.h5",
         "4d473c1dd8becc155b73f8504c6f6626",
@@ -58,6 +66,10 @@ NETWORKS = {
     "vgg19": "VGG-19",
     "LPIPS heads": "heads",
     "inception": "Inception-v3",
+    "vgg16": "VGG-16",
+    "vgg16 with top": "VGG-16",
+    "resnet50": "ResNet-50",
+    "resnet101": "ResNet-101",
 }
 # SHA-256 of published weights, see `compute_digest`. The original of torchvision's VGG-19 was not
 # at hand, so a vgg19.npz is not checked.
@@ -115,16 +127,16 @@ def find(name: str) -> Path | None:
 
 
 def identify(name: str, weights: str) -> Source:
-    """Tell which weights a feature extractor, a key of FILES, would have.
+    """Tell which weights a network, a key of NETWORKS, would have.
 
-    The SHA-256 is that of the arrays, or that of the file where it is Keras's .h5.
+    The SHA-256 is that of the arrays, or that of the file where it is Keras's.
     """
     path = locate(name, weights)
     network = NETWORKS[name]
     if path is None:
         return Source("heads of 1" if name == "LPIPS heads" else f"random {network}", "")
-    if path.suffix == ".h5" and path.is_file():
-        return Source(f"Keras's {network}", hashlib.sha256(path.read_bytes()).hexdigest())
+    if path.suffix in (".h5", ".keras") and path.is_file():
+        return Source(f"Keras's {network}", filesystem.sha256(path))
     digest = compute_digest(read(path))
     return Source(TITLES.get(digest, f"{network} of unknown origin"), digest)
 
@@ -200,7 +212,7 @@ def _download(name: str) -> Path:
             f"elsewhere{conversion} and give the file's path as these weights, or none for "
             "random ones"
         ) from None
-    if len(digest) < 32 and not hashlib.sha256(path.read_bytes()).hexdigest().startswith(digest):
+    if len(digest) < 32 and not filesystem.sha256(path).startswith(digest):
         raise WeightsError(
             f"{path}: is not the published file, its SHA-256 does not begin with {digest}; delete "
             "it to download it again"

@@ -48,7 +48,7 @@ class _Function(BaseModel):
 
 
 class _Pretrained(BaseModel):
-    """A frozen network of somebody else's weights, see published.Source."""
+    """Published weights, see networks.Trainable.pretrained and published.Source."""
 
     title: str
     sha256: str
@@ -131,7 +131,7 @@ def format_card(card: Mapping[str, Any]) -> str:
         lines.append(f"- On held-out patches: {values}")
     for name, source in card.get("pretrained", {}).items():
         digest = f", SHA-256 {source['sha256']}" if source["sha256"] else ""
-        lines.append(f"- `{name}`, which the loss looks through: {source['title']}{digest}")
+        lines.append(f"- Initial weights of `{name}`: {source['title']}{digest}")
     for name, function in card["functions"].items():
         sides = (
             ", ".join(f"{key} {tensor['shape'][1:]}" for key, tensor in function[side].items())
