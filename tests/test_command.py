@@ -156,7 +156,8 @@ def test_configs_are_listed_shown_and_copied_once(capsys, repository, tmp_path):
 @pytest.mark.parametrize("name", shipped.list_configs())
 def test_every_shipped_config_is_of_the_class_that_its_command_reads(name):
     run = shipped.read_command(name).replace(f" --config configs/{name}.yaml", "")
-    config.parse(find_schema(run), name)
+    schema = find_schema(run)
+    assert isinstance(config.parse(schema, name), schema)
 
 
 @pytest.mark.parametrize(

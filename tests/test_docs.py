@@ -356,7 +356,6 @@ def test_the_docs_cite_every_paper_and_so_does_the_citation_file():
             assert reference["doi"] in entry and f"doi.org/{reference['doi']}" in text("README.md")
 
 
-@pytest.mark.slow
 def test_the_readme_is_short():
     lines = text("README.md").splitlines()
     assert len(lines) <= 120 and max(map(len, lines)) <= 120

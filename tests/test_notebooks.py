@@ -13,7 +13,7 @@ NOTEBOOKS = sorted((REPOSITORY / "docs" / "notebooks").glob("*.ipynb"))
 
 
 # What the main cells of each notebook leave behind.
-def check_compare_segmenters(names):
+def assert_compare_segmenters(names):
     means, apart = names["tables"][:2]
     models = ["can", "unet", "segnet"]
     assert [line[0] for line in means.body] == [*models, "whole patch", "centred disc"]
@@ -25,7 +25,7 @@ def check_compare_segmenters(names):
     assert all(names["rows"][name].shape == shape for name in models)
 
 
-def check_first_steps(names):
+def assert_first_steps(names):
     assert not {*names["train"].patient_ids} & {*names["held_out"].patient_ids}
     before, after = names["normal"].pixels()[..., 0], names["edit"].pixels()[..., 0]
     mask = names["edit"].mask
@@ -38,7 +38,7 @@ def check_first_steps(names):
     assert names["scores"]["dice"].shape == (len(held_out),)
 
 
-def check_own_data(names):
+def assert_own_data(names):
     assert len(names["archive"]) == 24
     (reason,) = names["skipped"].reasons.values()
     assert "without a patient" in reason
@@ -50,9 +50,9 @@ def check_own_data(names):
 
 
 CHECKS = {
-    "compare_segmenters": check_compare_segmenters,
-    "first_steps": check_first_steps,
-    "own_data": check_own_data,
+    "compare_segmenters": assert_compare_segmenters,
+    "first_steps": assert_first_steps,
+    "own_data": assert_own_data,
 }
 
 

@@ -175,7 +175,9 @@ def test_every_epoch_is_a_permutation_of_what_loading_gives(
 
 
 def test_only_the_wanted_records_come(records):
-    draw_epochs(records(12, 3).take([11, 1, 2, 0]), 4, 2)
+    data = records(12, 3).take([11, 1, 2, 0])
+    assert data.load().ids.tolist() == ["11#0", "1#0", "2#0", "0#0"]
+    draw_epochs(data, 4, 2)
 
 
 def test_streams_mix_the_shards(records):

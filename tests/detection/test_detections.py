@@ -327,7 +327,7 @@ SQUARES = [
 ]
 
 
-def check_squares(found, laterality="L"):
+def assert_squares(found, laterality="L"):
     """Check that each square was found once, with its left half, or its mirror image."""
     assert len(found) == len(SQUARES) and (np.diff(found.scores) <= 0).all()
     np.testing.assert_allclose(sorted(found.boxes.tolist()), sorted(SQUARES), rtol=0, atol=1e-3)
@@ -357,7 +357,7 @@ def test_lesions_in_tiles_and_across_their_borders_are_found_once(tmp_path, imag
         return function(**inputs)
 
     detector._function = watched
-    check_squares(detector.predict(make_image()))
+    assert_squares(detector.predict(make_image()))
     # of 2^20 px, in tiles of 512 x 384
     assert max(shape[0] for shape in shapes) == (images or 5)
     assert {tuple(shape[1:]) for shape in shapes} == {(512, 384, 3)}
@@ -371,7 +371,7 @@ def test_tiles_of_a_mirrored_mammogram_at_another_resolution(laterality, tmp_pat
     data["preprocess"] = {"flip_right": True, "spacing": 0.2}
     detector = Detector.load(ours(tmp_path, save_squares, **data))
     image = make_image(laterality=laterality, spacing=(0.1, 0.1))
-    check_squares(detector.predict(image), laterality)
+    assert_squares(detector.predict(image), laterality)
 
 
 def test_a_mammogram_of_one_tile_is_as_without_tiles(tmp_path):

@@ -135,7 +135,7 @@ def test_a_patch_is_made_as_in_training(load, frame, preprocess):
     """If the detected box is the lesion's, the patch is that of a training run, bit for bit."""
     record = mammogram(laterality="R", spacing=(0.1, 0.1))
     data = {"frame": frame, "preprocess": PreprocessConfig(**preprocess), "percentiles": (1, 99)}
-    check_input(load([BOX], data=data), record)
+    assert_input(load([BOX], data=data), record)
 
 
 @pytest.mark.parametrize(
@@ -148,11 +148,11 @@ def test_a_patch_is_made_as_in_training(load, frame, preprocess):
 )
 def test_a_fixed_window_and_a_padded_square_are_taken_over(load, data, mask):
     lesion = MaskedLesion("mass", partial(np.copy, mask))
-    finding = check_input(load([lesion.box], data=data), replace(mammogram(), lesions=(lesion,)))
+    finding = assert_input(load([lesion.box], data=data), replace(mammogram(), lesions=(lesion,)))
     assert dice(mask_of(finding), ellipse()) > 0.95
 
 
-def check_input(pipeline, record):
+def assert_input(pipeline, record):
     pipeline.segmenter, inputs = heard(pipeline.segmenter)
     (finding,) = pipeline.predict(record).findings
     patches = make_patches([record], pipeline.data, Skipped())
