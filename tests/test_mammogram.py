@@ -186,31 +186,6 @@ def test_the_largest_part_of_a_region_by_hand():
     assert not keep_largest(np.zeros((3, 3), np.uint8)).any()
 
 
-def spell(number: int) -> list[str]:
-    """The ways in which pandas, Excel and people write one whole number."""
-    digits = str(number)
-    exponent = len(digits) - 1
-    full_width = "".join(chr(ord(digit) + 0xFEE0) for digit in digits)
-    scientific = f"{digits[0]}.{digits[1:]}"
-    spellings = [
-        digits,
-        f"{number:020d}",
-        f"{digits}.0",
-        f"{digits}.",
-        f"{digits},00",
-        f"+{digits}",
-    ]
-    spellings += [f" {digits}\t", f"\u200b{digits}", full_width]
-    return [*spellings, f"{scientific}E+{exponent:02d}", f"{scientific}e{exponent}"]
-
-
-def test_one_number_is_one_patient_and_two_are_two():
-    numbers = (0, 1, 7, 10, 12, 100, 120, 4711, 10**6, 123456789012, 10**12)
-    found = [{hash_patient("folder", text) for text in spell(number)} for number in numbers]
-    assert all(len(pseudonyms) == 1 for pseudonyms in found)
-    assert len(set.union(*found)) == len(numbers)
-
-
 @pytest.mark.parametrize(
     "names", [("12e4", "120000"), ("1.10", "1.1"), ("12.5", "12"), ("-12", "12"), ("P012", "P12")]
 )
