@@ -19,14 +19,10 @@ from tests.archives.tools import (
 )
 from tests.small_mammograms import COLS, ROWS, SQUARE, make_mammogram, ramp
 from tfmammo import archives
-from tfmammo.archives import ARCHIVES, phantom, read_mammograms
-from tfmammo.config import DataConfig
-from tfmammo.data.sampling import is_normal, select_lesions
+from tfmammo.archives import ARCHIVES
+from tfmammo.data.sampling import is_normal
 from tfmammo.errors import ArchiveError
 from tfmammo.mammogram import Lesion, Skipped
-
-LOCATED = ("cbis_ddsm", "cdd_cesm", "ddsm", "embed", "folder", "mini_mias", "optimam")
-OF = {"malignant": 0, "benign": 2}  # mammograms of the phantom with one mass of that pathology
 
 
 def read(name, root):
@@ -168,20 +164,6 @@ def test_a_missing_or_damaged_table_is_named(name, table, content, tmp_path):
         path.write_bytes(content)
     with pytest.raises(ArchiveError, match=f"(?i){table}"):
         read(name, tmp_path)
-
-
-@pytest.mark.parametrize("name", LOCATED)
-def test_lesions_are_selected_by_their_pathology(tmp_path, name):
-    written = [phantom.read(count=3)[place] for place in OF.values()]
-    write_archive(name, written, tmp_path)
-    config = DataConfig(name=name, root=tmp_path)
-    mammograms = read_mammograms(config, Skipped())
-    for source, wanted in zip(written, OF, strict=True):
-        only = config.model_copy(update={"pathologies": (wanted,)})
-        (lesion,) = (it for m in mammograms for it in select_lesions(m, only).values())
-        if name not in ("embed", "optimam", "mini_mias"):  # which have boxes and circles
-            areas = [one.mask(source.rows, source.cols).sum() for one in (lesion, *source.lesions)]
-            assert areas[0] == pytest.approx(areas[1], rel=0.02)
 
 
 @pytest.mark.parametrize("name", ["inbreast", "vindr"])  # their names or tables give the laterality
