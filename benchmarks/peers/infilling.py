@@ -18,7 +18,6 @@ from torch.nn.functional import avg_pool2d, interpolate, max_pool2d, relu
 
 BLOCKS = (2, 2, 4, 4, 2)  # VGG-19's convolutions up to conv5_2
 TAPS = {"blocks": (1, 3, 5, 9, 13), "first": (0, 1, 2, 3, 4)}
-CHEN_KOLTUN = (1.0, 1 / 2.6, 1 / 4.8, 1 / 3.7, 1 / 5.6, 10 / 1.5)
 # torchvision's, which go with random weights too
 MEAN = (0.485, 0.456, 0.406)
 DEVIATION = (0.229, 0.224, 0.225)
@@ -123,7 +122,6 @@ class Model(Trained):
             config["discriminator_strided"], config["discriminator_filters"], channels + 1
         )
         self.feature_extractor = FeatureExtractor(TAPS[config["feature_layers"]])
-        self.factors = CHEN_KOLTUN if config["feature_weights"] == "chen_koltun" else (1.0,) * 6
         self.weight = config["lambda_fm"]
         networks = {"generator": self.generator, "discriminator": self.discriminator}
         super().__init__(config, precision, fused, **networks)
@@ -155,8 +153,8 @@ class Model(Trained):
             real = self.discriminator(label, 2 * image - 1)
             fake = self.discriminator(label, fake_image)
             fake_features = self.feature_extractor(fake_image * 0.5 + 0.5)
-        terms = zip(self.factors, real_features, fake_features, strict=True)
-        matching = sum(factor * (r - f).abs().mean() for factor, r, f in terms)
+        pairs = zip(real_features, fake_features, strict=True)
+        matching = sum((r - f).abs().mean() for r, f in pairs)
         return {
             "generator": -log_mean(fake) + self.weight * matching,
             "discriminator": -(log_mean(real) + log_mean(-fake)),

@@ -73,7 +73,6 @@ WRONG_CONFIGS = [
     ("mask_gan", {"momentum": 1}),
     ("infilling", {"margin": 256}),
     ("infilling", {"margin": {"dilation": 0}}),
-    ("infilling", {"feature_weights": "chen_koltun", "feature_layers": "first"}),
     ("flow", {"widths": (8, 12)}),
     ("flow", {"attention_levels": 5}),
     ("flow", {"guidance": 2}),

@@ -26,8 +26,7 @@ Deviations and what the paper leaves open:
 - Adam is printed with beta_1 = 0.9 and beta_2 = 0.5, most likely swapped: (0.5, 0.9) here.
 - VGG-19's layers: `feature_layers: blocks` are conv1_2, 2_2, 3_2, 4_2 and 5_2 after their ReLUs, as
   in Chen and Koltun's refinement network. `first` are the first five convolutions, which is what
-  the text says word for word. `feature_weights: elements` is lambda_l = 1 / number of elements;
-  `chen_koltun` multiplies these by their 1, 1/2.6, 1/4.8, 1/3.7, 1/5.6, 10/1.5.
+  the text says word for word. lambda_l is 1 / number of elements.
 - VGG-19 sees [0, 255] or standardised intensities, depending on the file of weights. Its feature
   maps are divided by that factor. All six terms are then on the scale of images in [0, 1], and
   lambda means the same with either. The card names the file's weights by their SHA-256.
@@ -62,7 +61,7 @@ from typing import Annotated, Literal
 import keras
 import numpy as np
 import tensorflow as tf
-from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt, model_validator
+from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt
 
 from tfmammo.config import FIXED, Frozen, Width
 from tfmammo.errors import name_key
@@ -88,7 +87,6 @@ FEATURE_LAYERS = {
     "blocks": ("block1_conv2", "block2_conv2", "block3_conv2", "block4_conv2", "block5_conv2"),
     "first": ("block1_conv1", "block1_conv2", "block2_conv1", "block2_conv2", "block3_conv1"),
 }
-CHEN_KOLTUN = (1.0, 1 / 2.6, 1 / 4.8, 1 / 3.7, 1 / 5.6, 10 / 1.5)
 
 
 class InfillingConfig(Frozen):
@@ -104,8 +102,6 @@ class InfillingConfig(Frozen):
     """Weight of L_fm, the paper's lambda."""
     feature_layers: Literal["blocks", "first"] = "blocks"
     """Layers of VGG-19 in L_fm."""
-    feature_weights: Literal["elements", "chen_koltun"] = "elements"
-    """Weights of the terms of L_fm, the paper's lambda_l."""
     weights: str = "imagenet"
     """VGG-19's weights: "imagenet" (downloaded by Keras), a file's path, or "none", random ones."""
     learning_rate: PositiveFloat = 2e-4
@@ -136,27 +132,17 @@ class InfillingConfig(Frozen):
         """Channels of the tri-label."""
         return 2 if self.margin is None else 3
 
-    @model_validator(mode="after")
-    def _weights_fit(self) -> InfillingConfig:
-        if self.feature_weights == "chen_koltun" and self.feature_layers != "blocks":
-            raise ValueError("feature_weights chen_koltun are of feature_layers blocks")
-        return self
 
-
-def feature_matching(
-    real: Sequence[tf.Tensor], fake: Sequence[tf.Tensor], weights: Sequence[float] | None = None
-) -> tf.Tensor:
+def feature_matching(real: Sequence[tf.Tensor], fake: Sequence[tf.Tensor]) -> tf.Tensor:
     """Compute L_fm, Eq. (4): the sum over layers of mean |phi_l(R) - phi_l(G(x))|, float32.
 
-    The mean is ||.||_1 times 1 / number of elements.
+    The mean is ||.||_1 times lambda_l = 1 / number of elements.
 
     Args:
         real: phi_l(R), floating [n, rows, cols, channels] each, the image first.
         fake: phi_l(G(x)), of the same shapes.
-        weights: Factors of the terms, by default 1.
     """
-    factors = weights or [1.0] * len(real)
-    return tf.add_n([factor * l1(r, f) for factor, r, f in zip(factors, real, fake, strict=True)])
+    return tf.add_n([l1(r, f) for r, f in zip(real, fake, strict=True)])
 
 
 class CRN(Network):
@@ -282,13 +268,12 @@ class Infilling(Trainable):
         label = self.label(batch, count_batches(self.optimizers["generator"])) * 2 - 1  # x
         real_image = image * 2 - 1  # R
         real_features = self.features(image)  # phi_l(R)
-        term_weights = CHEN_KOLTUN if config.feature_weights == "chen_koltun" else None
         with tf.GradientTape(persistent=True) as tape:
             fake_image = self.generator(label, training=True)  # G(x)
             real = self.discriminate(label, real_image)  # D(x, R)
             fake = self.discriminate(label, fake_image)  # D(x, G(x))
             fake_features = self.features(fake_image * 0.5 + 0.5)  # phi_l(G(x))
-            matching = feature_matching(real_features, fake_features, term_weights)  # L_fm
+            matching = feature_matching(real_features, fake_features)  # L_fm
             adversarial = deceive(fake, config.adversarial, config.average)
             losses = {
                 "generator": adversarial + config.lambda_fm * matching,
