@@ -26,7 +26,10 @@ def randomise(network, seed=0):
 )
 def test_discriminator_receptive_field_and_output(strided, field, side):
     network = PatchDiscriminator(2, strided, filters=2)
-    assert network.receptive_field == field
+    seen = 1  # px that one logit sees
+    for layer in reversed([*network.convolutions, network.head]):
+        seen = (seen - 1) * layer.strides[0] + layer.kernel_size[0]
+    assert seen == field
     logits = network(noise(1, 256, 256, 2))
     assert logits.shape == (1, side, side, 1) and logits.dtype == tf.float32
     widths = [2, 4, 8, 16, 16, 16]  # doubled up to eight times

@@ -19,10 +19,11 @@ import tensorflow as tf
 from pydantic import Field, model_validator
 
 from tfmammo.baselines import vgg16
-from tfmammo.baselines.segmenter import Segmenter, check_size
+from tfmammo.baselines.segmenter import Segmenter
 from tfmammo.config import FIXED, Width
 from tfmammo.nn.convolutions import Convolution
 from tfmammo.nn.layers import Dropout
+from tfmammo.nn.networks import halve
 
 FC_WIDTH = 4096
 
@@ -74,7 +75,7 @@ def build_network(config: FCN8sConfig, size: int) -> keras.Model:
     Source:
         Figure 3 and section 4.
     """
-    check_size(size, 32)
+    halve("widths", size, len(config.widths))
     image = keras.Input((size, size, 1), name="image")
     features = keras.layers.Concatenate(dtype="float32")([image] * 3)
     features = vgg16.normalize(3, config.pretrained)(features)

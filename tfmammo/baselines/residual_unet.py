@@ -35,10 +35,11 @@ import keras
 import tensorflow as tf
 from pydantic import Field, PositiveInt, model_validator
 
-from tfmammo.baselines.segmenter import Segmenter, SegmenterConfig, check_size, cross_entropy
+from tfmammo.baselines.segmenter import Segmenter, SegmenterConfig, cross_entropy
 from tfmammo.config import FIXED, Width
 from tfmammo.nn.convolutions import Convolution, TransposedConvolution
 from tfmammo.nn.losses import dice_loss
+from tfmammo.nn.networks import halve
 from tfmammo.nn.normalization import SampleNormalization
 
 SLOPE = 0.01  # of LeakyReLU below 0
@@ -113,7 +114,7 @@ def build_network(size: int, widths: tuple[int, ...], blocks: tuple[int, ...]) -
     Source:
         nnU-Net's ResidualEncoderUNet and its plan ("nnUNetResEncUNetMPlans").
     """
-    check_size(size, 2 ** (len(widths) - 1))
+    halve("widths", size, len(widths) - 1)
     image = keras.Input((size, size, 1), name="image")
     features = keras.layers.Rescaling(2.0, -1.0, dtype="float32")(image)
     features = _activate(_convolve(features, widths[0]))

@@ -9,7 +9,6 @@ import tensorflow as tf
 from pydantic import Field, PositiveFloat
 
 from tfmammo.config import Frozen
-from tfmammo.errors import ConfigError
 from tfmammo.nn.networks import Trainable, export_function
 from tfmammo.nn.optimization import build_adam, minimize
 
@@ -68,11 +67,3 @@ class Segmenter(Trainable):
 def cross_entropy(mask: tf.Tensor, logits: tf.Tensor) -> tf.Tensor:
     """Compute the binary cross-entropy of all pixels of a mask of 0 and 1, float32 scalar."""
     return tf.reduce_mean(tf.nn.sigmoid_cross_entropy_with_logits(mask, logits))
-
-
-def check_size(size: int, stride: int) -> None:
-    """Check that a patch's size is a multiple of the network's stride, both in px."""
-    if size <= 0 or size % stride:
-        raise ConfigError(
-            f"data.size: {size} px is not a multiple of {stride}, which this network needs"
-        )

@@ -21,8 +21,9 @@ import keras
 import tensorflow as tf
 
 from tfmammo.baselines import vgg16
-from tfmammo.baselines.segmenter import Segmenter, check_size
+from tfmammo.baselines.segmenter import Segmenter
 from tfmammo.nn.convolutions import Convolution
+from tfmammo.nn.networks import halve
 from tfmammo.nn.normalization import SampleNormalization
 
 
@@ -57,7 +58,7 @@ def build_network(
     Source:
         Figure 2 and section 3.
     """
-    check_size(size, 32)
+    halve("widths", size, len(widths))
     image = keras.Input((size, size, channels), name="image")
     features = vgg16.normalize(channels, pretrained)(image)
     indices = []

@@ -15,9 +15,9 @@ from typing import Annotated
 import keras
 from pydantic import Field
 
-from tfmammo.baselines.segmenter import Segmenter, SegmenterConfig, check_size
+from tfmammo.baselines.segmenter import Segmenter, SegmenterConfig
 from tfmammo.config import Width
-from tfmammo.nn.networks import unet_features
+from tfmammo.nn.networks import halve, unet_features
 
 
 class UNetConfig(SegmenterConfig):
@@ -53,7 +53,7 @@ def build_network(size: int, widths: tuple[int, ...], dropout: float) -> keras.M
     Source:
         Figure 1 and section 2.
     """
-    check_size(size, 2 ** (len(widths) - 1))
+    halve("widths", size, len(widths) - 1)
     image = keras.Input((size, size, 1), name="image")
     features = keras.layers.Rescaling(2.0, -1.0, dtype="float32")(image)
     features = unet_features(features, widths, dropout)

@@ -27,7 +27,7 @@ import keras
 import tensorflow as tf
 
 from tfmammo.nn.dcgan import DCGANConfig, dcgan_discriminator, dcgan_generator
-from tfmammo.nn.layers import draw_latent_noise, draw_uniform
+from tfmammo.nn.layers import draw_latent_noise, sample_latent_noise
 from tfmammo.nn.losses import log_fake, log_real
 from tfmammo.nn.networks import Trainable, export_function
 from tfmammo.nn.optimization import build_adam, count_batches, minimize_each
@@ -124,8 +124,8 @@ class VanillaGAN(Trainable):
 
     def sample(self, batch: dict[str, tf.Tensor]) -> dict[str, tf.Tensor]:
         """Draw panels for the image grid: a patch of fixed noise, the mean mask, a real patch."""
-        noise = draw_uniform([len(batch["image"]), self.config.z], [0, 0], -1.0, 1.0)
-        generated = self.generate(noise)
+        noise = sample_latent_noise(len(batch["image"]), self.config.z)
+        generated = self.generate(tf.constant(noise))
         return {
             "synthetic": generated["image"],
             "mean mask": generated["mask"],

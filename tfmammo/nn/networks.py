@@ -29,7 +29,7 @@ PIX2PIX_FILTERS = (64, 128, 256, 512, 512, 512, 512, 512)
 
 
 def normal(deviation: float = 0.02) -> keras.initializers.Initializer:
-    """Return Pix2Pix's initial weights: N(0, 0.02), a fresh seed for every layer."""
+    """Return initial weights N(0, deviation), Pix2Pix's by default, a fresh seed for each layer."""
     return keras.initializers.RandomNormal(0.0, deviation)
 
 
@@ -236,7 +236,7 @@ class TexturedUNet(Network):
 
 
 class PatchDiscriminator(Network):
-    """The patch discriminator of Pix2Pix: one logit for every patch of `receptive_field` px.
+    """The patch discriminator of Pix2Pix: one logit for each of many overlapping patches.
 
     conv(k4, s2, bias), LeakyReLU; then strided and one unstrided conv(k4), normalisation,
     LeakyReLU; then conv(k4, s1, bias) to one channel; padding 1 everywhere; filters double up to
@@ -274,12 +274,9 @@ class PatchDiscriminator(Network):
         self.norms = [norm() if i else None for i in range(strided + 1)]
         self.head = _valid_convolution(1, 1, bias=True)
         self.to_float32 = keras.layers.Activation("linear", dtype="float32")
-        self.receptive_field = 1  # kernels are of 4 px
         side = size
         for stride in [*strides, 1]:
             side = (side + 2 - 4) // stride + 1
-        for stride in reversed([*strides, 1]):
-            self.receptive_field = (self.receptive_field - 1) * stride + 4
         if side < 1:
             raise ConfigError(
                 f"model.discriminator_strided: {strided} leaves nothing of patches of {size} px"
@@ -310,7 +307,6 @@ class MultiScaleDiscriminator(Network):
     ) -> None:
         super().__init__(name=name)
         self.scales = [PatchDiscriminator(channels, count, filters, size) for count in strided]
-        self.receptive_field = max(scale.receptive_field for scale in self.scales)
         self(keras.Input((size, size, channels), batch_size=1))
 
     def call(self, x: tf.Tensor, training: bool = False) -> tf.Tensor:
