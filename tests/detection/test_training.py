@@ -1,5 +1,6 @@
 """What all detectors share: configs, refusals, schedules, validation, exports."""
 
+import hashlib
 import json
 import sys
 from pathlib import Path
@@ -25,6 +26,7 @@ from tfmammo.detection.saved_models import (
 from tfmammo.detection.ssd import SSDConfig
 from tfmammo.detection.training import (
     check_unused_size,
+    identify_checkpoint,
     learning_rate,
     read_training_patients,
     validate,
@@ -113,6 +115,18 @@ def test_the_learning_rate_rises_stays_or_falls(warmup, decay, steps, rates):
     found = [float(schedule(step)) for step in steps]
     np.testing.assert_allclose(found, rates, rtol=1e-5, atol=1e-9)
     assert learning_rate(0.2) == 0.2
+
+
+def test_a_checkpoint_is_named_by_the_content_of_its_files(tmp_path):
+    prefix = tf.train.Checkpoint(weight=tf.Variable(1.0)).write(str(tmp_path / "ckpt[0]"))
+    tf.train.Checkpoint(weight=tf.Variable(2.0)).write(str(tmp_path / "ckpt[0]1"))
+    content = b"".join(
+        (tmp_path / f"ckpt[0].{end}").read_bytes() for end in ("data-00000-of-00001", "index")
+    )
+    expected = ("checkpoint ckpt[0]", hashlib.sha256(content).hexdigest())
+    assert identify_checkpoint(Path(prefix)) == expected
+    with pytest.raises(DetectionError, match="neither a checkpoint nor a folder"):
+        identify_checkpoint(tmp_path)
 
 
 def test_patients_behind_a_checkpoint_are_seen(tmp_path, monkeypatch):

@@ -78,6 +78,7 @@ from tfmammo.detection.training import (
     check_split,
     check_training,
     draw_panels,
+    identify_checkpoint,
     image_shape,
     import_quietly,
     learning_rate,
@@ -303,6 +304,8 @@ class MaskRCNN:
         elif self.config.checkpoint:
             without_heads = {name: parts[name] for name in ("backbone", "decoder", "rpn_head")}
             restore_checkpoint(self.config.checkpoint, without_heads, differences)
+        if self.config.checkpoint:  # which a later stage comes from too
+            self.pretrained = {"detector": identify_checkpoint(self.config.checkpoint)}
         # before anything is frozen: then all stages have their variables in one order
         network = Network(self.model)
         _freeze(self.model.backbone, stage, self.config.frozen_norm)

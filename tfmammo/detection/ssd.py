@@ -64,6 +64,7 @@ from tfmammo.detection.training import (
     check_split,
     check_training,
     draw_panels,
+    identify_checkpoint,
     image_shape,
     import_quietly,
     learning_rate,
@@ -247,6 +248,7 @@ class SSD:
         if self.config.checkpoint:
             parts = self.detector.restore_from_objects("detection")
             restore_checkpoint(self.config.checkpoint, parts, "backbone, depth or pyramid")
+            self.pretrained = {"detector": identify_checkpoint(self.config.checkpoint)}
         network = Network(self.detector)
         self.networks: dict[str, Any] = {"detector": network}
         rate = learning_rate(self.config.learning_rate, self.config.warmup, self.config.decay)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import glob
+import hashlib
 import logging
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -18,6 +20,7 @@ from tfmammo.data.patches import Patches
 from tfmammo.errors import DetectionError
 from tfmammo.metrics.boxes import Matches, match_kinds
 from tfmammo.metrics.detection import froc
+from tfmammo.nn.published import Source
 from tfmammo.tracking.export import CARD, get_training_patients, read_card
 
 BATCH = 8  # mammograms at once in validation
@@ -126,17 +129,31 @@ def restore_checkpoint(checkpoint: Path, parts: Mapping[str, Any], differences: 
         parts: Trackable objects by their names in the checkpoint.
         differences: In what a checkpoint that does not fit may differ, for the message.
     """
-    prefix = tf.train.latest_checkpoint(str(checkpoint)) if checkpoint.is_dir() else str(checkpoint)
-    if prefix is None or not tf.io.gfile.glob(f"{prefix}.index"):
-        raise DetectionError(
-            f"model.checkpoint: {checkpoint} is neither a checkpoint nor a folder with one"
-        )
+    prefix = _find_prefix(checkpoint)
     try:
         tf.train.Checkpoint(**parts).read(prefix).expect_partial().assert_existing_objects_matched()
     except (AssertionError, ValueError, tf.errors.OpError):
         raise DetectionError(
             f"model.checkpoint: {checkpoint} is damaged, or of another {differences}"
         ) from None
+
+
+def identify_checkpoint(checkpoint: Path) -> Source:
+    """Tell which checkpoint this is by the SHA-256 of its files, one after the other by name."""
+    prefix = Path(_find_prefix(checkpoint))
+    digest = hashlib.sha256()
+    for path in sorted(prefix.parent.glob(f"{glob.escape(prefix.name)}.*")):
+        digest.update(path.read_bytes())
+    return Source(f"checkpoint {prefix.name}", digest.hexdigest())
+
+
+def _find_prefix(checkpoint: Path) -> str:
+    prefix = tf.train.latest_checkpoint(str(checkpoint)) if checkpoint.is_dir() else str(checkpoint)
+    if prefix is None or not Path(f"{prefix}.index").is_file():
+        raise DetectionError(
+            f"model.checkpoint: {checkpoint} is neither a checkpoint nor a folder with one"
+        )
+    return prefix
 
 
 def draw_panels(
