@@ -77,7 +77,7 @@ from tfmammo.detection.training import (
 from tfmammo.errors import DetectionError
 from tfmammo.nn.convolutions import Convolution, Dense
 from tfmammo.nn.layers import draw_uniform, step_seed
-from tfmammo.nn.networks import resnet_stages
+from tfmammo.nn.networks import normal, resnet_stages
 from tfmammo.nn.optimization import build_adam, count_batches, minimize
 from tfmammo.nn.pretrained import adopt_resnet
 from tfmammo.tracking.export import SIGNATURE
@@ -393,14 +393,14 @@ def build_backbone(config: LightHeadRCNNConfig, shape: tuple[int, int]) -> keras
         3,
         padding="same",
         activation="relu",
-        kernel_initializer=_normal(0.01),
+        kernel_initializer=normal(0.01),
         name="rpn",
     )(c4)
     objectness = layers.Conv2D(
-        per_cell, 1, kernel_initializer=_normal(0.01), dtype="float32", name="rpn_objectness"
+        per_cell, 1, kernel_initializer=normal(0.01), dtype="float32", name="rpn_objectness"
     )(x)
     deltas = layers.Conv2D(
-        4 * per_cell, 1, kernel_initializer=_normal(0.01), dtype="float32", name="rpn_deltas"
+        4 * per_cell, 1, kernel_initializer=normal(0.01), dtype="float32", name="rpn_deltas"
     )(x)
     maps = large_separable(c5, config.kernel, config.middle, config.bins**2 * config.channels)
     objectness = layers.Reshape((-1,), dtype="float32")(objectness)
@@ -416,10 +416,10 @@ def build_head(config: LightHeadRCNNConfig, classes: int) -> keras.Model:
     pooled = keras.Input((config.bins**2 * config.channels,), dtype="float32", name="pooled")
     x = Dense(config.units, "relu", name="hidden")(pooled)
     logits = keras.layers.Dense(
-        1 + classes, kernel_initializer=_normal(0.01), dtype="float32", name="logits"
+        1 + classes, kernel_initializer=normal(0.01), dtype="float32", name="logits"
     )(x)
     deltas = keras.layers.Dense(
-        4 * classes, kernel_initializer=_normal(0.001), dtype="float32", name="deltas"
+        4 * classes, kernel_initializer=normal(0.001), dtype="float32", name="deltas"
     )(x)
     return keras.Model(pooled, [logits, deltas], name="head")
 
@@ -483,7 +483,3 @@ def _mean(losses: tf.Tensor, included: tf.Tensor, counted: tf.Tensor) -> tf.Tens
     """Divide the sum where `included` is true by the number of places where `counted` is."""
     total = tf.reduce_sum(tf.where(included, losses, 0.0))
     return total / tf.maximum(tf.reduce_sum(tf.cast(counted, tf.float32)), 1.0)
-
-
-def _normal(deviation: float) -> keras.initializers.Initializer:
-    return keras.initializers.RandomNormal(stddev=deviation)

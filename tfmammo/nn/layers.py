@@ -1,4 +1,4 @@
-"""Layers, and functions of patches and of noise, that two or more models use identically."""
+"""Layers, and functions of patches, labels and noise, that models use."""
 
 from __future__ import annotations
 
@@ -211,11 +211,8 @@ def upsample(x: tf.Tensor) -> tf.Tensor:
 def part_by_label(values: tf.Tensor, labels: tf.Tensor, expected: Sequence[int]) -> list[tf.Tensor]:
     """Part a batch that has each of the `expected` labels, ascending, equally often.
 
-    The parts come in the order of the labels, each in that of the batch; XLA knows their sizes.
-
-    Raises:
-        ConfigError: The batch can't be shared by so many labels.
-        InvalidArgumentError: The labels are others; XLA does not check them.
+    The parts come in the order of the labels, each in that of the batch; XLA knows their sizes, and
+    does not check the labels.
     """
     share, rest = divmod(values.shape[0], len(expected))
     if rest:
