@@ -14,8 +14,9 @@ from tfmammo.errors import ConfigError, DataError
 from tfmammo.evaluation import froc
 from tfmammo.metrics.detection import ALL_DETECTIONS
 from tfmammo.metrics.significance import holm
-from tfmammo.studies import detection, detection_report
+from tfmammo.studies import detection_report
 from tfmammo.studies.detection import Arm, Command, Method, StudyConfig, list_arms, plan_steps
+from tfmammo.studies.systems import check_steps
 
 OUT = Path("out")
 ROOT = Path("repo")
@@ -120,10 +121,10 @@ def test_the_repositorys_studies_are_the_papers(repository, name):
 )
 def test_what_a_command_would_refuse_hours_later_is_refused_at_once(repository, override, said):
     file = repository / "configs/study_infilling.yaml"
-    detection.check_steps(plan_steps(configuration.parse(StudyConfig, file), OUT, repository, "p"))
+    check_steps(plan_steps(configuration.parse(StudyConfig, file), OUT, repository, "p"))
     wrong = configuration.parse(StudyConfig, file, [override])
     with pytest.raises(ConfigError, match=said):
-        detection.check_steps(plan_steps(wrong, OUT, repository, "parent"))
+        check_steps(plan_steps(wrong, OUT, repository, "parent"))
 
 
 @pytest.mark.parametrize(

@@ -14,7 +14,8 @@ from tfmammo.data import datasets, splits
 from tfmammo.errors import ConfigError, ExportError
 from tfmammo.models.can import CANConfig
 from tfmammo.studies import segmenters
-from tfmammo.studies.segmenters import ComparisonConfig, check_steps, plan_steps
+from tfmammo.studies.segmenters import ComparisonConfig, plan_steps
+from tfmammo.studies.systems import check_steps
 from tfmammo.tracking import export
 
 DATA = {"name": "phantom", "phantoms": 48, "size": 32}
@@ -53,8 +54,11 @@ def test_the_plan_trains_each_model_on_each_fold_with_each_seed(tmp_path):
 @pytest.mark.parametrize(
     ("values", "said"),
     [
-        ({"training": {"stepz": 7}}, r"models.can: .*training.stepz"),
-        ({"models": {"can": {"title": "A"}, "cann": {"title": "B"}}}, "models.cann: "),
+        ({"training": {"stepz": 7}}, r"can/fold0/seed0: .*training.stepz"),
+        (
+            {"models": {"can": {"title": "A"}, "cann": {"title": "B"}}},
+            "cann/fold0.*cann.py",
+        ),
         ({"models": {"can": {"title": "A"}, "unet": {"title": "A"}}}, "the same title"),
         ({"data": {**DATA, "split": "official"}}, "data.split"),
     ],

@@ -51,11 +51,8 @@ from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt, model_va
 
 from tfmammo import shipped
 from tfmammo.config import DataConfig, Frozen, TrackingConfig, format_overrides
-from tfmammo.errors import ConfigError
 from tfmammo.metrics.boxes import Criterion, recall_by
-from tfmammo.studies.systems import MODELS, make_schema
-from tfmammo.studies.workflow import Step, parse_step
-from tfmammo.synthesis.config import SynthesisConfig
+from tfmammo.studies.workflow import Step, make_command
 
 REAL = "real"
 EVALUATIONS = "evaluations"
@@ -225,24 +222,6 @@ def plan_steps(config: StudyConfig, output: Path, root: Path, parent: str) -> li
     ]
 
 
-def check_steps(steps: Sequence[Step]) -> None:
-    """Refuse at once what a run or a synthesis would refuse hours later.
-
-    That is a script or file that does not exist, or a wrong key.
-
-    Raises:
-        ConfigError: Names the step, the file and the key.
-    """
-    for step in steps:
-        script = step.command[0]
-        if script != "-m" and not Path(script).is_file():
-            raise ConfigError(f"{step.name}: there is no script {script}")
-        if step.name.startswith(EVALUATIONS):
-            continue
-        model = MODELS.get(Path(script).stem, dict[str, Any])  # any: of a paper that is not shipped
-        parse_step(step, SynthesisConfig if script == "-m" else make_schema(model), step.name)
-
-
 def name_evaluation(arm: Arm, seed: int) -> str:
     """Return the name of the step that evaluates an arm's runs with one seed."""
     return f"{EVALUATIONS}/{arm.name}/seed{seed}"
@@ -328,14 +307,8 @@ class _FoldPlanner:
     ) -> Step:
         overrides = [override for part in values for override in format_overrides(self._fill(part))]
         config = shipped.find_config(file)
-        command = (
-            *script,
-            "--config",
-            str(config if config.exists() else self.root / file),
-            "--output",
-            str(self.output / name),
-            *(("--set", *overrides) if overrides else ()),
-        )
+        config = config if config.exists() else self.root / file
+        command = make_command(script, config, self.output / name, overrides)
         return Step(name, command, tuple(depends_on))
 
 
@@ -356,14 +329,11 @@ def _plan_evaluation(config: StudyConfig, output: Path, root: Path, arm: Arm, se
     rule = config.model_dump(mode="json", include={"criterion", "threshold"}, exclude_defaults=True)
     counting = config.model_dump(mode="json", include={"fppi", "samples", "level", "seed"})
     name = name_evaluation(arm, seed)
-    command = (
-        str(root / "evaluate" / "detection.py"),
-        "--config",
-        str(root / "configs" / "detection.yaml"),
-        "--output",
-        str(output / name),
-        "--set",
-        *format_overrides({"data": _share_data(config), "detectors": runs, **rule}),
+    command = make_command(
+        [str(root / "evaluate" / "detection.py")],
+        root / "configs" / "detection.yaml",
+        output / name,
+        format_overrides({"data": _share_data(config), "detectors": runs, **rule}),
     )
     ignored_args = ("--set", *format_overrides(counting))
     return Step(name, command, tuple(detectors), ignored_args=ignored_args, outputs=("boxes.json",))

@@ -36,11 +36,11 @@ from tfmammo.studies.detection import (
     SPLIT,
     Arm,
     StudyConfig,
-    check_steps,
     list_arms,
     name_evaluation,
     plan_steps,
 )
+from tfmammo.studies.systems import check_steps
 from tfmammo.tracking import runs, store
 
 BASE = ", which synthetic ones join"  # the base in titles
@@ -68,10 +68,6 @@ def run_study(
             so.
         jobs: How many steps run at once. With more than one, seconds per image are those of a
             machine that does several things.
-
-    Raises:
-        ConfigError: A step would be refused, see `check_steps`.
-        DataError: A step failed, or its folder holds other work.
     """
     check_steps(plan_steps(config, output, root, RUN_ID))
     datasets.write_archive_split(config.data, output)

@@ -46,8 +46,9 @@ from tfmammo.metrics.summary import (
 )
 from tfmammo.models.cgan import PostprocessConfig
 from tfmammo.studies import workflow
-from tfmammo.studies.segmenters import TrainedConfig, check_steps, plan_training
-from tfmammo.studies.workflow import Step
+from tfmammo.studies.segmenters import TrainedConfig, plan_training
+from tfmammo.studies.systems import check_steps
+from tfmammo.studies.workflow import Step, make_command
 from tfmammo.tracking import export
 from tfmammo.tracking.history import read_monitor
 
@@ -151,11 +152,7 @@ class Run:
 
 
 def plan_runs(config: StudyConfig, output: Path, root: Path) -> list[Run]:
-    """Plan all runs: seed after seed, arm after arm, fold after fold, model after model.
-
-    Raises:
-        ConfigError: An arm names a model that the study lacks.
-    """
+    """Plan all runs: seed after seed, arm after arm, fold after fold, model after model."""
     seeds = {name: arm.count_seeds(config.models) for name, arm in config.arms.items()}
     for name, of_arm in seeds.items():
         for title in set(of_arm) - set(config.models):
@@ -196,20 +193,18 @@ def _plan_run(
     overrides = {"data": scored}
     if config.postprocess:
         overrides["postprocess"] = config.postprocess.model_dump(mode="json")
-    score = Step(
-        f"scores/{folder}",
-        (
-            str(root / "evaluate" / "segmentation.py"),
-            *("--config", str(root / "configs" / "segmentation.yaml")),
-            *("--output", str(output / "scores" / folder), "--set"),
+    command = make_command(
+        [str(root / "evaluate" / "segmentation.py")],
+        root / "configs" / "segmentation.yaml",
+        output / "scores" / folder,
+        [
             *format_overrides(overrides),
             f"models={{{title}: {output / folder}}}",
             f"threshold={config.threshold}",
             "samples=100",
-        ),
-        depends_on=(folder,),
-        outputs=("per_image.csv",),
+        ],
     )
+    score = Step(f"scores/{folder}", command, depends_on=(folder,), outputs=("per_image.csv",))
     return Run(name, title, fold, seed, train, score)
 
 

@@ -26,8 +26,8 @@ from tfmammo.metrics.plotting import plot_style
 from tfmammo.metrics.rows import Fact
 from tfmammo.metrics.summary import Table
 from tfmammo.studies import workflow
-from tfmammo.studies.systems import MODELS, make_schema
-from tfmammo.studies.workflow import Step, parse_step
+from tfmammo.studies.systems import check_steps
+from tfmammo.studies.workflow import Step, make_command
 from tfmammo.tracking import export, runs
 
 SCORES = "scores"  # the folder of what `segmentation.evaluate` writes
@@ -134,19 +134,10 @@ def plan_training(
     overrides = [override for part in values for override in format_overrides(part)]
     return Step(
         name,
-        (str(script), "--config", str(file), "--output", str(folder), "--set", *overrides),
+        make_command([str(script)], file, folder, overrides),
         ignored_args=("--set", *format_overrides({"tracking": tracking})),
         outputs=("export/card.json",),
     )
-
-
-def check_steps(steps: Sequence[Step]) -> None:
-    """Refuse at once what a run would refuse hours later."""
-    for step in steps:
-        script = Path(step.command[0])
-        if script.stem not in MODELS or not script.is_file():
-            raise ConfigError(f"models.{script.stem}: there is no such train script")
-        parse_step(step, make_schema(MODELS[script.stem]), f"models.{script.stem}")
 
 
 def run_comparison(

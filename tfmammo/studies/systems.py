@@ -1,8 +1,9 @@
-"""Which config class the model section of each train script has."""
+"""Which config class each train script has, and the check of planned commands by it."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from tfmammo.baselines.fcn8s import FCN8sConfig
@@ -15,6 +16,7 @@ from tfmammo.config import Experiment
 from tfmammo.detection.light_head_rcnn import LightHeadRCNNConfig
 from tfmammo.detection.mask_rcnn import MaskRCNNConfig
 from tfmammo.detection.ssd import SSDConfig
+from tfmammo.errors import ConfigError
 from tfmammo.models.blending import BlendingConfig
 from tfmammo.models.can import CANConfig
 from tfmammo.models.cgan import CGANConfig
@@ -24,6 +26,8 @@ from tfmammo.models.flow import FlowConfig
 from tfmammo.models.infilling import InfillingConfig
 from tfmammo.models.mask_gan import MaskGANConfig
 from tfmammo.models.shape import ShapeConfig
+from tfmammo.studies.workflow import Step, parse_step
+from tfmammo.synthesis.config import SynthesisConfig
 
 
 def make_schema(model: Any) -> Any:
@@ -51,3 +55,22 @@ MODELS: Mapping[str, Any] = {
     "unet": UNetConfig,
     "vanilla_gan": VanillaGANConfig,
 }
+
+
+def check_steps(steps: Sequence[Step]) -> None:
+    """Refuse at once what a run or a synthesis would refuse hours later.
+
+    That is a script or file that does not exist, or a wrong key.
+
+    Raises:
+        ConfigError: Names the step, the file and the key.
+    """
+    for step in steps:
+        script = step.command[0]
+        if script != "-m" and not Path(script).is_file():
+            raise ConfigError(f"{step.name}: there is no script {script}")
+        if Path(script).parent.name == "evaluate":  # its config follows from the study's
+            continue
+        model = MODELS.get(Path(script).stem, dict[str, Any])  # any: of a paper that is not shipped
+        schema = SynthesisConfig if script == "-m" else make_schema(model)
+        parse_step(step, schema, step.name)

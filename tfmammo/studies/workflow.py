@@ -101,6 +101,14 @@ class Step:
         return shlex.join(["tfmammo", command, *words[2:]] if command else ["python", *words])
 
 
+def make_command(
+    script: Sequence[str], config: Path, output: Path, overrides: Sequence[str]
+) -> tuple[str, ...]:
+    """Make the arguments of Python that run a script with a config file and overrides of it."""
+    command = (*script, "--config", str(config), "--output", str(output))
+    return (*command, "--set", *overrides) if overrides else command
+
+
 def parse_step(step: Step, schema: Any, name: str) -> Any:
     """Parse the config of a step; the message of an error begins with `name`."""
     file = step.command[step.command.index("--config") + 1]

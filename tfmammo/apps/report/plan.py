@@ -13,7 +13,7 @@ from tfmammo.apps.commands import find_schema
 from tfmammo.apps.report.config import PHANTOM, CommandConfig, ReportConfig, Scale
 from tfmammo.config import format_override
 from tfmammo.errors import ConfigError, ExportError
-from tfmammo.studies.workflow import Step, parse_step
+from tfmammo.studies.workflow import Step, make_command, parse_step
 from tfmammo.tracking.export.card import CARD, read_card
 
 TRACKING = "tracking"
@@ -243,15 +243,10 @@ class _Planner:
             if seeds > 1:
                 step_name += f"/seed{seed}"
                 own.append(f"training.seed={seed}")
-            arguments = (
-                *script,
-                *("--config", str(self.root / command.config)),
-                *("--output", str(self.output / step_name)),
-                *(("--set", *own) if own else ()),
-            )
+            config, output = self.root / command.config, self.output / step_name
             yield Step(
                 step_name,
-                arguments,
+                make_command(script, config, output, own),
                 tuple(depends_on),
                 ignored_args=("--set", *quiet) if is_training else (),
                 outputs=outputs if command.outputs is None else command.outputs,
