@@ -31,18 +31,19 @@ def test_other_noise_is_recognized_and_equal_noise_is_not():
     patients = [f"p{number}" for number in range(12)]
     real = [make_mammogram(patient, seed) for seed, patient in enumerate(patients)]
     noisy = [make_mammogram(patient, 100 + seed, 0.05) for seed, patient in enumerate(patients)]
-    auc, low, high, p = compare_corners(real, noisy, patients)
-    assert auc > 0.95 and low > 0.7 and high <= 1 and np.isnan(p)
-    auc, low, high, _ = compare_corners(real, real, patients)
-    assert auc == 0.5 and low <= 0.5 <= high
+    auc = compare_corners(real, noisy, patients)
+    assert auc.value > 0.95 and auc.low > 0.7 and auc.high <= 1
+    auc = compare_corners(real, real, patients)
+    assert auc.value == 0.5 and auc.low <= 0.5 <= auc.high
     for few in (real[:3], []):  # an archive may have normal mammograms alone
-        assert np.isnan(compare_corners(few, noisy, patients)).all()
+        auc = compare_corners(few, noisy, patients)
+        assert np.isnan([auc.value, auc.low, auc.high]).all()
 
 
 @pytest.mark.slow
 def test_corners_of_one_set_of_few_patients_are_no_sure_sign():
     real = [make_mammogram(f"real{number}", number) for number in range(24)]
     noisy = [make_mammogram(f"made{number}", 100 + number, 0.3) for number in range(6)]
-    auc, low, high, _ = compare_corners(real, noisy, [one.patient_id for one in noisy])
-    assert (auc, high) == (1, 1)
-    assert low == pytest.approx(1 + np.log(0.05) / 6), "the rule of three, of six patients"
+    auc = compare_corners(real, noisy, [one.patient_id for one in noisy])
+    assert (auc.value, auc.high) == (1, 1)
+    assert auc.low == pytest.approx(1 + np.log(0.05) / 6), "the rule of three, of six patients"

@@ -7,7 +7,6 @@ import pytest
 from sklearn import metrics as peer
 
 from tfmammo.metrics.segmentation import (
-    Paired,
     accuracy,
     bootstrap_interval,
     centred_disc,
@@ -20,6 +19,7 @@ from tfmammo.metrics.segmentation import (
     per_image,
     share_interval,
 )
+from tfmammo.metrics.significance import Estimate
 
 MEASURES = (accuracy, dice, jaccard, mcc)
 
@@ -186,7 +186,7 @@ def test_permutation_test_is_exact_on_six_patients():
     assert expected == 4 / 64  # all as they are, or y flipped, and the reverse of both
     result, reverse = paired_test(a, b, groups), paired_test(b, a, groups)
     assert (result.p, reverse.p) == pytest.approx((expected, expected))
-    assert (result.difference, -reverse.difference) == pytest.approx([(a - b).mean()] * 2)
+    assert (result.value, -reverse.value) == pytest.approx([(a - b).mean()] * 2)
 
 
 def test_a_real_difference_is_found_and_none_or_few_patients_show_nothing(rng):
@@ -194,12 +194,12 @@ def test_a_real_difference_is_found_and_none_or_few_patients_show_nothing(rng):
     a = b + rng.normal(0.05, 0.02, 60)
     result = paired_test(a, b)
     assert result.p < 0.001
-    assert 0.04 < result.low < result.difference < result.high < 0.06
+    assert 0.04 < result.low < result.value < result.high < 0.06
     assert (result.low, result.high) == bootstrap_interval(a - b)
-    assert paired_test([0.5] * 6, [0.5] * 6) == Paired(0.0, 0.0, 0.0, 1.0)
+    assert paired_test([0.5] * 6, [0.5] * 6) == Estimate(0.0, 0.0, 0.0, 1.0)
     # all differ by as much: the interval would leave 0 out
     few = paired_test([0.5, 0.6, 0.5, 0.6, 0.5], [0.1] * 5)
-    assert few.difference == pytest.approx(0.44)
+    assert few.value == pytest.approx(0.44)
     assert np.isnan([few.low, few.high, few.p]).all()
 
 

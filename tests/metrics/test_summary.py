@@ -8,7 +8,8 @@ import pytest
 from rich.console import Console
 
 from tests.facts import find
-from tfmammo.metrics.segmentation import Paired, bootstrap_interval, paired_test
+from tfmammo.metrics.segmentation import bootstrap_interval, paired_test
+from tfmammo.metrics.significance import Estimate
 from tfmammo.metrics.summary import (
     BOOTSTRAP,
     JACKKNIFE,
@@ -50,7 +51,7 @@ def test_facts_are_means_intervals_and_tests_in_units(scores):
             assert (fact.images, fact.patients, fact.unit) == (N, 7, MEASURES[measure].unit)
     fact = find(facts, "U-Net", "dice", "differences", "CAN")
     expected = paired_test(scores["U-Net"]["dice"], scores["CAN"]["dice"], PATIENTS, 300, 5)
-    found = Paired(fact.value / 100, fact.low / 100, fact.high / 100, fact.p)
+    found = Estimate(fact.value / 100, fact.low / 100, fact.high / 100, fact.p)
     assert found == pytest.approx(expected)
 
 
@@ -102,12 +103,14 @@ def test_an_image_without_a_value_is_left_out_for_all_models(scores):
 
 def level(model, measure, *numbers, patients=7):
     return MEASURES[measure].make_fact(
-        "means", model, measure, *numbers, patients=patients, images=9, test="bootstrap by patient"
+        "means", model, measure, Estimate(*numbers), patients=patients, images=9, test=BOOTSTRAP
     )
 
 
 def difference(model, measure, *numbers, p=np.nan, patients=7, test="permutation by patient"):
-    fact = MEASURES[measure].make_fact("differences", model, measure, *numbers, against="CAN")
+    fact = MEASURES[measure].make_fact(
+        "differences", model, measure, Estimate(*numbers), against="CAN"
+    )
     return replace(fact, p=p, patients=patients, images=9, test=test)
 
 

@@ -70,13 +70,13 @@ def test_each_share_and_the_control_are_counted():
         raised.mean(axis=0)[:8], reference.mean(axis=0)[:8], test.patient_ids[:8], 200
     )
     fact = find(report.facts, "share50", "score_of_lesions", "moves", "share0")
-    assert (fact.value, fact.low, fact.p) == (change.difference, change.low, change.p)
+    assert (fact.value, fact.low, fact.p) == (change.value, change.low, change.p)
     assert (fact.patients, fact.images) == (8, 8)
     (table,) = report.tables
     share, control = table.body
     assert share[0] == "50 %" and control[0] == "0 %, another seed" and control[6:] == ["-", "-"]
     assert share[1] == f"{moves['missed_lesions']:.1f}, {moves['of_them_found']:.1f}"
-    assert share[6].startswith(f"{change.difference:+.3f}\n[")
+    assert share[6].startswith(f"{change.value:+.3f}\n[")
     assert float(share[7]) == pytest.approx(change.p, abs=0.001)
 
 

@@ -25,7 +25,7 @@ from tfmammo.data.patches import Patches
 from tfmammo.errors import ConfigError, DataError
 from tfmammo.evaluation.networks import Inputs, Predictor, check_crops, open_predictor
 from tfmammo.metrics.rows import Fact
-from tfmammo.metrics.summary import Compare, Measure, Scores, summarize
+from tfmammo.metrics.summary import Compare, Measure, Scores, count_sizes, summarize
 from tfmammo.tracking import export
 
 log = logging.getLogger(__name__)
@@ -90,11 +90,7 @@ class EvaluationConfig(Settings):
         return summarize(scores, patient_ids, measures, *settings)
 
     def refuse_names(self, *taken: str) -> None:
-        """Refuse models of a name that a row of the tables has.
-
-        Raises:
-            ConfigError: There is one.
-        """
+        """Refuse models of a name that a row of the tables has."""
         for name in self.models:
             if name in taken:
                 raise ConfigError(f"models: {name} is the name of a row of its own")
@@ -150,8 +146,7 @@ class Comparison:
     @property
     def counts(self) -> dict[str, int]:
         """How many patients and images are behind its facts."""
-        patients = len(set(self.patches.patient_ids.tolist()))
-        return {"patients": patients, "images": len(self.patches)}
+        return count_sizes(self.patches.patient_ids)
 
     @property
     def subset(self) -> str:
@@ -201,10 +196,6 @@ def compare(
     Returns:
         The comparison by `config.patients`, if any model is not leaky, then the one of the leaky
         models, if any.
-
-    Raises:
-        DataError: No patch is left, or a patch has several eligible folds.
-        ExportError: A model can't be read, or does not lead from source to target.
     """
     inputs = {source: INPUTS[source]} if isinstance(source, str) else source
     models = {

@@ -17,8 +17,8 @@ from tfmammo.data.preprocess import resize_image
 from tfmammo.evaluation.two_sample import Images, two_sample
 from tfmammo.mammogram import Mammogram
 from tfmammo.metrics.boxes import intersection
-from tfmammo.metrics.perceptual import Estimate, jackknife_area
-from tfmammo.metrics.significance import FEWEST_PATIENTS
+from tfmammo.metrics.perceptual import jackknife_area
+from tfmammo.metrics.significance import FEWEST_PATIENTS, Estimate
 
 SIZE = 64  # px that a corner is resampled to
 SHARE = 8  # a corner is a square with a side of this part of the shorter side
@@ -31,7 +31,7 @@ def compare_corners(
     level: float = 0.95,
     seed: int = 0,
 ) -> Estimate:
-    """Compute the AUC by which a classifier distinguishes corners, its interval, and NaN for p.
+    """Compute the AUC by which a classifier distinguishes corners, and its interval.
 
     It is cross-validated by patient. With fewer than FEWEST_PATIENTS on a side all are NaN.
 
@@ -46,7 +46,7 @@ def compare_corners(
     made_corners, made_groups = _cut_all(made, made_patients)
     patients = min(len(set(groups.tolist())) for groups in (real_groups, made_groups))
     if patients < FEWEST_PATIENTS:
-        return np.nan, np.nan, np.nan, np.nan
+        return Estimate(np.nan)
     test = two_sample(
         real_corners,
         made_corners,

@@ -32,6 +32,7 @@ from tfmammo.metrics.plotting import plot_style
 from tfmammo.metrics.rows import Fact
 from tfmammo.metrics.significance import (
     FEWEST_PATIENTS,
+    Estimate,
     bound_alike,
     describe,
     describe_few,
@@ -115,11 +116,11 @@ class Detected:
         return images, [(0, 0)] * len(images) if is_pooled else runs
 
     def make_fact(
-        self, measure: Measure, table: str, detector: str, key: str, *numbers: float
+        self, measure: Measure, table: str, detector: str, key: str, value: float | Estimate
     ) -> Fact:
-        """Make a fact of a value and its bounds."""
+        """Make a fact with the numbers of patients and images."""
         images = len(self.patients) if self.images is None else self.images
-        fact = measure.make_fact(table, detector, key, *numbers)
+        fact = measure.make_fact(table, detector, key, value)
         return replace(fact, patients=len(set(self.patients)), images=images)
 
     def describe(self, comparisons: int = 0) -> tuple[str, ...]:
@@ -201,7 +202,7 @@ def make_recall_facts(
     """Make the facts of (mean, deviation, low, high) at each rate."""
     for rate, (mean, deviation, *bounds) in zip(detected.rates, columns, strict=False):
         keys = RECALL, "froc", detector
-        fact = detected.make_fact(*keys, name_rate(key, rate), mean, *bounds)
+        fact = detected.make_fact(*keys, name_rate(key, rate), Estimate(mean, *bounds))
         yield replace(fact, subset=subset, test=BOOTSTRAP)
         if np.isfinite(deviation):
             yield detected.make_fact(*keys, name_rate(f"{key}_sd", rate), deviation)
@@ -257,8 +258,8 @@ def add_differences(report: Report, detected: Detected, references: Mapping[str,
     pairs: dict[tuple[str, str], list[Fact]] = {}
     for (name, reference), p_corrected in zip(tests, corrected, strict=True):
         test = tests[name, reference]
-        numbers = (test.difference, test.low, test.high)
-        fact = detected.make_fact(MERIT, "differences", name, merit, *numbers)
+        difference = Estimate(test.difference, test.low, test.high)
+        fact = detected.make_fact(MERIT, "differences", name, merit, difference)
         fact = replace(fact, against=reference, test=JACKKNIFE, p=test.p)
         fact = replace(fact, p_corrected=float(p_corrected))
         pairs[name, reference] = [*compare_recall(detected, name, reference), fact]
@@ -315,7 +316,8 @@ def compare_recall(detected: Detected, name: str, reference: str) -> Iterator[Fa
             differences[place], diseased, detected.bootstrap[2], lowest=-1.0
         )
     for rate, *numbers in zip(detected.rates, differences, low, high, strict=True):
-        fact = detected.make_fact(RECALL, "differences", name, name_rate("tpr", rate), *numbers)
+        key, difference = name_rate("tpr", rate), Estimate(*numbers)
+        fact = detected.make_fact(RECALL, "differences", name, key, difference)
         yield replace(fact, against=reference, test=BOOTSTRAP)
 
 

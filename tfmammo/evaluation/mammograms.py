@@ -37,7 +37,7 @@ from tfmammo.mammogram import Box, Mammogram
 from tfmammo.metrics import blending
 from tfmammo.metrics.plotting import plot_style
 from tfmammo.metrics.segmentation import crossed_interval
-from tfmammo.metrics.significance import FEWEST_PATIENTS, describe_few
+from tfmammo.metrics.significance import FEWEST_PATIENTS, Estimate, describe_few
 from tfmammo.metrics.summary import JACKKNIFE, Measure, Table
 from tfmammo.synthesis.recipe import ArchiveIndexes, Recipe, find_source, read_recipe
 
@@ -107,12 +107,7 @@ class Item:
 
 
 def evaluate(config: MammogramsConfig, output: Path) -> Report:
-    """Measure the masses of every set, and draw mammograms before and after.
-
-    Raises:
-        ConfigError: As `find_source`.
-        DataError: A folder is not a set, contains no mammogram, or is not of the archive.
-    """
+    """Measure the masses of every set, and draw mammograms before and after."""
     indexes = ArchiveIndexes()
     items = {name: read_items(path, config, indexes) for name, path in config.sets.items()}
     measured = {
@@ -262,8 +257,8 @@ def add_masses(
                 config.seed,
                 config.level,
             )
-            mean = float(np.mean(numbers))
-            fact = measure.make_fact("masses", name, key, mean, *bounds, test=TEST, **counts)
+            mean = Estimate(float(np.mean(numbers)), *bounds)
+            fact = measure.make_fact("masses", name, key, mean, test=TEST, **counts)
             report.facts.append(fact)
             cells.append(measure.format_fact(fact))
         body.append(cells)
@@ -298,10 +293,10 @@ def add_corners(
     for name, of_set in items.items():
         drawn = _draw(of_set, config.corners, config.seed)
         made, sources = [item.after for item in drawn], [item.before.patient_id for item in drawn]
-        numbers = compare_corners(real, made, sources, config.level, config.seed)[:3]
+        area = compare_corners(real, made, sources, config.level, config.seed)
         patients = len({mammogram.patient_id for mammogram in real} | set(sources))
         counts = {"patients": patients, "images": len(real) + len(made)}
-        fact = AREA.make_fact("corners", name, "auc", *numbers, test=JACKKNIFE, **counts)
+        fact = AREA.make_fact("corners", name, "auc", area, test=JACKKNIFE, **counts)
         report.facts.append(fact)
         body.append([name, str(len(made)), str(len(real)), AREA.format_fact(fact)])
     header = ["", "mammograms of the set", "real mammograms with masses", AREA.heading]

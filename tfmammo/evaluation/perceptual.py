@@ -22,6 +22,7 @@ from tfmammo.errors import ConfigError
 from tfmammo.evaluation.comparison import EvaluationConfig
 from tfmammo.metrics import perceptual
 from tfmammo.metrics.rows import Fact
+from tfmammo.metrics.significance import Estimate
 from tfmammo.metrics.summary import JACKKNIFE, Measure, list_comparisons
 from tfmammo.nn import published
 
@@ -59,12 +60,7 @@ class PerceptualConfig(EvaluationConfig):
     """
 
     def load_scorer(self) -> PerceptualScorer:
-        """Load the networks.
-
-        Raises:
-            ConfigError: The patches are too small for them.
-            WeightsError: A file is missing or damaged.
-        """
+        """Load the networks."""
         if self.data.size < MIN_SIZE:
             raise ConfigError(
                 f"data.size: LPIPS's network sees nothing in patches below {MIN_SIZE} px"
@@ -195,19 +191,18 @@ class PerceptualScorer:
         for name, sets in statistics.items():
             key = self.mark_name(name)
             measure = measures[name]
-            estimate = perceptual.jackknife
+            estimate: Callable[..., Estimate] = perceptual.jackknife
             if name == "auc":  # of patches of the same patients
                 estimate = partial(perceptual.jackknife_area, fewest=patients)
             for model, statistic in sets.items():
-                numbers = estimate(statistic, patient_ids, level=config.level)[:3]
-                facts.append(measure.make_fact("means", model, key, *numbers, **counts))
+                level = estimate(statistic, patient_ids, level=config.level)
+                facts.append(measure.make_fact("means", model, key, level, **counts))
             models = [model for model in sets if model != real]
             for model, other in list_comparisons(models, config.compare):
-                difference = partial(_subtract, sets[model], sets[other])
-                value, low, high, p = perceptual.jackknife(difference, patient_ids, config.level)
-                numbers = value, low, high
-                tested = {"against": other, "p": p, **counts}
-                facts.append(measure.make_fact("differences", model, key, *numbers, **tested))
+                subtract = partial(_subtract, sets[model], sets[other])
+                change = perceptual.jackknife(subtract, patient_ids, config.level)
+                tested = {"against": other, "p": change.p, **counts}
+                facts.append(measure.make_fact("differences", model, key, change, **tested))
         return facts
 
 

@@ -17,11 +17,10 @@ from numpy.typing import NDArray
 from scipy import stats
 
 from tfmammo.errors import name_key
-from tfmammo.metrics.significance import FEWEST_PATIENTS, bound_alike
+from tfmammo.metrics.significance import FEWEST_PATIENTS, Estimate, bound_alike
 from tfmammo.nn import pretrained, published
 
 Floats = NDArray[np.floating]
-Estimate = tuple[float, float, float, float]  # value, low, high, p against 0
 
 MS_SSIM_WEIGHTS = (0.0448, 0.2856, 0.3001, 0.2363, 0.1333)
 WINDOW = 11  # px of SSIM's Gaussian
@@ -346,10 +345,10 @@ def jackknife(
         seed: Seed of the groups.
 
     Returns:
-        (value, low, high, p): interval and two-sided p of 0 by Student's t; NaN where there are
-        fewer than `FEWEST_PATIENTS` patients, or where leaving one out leaves nothing to compute.
-        Where the statistic never varies, p is 1 of a value of 0, else 2^(1-n) of n patients, as of
-        a test that flips signs.
+        The value, with interval and two-sided p of 0 by Student's t; NaN where there are fewer than
+        `FEWEST_PATIENTS` patients, or where leaving one out leaves nothing to compute. Where the
+        statistic never varies, p is 1 of a value of 0, else 2^(1-n) of n patients, as of a test
+        that flips signs.
 
     Source:
         Davison & Hinkley, Bootstrap Methods and their Application (1997), 3.2.1.
@@ -360,17 +359,17 @@ def jackknife(
     value = statistic(np.arange(len(patient_ids)))
     count = int(groups.max()) + 1
     if count < FEWEST_PATIENTS:
-        return value, np.nan, np.nan, np.nan
+        return Estimate(value)
     left = np.array([statistic(np.flatnonzero(member != group)) for group in range(count)])
     if not np.isfinite([value, *left]).all():
-        return value, np.nan, np.nan, np.nan
+        return Estimate(value)
     error = np.sqrt((count - 1) / count * np.square(left - left.mean()).sum())
     reach = error * stats.t.ppf((1 + level) / 2, count - 1)
     if np.ptp(left) > 1e-12 * abs(value):  # more than what rounding leaves of 0
         p = float(2 * stats.t.sf(abs(value) / error, count - 1))
     else:
         p = 2.0 ** (1 - len(patients)) if value else 1.0
-    return value, float(value - reach), float(value + reach), p
+    return Estimate(value, float(value - reach), float(value + reach), p)
 
 
 def jackknife_area(
@@ -396,14 +395,14 @@ def jackknife_area(
         return float(np.log(area / (1 - area))) if 0 < area < 1 else np.nan
 
     value = statistic(np.arange(len(patient_ids)))
-    _, *bounds, _ = jackknife(compute_logit, patient_ids, level, seed)
-    low, high = (float(1 / (1 + np.exp(-bound))) for bound in bounds)
+    logit = jackknife(compute_logit, patient_ids, level, seed)
+    low, high = (float(1 / (1 + np.exp(-bound))) for bound in (logit.low, logit.high))
     if np.isnan(low) and np.isfinite(value) and fewest >= FEWEST_PATIENTS:
-        _, below, above, _ = jackknife(statistic, patient_ids, level, seed)
+        area = jackknife(statistic, patient_ids, level, seed)
         least, most = bound_alike(value, fewest, level)
-        low = float(np.clip(np.fmin(below, least), 0, 1))
-        high = float(np.clip(np.fmax(above, most), 0, 1))
-    return value, low, high, np.nan
+        low = float(np.clip(np.fmin(area.low, least), 0, 1))
+        high = float(np.clip(np.fmax(area.high, most), 0, 1))
+    return Estimate(value, low, high)
 
 
 def _turn(images: Floats, quarter: int, step: int) -> Floats:

@@ -17,7 +17,6 @@ The images of one patient resemble each other. Intervals and tests therefore dra
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -25,6 +24,7 @@ from scipy import stats
 
 from tfmammo.metrics.significance import (
     FEWEST_PATIENTS,
+    Estimate,
     bound_alike,
     is_point,
     percentile_interval,
@@ -191,23 +191,6 @@ def crossed_interval(
     return percentile_interval(np.concatenate(means), level)
 
 
-@dataclass(frozen=True)
-class Paired:
-    """How one model differs from another on the same images.
-
-    Attributes:
-        difference: Difference of the means, a - b, with the bounds `low` and `high` of its
-            bootstrap interval.
-        p: Two-sided p of the sign-flip test. It is NaN, like both bounds, where there are fewer
-            than `FEWEST_PATIENTS` patients.
-    """
-
-    difference: float
-    low: float
-    high: float
-    p: float
-
-
 def paired_test(
     a: ArrayLike,
     b: ArrayLike,
@@ -215,7 +198,7 @@ def paired_test(
     samples: int = 10_000,
     seed: int = 0,
     level: float = 0.95,
-) -> Paired:
+) -> Estimate:
     """Test whether two models differ in the mean over the same images; patients are flipped whole.
 
     If the models are exchangeable, each patient's summed difference could have the other sign as
@@ -229,6 +212,10 @@ def paired_test(
         samples: The most combinations of signs that are tried, and draws of the bootstrap.
         seed: Seed of the draws.
         level: Confidence level, in (0, 1).
+
+    Returns:
+        The difference of the means, a - b, with its bootstrap interval and the p of the test; NaN
+        where there are fewer than `FEWEST_PATIENTS` patients.
     """
     a = np.asarray(a, np.float64)
     b = np.asarray(b, np.float64)
@@ -246,7 +233,7 @@ def paired_test(
             batch=BATCH,
             rng=np.random.default_rng(seed),
         ).pvalue
-    return Paired(
+    return Estimate(
         float(sums.sum() / sizes.sum()),
         *bootstrap_interval(a - b, groups, samples, seed, level),
         float(p),

@@ -6,6 +6,7 @@ Statistics 6 (1979) 65.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -41,11 +42,13 @@ class Estimate:
     Attributes:
         low: Lower bound. Both bounds are NaN where there are too few patients or cases for any.
         high: Upper bound. A bound is infinite where there is none on that side.
+        p: Two-sided p of a value of 0; NaN where it was not tested.
     """
 
     value: float
-    low: float
-    high: float
+    low: float = math.nan
+    high: float = math.nan
+    p: float = math.nan
 
 
 def welch_degrees(variances: Sequence[float], counts: Sequence[int], most: int) -> float:

@@ -18,6 +18,7 @@ from tfmammo.metrics.rows import Fact
 from tfmammo.metrics.segmentation import bootstrap_interval, paired_test
 from tfmammo.metrics.significance import (
     FEWEST_PATIENTS,
+    Estimate,
     Test,
     bound_alike,
     describe,
@@ -89,9 +90,7 @@ class Measure:
         table: str,
         model: str,
         key: str,
-        value: float,
-        low: float = np.nan,
-        high: float = np.nan,
+        value: float | Estimate,
         /,
         **fields: Any,
     ) -> Fact:
@@ -101,12 +100,12 @@ class Measure:
             table: As of `Fact`, like `model` and the further `fields`.
             model: The name that the config gave it.
             key: The measure's key.
-            value: The number.
-            low: Lower bound of its interval.
-            high: Upper bound of its interval.
+            value: The number, or with its interval.
             **fields: Of `Fact`.
         """
-        value, low, high = (float(number) * self.scale for number in (value, low, high))
+        estimate = value if isinstance(value, Estimate) else Estimate(value)
+        numbers = estimate.value, estimate.low, estimate.high
+        value, low, high = (float(number) * self.scale for number in numbers)
         unit = self.unit or ("" if self.scale == 1 else f"{1 / self.scale:g}")
         fields = {"subset": "", "against": "", **fields}
         return Fact(
@@ -139,14 +138,13 @@ class Measure:
             patients: The patient of each image, str [n].
         """
         paired = paired_test(ours, others, patients, samples, seed, level)
-        bounds = paired.low, paired.high
-        count = len(set(patients.tolist()))
-        is_equal = is_point(0, abs(paired.difference))
-        if self.is_share and is_point(*bounds) and not is_equal:
-            bounds = bound_alike(paired.difference, count, level, lowest=-1.0)
-        sizes = {"patients": count, "images": len(patients)}
-        fields = {"test": PERMUTATION, "p": paired.p, **sizes, **fields}
-        return self.make_fact(table, model, key, paired.difference, *bounds, **fields)
+        sizes = count_sizes(patients)
+        fields |= {"test": PERMUTATION, "p": paired.p, **sizes}
+        is_equal = is_point(0, abs(paired.value))
+        if self.is_share and is_point(paired.low, paired.high) and not is_equal:
+            low, high = bound_alike(paired.value, sizes["patients"], level, lowest=-1.0)
+            paired = replace(paired, low=low, high=high)
+        return self.make_fact(table, model, key, paired, **fields)
 
 
 @dataclass(frozen=True)
@@ -238,6 +236,11 @@ def _escape_latex(text: str) -> str:
     return text.translate(str.maketrans(_LATEX))
 
 
+def count_sizes(patient_ids: NDArray[np.str_]) -> dict[str, int]:
+    """Count patients and images, as fields of a `Fact`; `patient_ids` has one for each image."""
+    return {"patients": len(set(patient_ids.tolist())), "images": len(patient_ids)}
+
+
 def list_comparisons(models: Sequence[str], compare: Compare) -> list[tuple[str, str]]:
     """List which model is compared with which other one: each with the first, or every pair."""
     if compare == "first":
@@ -281,14 +284,15 @@ def summarize(
         if not usable.any():
             continue
         patients = patient_ids[usable]
-        counts = {"patients": len(set(patients.tolist())), "images": len(patients)}
+        counts = count_sizes(patients)
         values = {model: of_model[key][usable] for model, of_model in scores.items()}
         for model, own in values.items():
             mean, test = float(own.mean()), BOOTSTRAP
             bounds = bootstrap_interval(own, patients, samples, seed, level)
             if measure.is_share and is_point(*bounds):
                 bounds, test = bound_alike(mean, counts["patients"], level), RULE_OF_THREE
-            facts.append(measure.make_fact("means", model, key, mean, *bounds, test=test, **counts))
+            estimate = Estimate(mean, *bounds)
+            facts.append(measure.make_fact("means", model, key, estimate, test=test, **counts))
         for model, other in list_comparisons(list(scores), compare):
             pair = values[model], values[other], patients, samples, seed, level
             fact = measure.make_difference("differences", model, key, *pair, against=other)

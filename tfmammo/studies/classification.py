@@ -124,9 +124,6 @@ def split_subsets(data: DataConfig, model: ClassifierConfig, output: Path) -> Su
     """Split the real patches of an archive by patient; held-out negatives are of normal tissue.
 
     `data.kinds` is not read: masses and calcifications are taken. The split is written to output.
-
-    Raises:
-        DataError: A class is missing in a subset.
     """
     data = datasets.pin_archive_split(data.model_copy(update={"kinds": KINDS}), output)
     make_patches = partial(
@@ -206,11 +203,7 @@ def check_synthetic(synthetic: PatchSet, held_out: Iterable[str], data: DataConf
 
 
 def hold_back(patches: Patches, parts: int, seed: int) -> tuple[Patches, Patches]:
-    """Part the training patients: the patches of one part, and those of patients held back.
-
-    Raises:
-        DataError: There are fewer patients than parts, or a class is missing on one side.
-    """
+    """Part the training patients: the patches of one part, and those of patients held back."""
     if parts == 1:
         return patches, patches.take([])
     held_back, seen = splits.split_by_patient(patches.patient_ids, parts, 0, seed)
@@ -285,9 +278,6 @@ def predict_unseen(
 
     Returns:
         "probability" [n], of a lesion, or "features" [n, channels].
-
-    Raises:
-        DataError: The run was trained on one of the patients.
     """
     weights = find_weights(run)
     training_patients = export.get_training_patients(export.read_card(weights), weights)
@@ -394,6 +384,11 @@ def set_decay_samples(
 def _double_batch(training: TrainingConfig) -> TrainingConfig:
     """Double the batch: of two draws, one real and one synthetic, the model uses one."""
     return training.model_copy(update={"batch_size": 2 * training.batch_size})
+
+
+def name_share(share: float) -> str:
+    """Name the runs of a share: "share50"."""
+    return f"share{100 * share:g}"
 
 
 def select_arm(

@@ -26,15 +26,14 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 from scipy.spatial.distance import cdist
-from sklearn.manifold import TSNE
 
 from tfmammo.data.patches import Patches
 from tfmammo.evaluation.report import Report
 from tfmammo.metrics.plotting import plot_style
 from tfmammo.metrics.rows import Fact
 from tfmammo.metrics.summary import Measure, Table, correct_p, describe_p, format_p
-from tfmammo.studies.classification import StudyConfig, predict_unseen
-from tfmammo.studies.classification_effects import EditedPatches, Effect
+from tfmammo.studies.classification import StudyConfig, name_share, predict_unseen
+from tfmammo.studies.classification_effects import EditedPatches, Effect, compute_tsne
 
 Floats = NDArray[np.float64]
 Scores = Mapping[float, Floats]  # share -> [seeds, patches]
@@ -162,11 +161,6 @@ def _add_counts(
     return [f"{missed:.1f}, {found:.1f}", *map(COUNT.show, counts), CHANGE.show(rise, "+")]
 
 
-def name_share(share: float) -> str:
-    """Name the runs of a share: "share50"."""
-    return f"share{100 * share:g}"
-
-
 def find_shown_share(shares: Sequence[float]) -> float:
     """Return the share nearest to the paper's best, other than the first."""
     return min(shares[1:], key=lambda share: abs(share - PAPERS_SHARE))
@@ -271,18 +265,14 @@ def compare_trainings(
         )
         for share in shares
     ]
-    perplexity = min(30.0, (len(patches) - 1) / 3)
-    points = [
-        TSNE(perplexity=perplexity, init="pca", random_state=config.seed).fit_transform(of_run)
-        for of_run in features
-    ]
+    points_before, points_after = (compute_tsne(of_run, config.seed) for of_run in features)
     near_before, near_after = (count_lesion_neighbours(of_run, patches) for of_run in features)
     return Cases(
         shares[1],
         patches,
         (before, after),
         (near_before, near_after),
-        (points[0].astype(np.float64), points[1].astype(np.float64)),
+        (points_before, points_after),
         choose_cases(before, after, patches.labels, config.cases, config.seed),
     )
 

@@ -23,7 +23,7 @@ from tfmammo.metrics.clustered_auc import chance_test, estimate_auc
 from tfmammo.metrics.plotting import plot_style
 from tfmammo.metrics.rows import Fact
 from tfmammo.metrics.significance import FEWEST_PATIENTS, holm
-from tfmammo.metrics.summary import Measure, Table, format_p
+from tfmammo.metrics.summary import Measure, Table, count_sizes, format_p
 from tfmammo.studies.classification import StudyConfig, check_judge, predict_unseen
 from tfmammo.synthesis.config import KINDS, Target
 from tfmammo.synthesis.generators import LesionGenerator, find_best_weights, load_lesion_generator
@@ -208,8 +208,8 @@ def add_effects(report: Report, effects: Sequence[Effect], config: StudyConfig) 
 
 def _add_effect(report: Report, effect: Effect, config: StudyConfig) -> list[str]:
     """Add the facts of one generator; return its line of the table."""
-    count = len(set(effect.patients.tolist()))
-    sizes = {"patients": count, "images": len(effect.before)}
+    sizes = count_sizes(effect.patients)
+    count = sizes["patients"]
     levels = {
         "discarded": (SHARE, effect.discarded),
         "before": (SCORE, effect.before.mean()),
@@ -340,9 +340,7 @@ def add_separation(
             "separation",
             pools.key,
             "auc",
-            area.value,
-            area.low,
-            area.high,
+            area,
             patients=len(set(pools.patients.tolist())),
             images=len(pools.labels),
             test=OBUCHOWSKI,
@@ -412,9 +410,14 @@ def embed(
             if len(images)
         ]
     )
+    return names, compute_tsne(features, config.seed)
+
+
+def compute_tsne(features: NDArray[np.floating], seed: int) -> NDArray[np.float64]:
+    """Embed features [n, channels] in the plane by t-SNE, float64 [n, 2]."""
     perplexity = min(30.0, (len(features) - 1) / 3)
-    tsne = TSNE(perplexity=perplexity, init="pca", random_state=config.seed)
-    return names, tsne.fit_transform(features).astype(np.float64)
+    tsne = TSNE(perplexity=perplexity, init="pca", random_state=seed)
+    return np.asarray(tsne.fit_transform(features), np.float64)
 
 
 @plot_style

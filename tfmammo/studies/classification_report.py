@@ -23,22 +23,22 @@ from tfmammo.metrics.clustered_auc import estimate_auc, has_few_patients, rank_s
 from tfmammo.metrics.plotting import COLOURS, make_roc_axes, plot_style
 from tfmammo.metrics.rows import Fact
 from tfmammo.metrics.significance import holm
-from tfmammo.metrics.summary import Measure, Table, format_p, format_spread
+from tfmammo.metrics.summary import Table, count_sizes, format_p, format_spread
 from tfmammo.models.classifier import Control
 from tfmammo.studies import classification
-from tfmammo.studies.classification import Gate, StudyConfig, Subsets, predict_unseen
+from tfmammo.studies.classification import Gate, StudyConfig, Subsets, name_share, predict_unseen
 from tfmammo.studies.classification_cases import (
     add_moves,
     compare_trainings,
     draw_cases,
     draw_moves,
     draw_pairs,
-    name_share,
 )
 from tfmammo.studies.classification_controls import IN_WORDS
 from tfmammo.studies.classification_effects import (
     AUC,
     OBUCHOWSKI,
+    SCORE,
     add_effects,
     add_separation,
     draw_embedding,
@@ -57,7 +57,6 @@ PUBLISHED = {
     for share, values in get_values("contextual", "table1").items()
 }
 SWAPS = "rank swaps by patient"
-SCORE = Measure("score", "", 1, 3)
 
 # a share of synthetic patches, or the name of a control
 AnyArm = TypeVar("AnyArm", bound=float | str)
@@ -71,10 +70,6 @@ def run_study(config: StudyConfig, output: Path, allow: bool = False) -> Report:
         config: The study.
         output: The study's folder.
         allow: Continue with a synthetic set whose lesions do not outscore its normal patches.
-
-    Raises:
-        DataError: A generator or the synthetic set does not fit the study.
-        ConfigError: A classifier of one of the study's seeds chose a generator's weights.
     """
     folder = output / "report"
     generators = open_generators(config)
@@ -132,10 +127,6 @@ def train_missing(
     Returns:
         (share, seed) -> finished run, and how the classifiers of real patches score the synthetic
         set; None where there is no synthetic set.
-
-    Raises:
-        DataError: The set's lesions do not outscore its normal patches, and that is not allowed.
-        ConfigError: A classifier of one of the study's seeds chose the set's generators.
     """
     first, *others = config.shares
     synthetic = None
@@ -191,7 +182,7 @@ def train_run(
 ) -> Path:
     """Return the folder of one run, after training it if it is not finished."""
     experiment = classification.select_arm(config.experiment, share, seed, control)
-    run = folder / (control or f"share{100 * share:g}") / f"seed{seed}"
+    run = folder / (control or name_share(share)) / f"seed{seed}"
     if not classification.is_finished(run, experiment):
         log.info("share %g %% of %s patches, seed %d", 100 * share, control or "synthetic", seed)
         classification.train(experiment, run, subsets)
@@ -286,10 +277,9 @@ def add_areas(report: Report, scores: Scores, test: Patches, config: StudyConfig
     first = config.shares[0]
     facts = _compare_areas(scores, test, config)
     labels, patients = test.labels, test.patient_ids
-    counts = {"patients": len(set(patients.tolist())), "images": len(test)}
     grey = estimate_auc(labels, compute_mean_grey(test), patients, config.level)
-    numbers = grey.value, grey.low, grey.high
-    fact = AUC.make_fact("means", "mean intensity", "auc", *numbers, test=OBUCHOWSKI, **counts)
+    about: dict[str, Any] = {"test": OBUCHOWSKI, **count_sizes(patients)}
+    fact = AUC.make_fact("means", "mean intensity", "auc", grey, **about)
     body = []
     for share, of_seeds in scores.items():
         model = name_share(share)
@@ -327,7 +317,7 @@ def add_areas(report: Report, scores: Scores, test: Patches, config: StudyConfig
 def _compare_areas(scores: Scores, test: Patches, config: StudyConfig) -> list[Fact]:
     """Compute areas, and their differences from the first share's, of the mean and each seed."""
     labels, patients = test.labels, test.patient_ids
-    counts = {"patients": len(set(patients.tolist())), "images": len(test)}
+    counts = count_sizes(patients)
     parts: dict[str, dict[float, NDArray[np.float64]]] = {
         "": {share: of_seeds.mean(axis=0) for share, of_seeds in scores.items()}
     }
@@ -341,9 +331,8 @@ def _compare_areas(scores: Scores, test: Patches, config: StudyConfig) -> list[F
         for share, own in of_part.items():
             model = name_share(share)
             area = estimate_auc(labels, own, patients, config.level)
-            numbers = area.value, area.low, area.high
             table = "runs" if subset else "means"
-            facts.append(AUC.make_fact(table, model, "auc", *numbers, test=OBUCHOWSKI, **settings))
+            facts.append(AUC.make_fact(table, model, "auc", area, test=OBUCHOWSKI, **settings))
             if share not in p_of:
                 continue
             p, corrected = p_of[share]
@@ -367,7 +356,7 @@ def add_controls(
 ) -> None:
     """Add what simpler patches bring in place of synthetic ones: control -> [seeds, patches]."""
     labels, patients = test.labels, test.patient_ids
-    counts = {"patients": len(set(patients.tolist())), "images": len(test)}
+    counts = count_sizes(patients)
     means: dict[str, NDArray[np.float64]] = {
         control: of_seeds.mean(axis=0) for control, of_seeds in controls.items()
     }
@@ -381,8 +370,7 @@ def add_controls(
     body = []
     for (control, mean), of_seeds in zip(means.items(), controls.values(), strict=True):
         area = estimate_auc(labels, mean, patients, config.level)
-        numbers = area.value, area.low, area.high
-        level = AUC.make_fact("controls", control, "auc", *numbers, test=OBUCHOWSKI, **counts)
+        level = AUC.make_fact("controls", control, "auc", area, test=OBUCHOWSKI, **counts)
         report.facts.append(level)
         of_runs = [roc_auc(labels, of_run) for of_run in of_seeds]
         report.facts += [

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import logging
 from collections.abc import Sequence
@@ -86,8 +85,8 @@ def list_facts(attacks: Sequence[Attack], sides: Sides, model: str) -> list[Fact
     facts = []
     for attack in attacks:
         name = ("attacks", f"attack={attack.name}", model, "")
-        value, low, high = dataclasses.astuple(attack.success)
-        facts.append(Fact(*name, "success", "", value, low, high, patients, images, JOINT))
+        numbers = attack.success.value, attack.success.low, attack.success.high
+        facts.append(Fact(*name, "success", "", *numbers, patients, images, JOINT))
         if rate := attack.rate:
             numbers = 100 * rate.value, 100 * rate.low, 100 * rate.high
             facts.append(Fact(*name, "tpr@1%fpr", "%", *numbers))
@@ -98,9 +97,9 @@ def describe(attack: Attack) -> dict[str, Any]:
     """Describe an attack for JSON."""
     parts: dict[str, Estimate | None] = {"success": attack.success, "rate": attack.rate}
     numbers = {
-        name: [None if np.isnan(value) else value for value in dataclasses.astuple(estimate)]
-        for name, estimate in parts.items()
-        if estimate
+        name: [None if np.isnan(one) else one for one in (part.value, part.low, part.high)]
+        for name, part in parts.items()
+        if part
     }
     return {**numbers, "words": attack.details}
 

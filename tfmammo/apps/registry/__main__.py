@@ -148,7 +148,7 @@ def _comparison_table(outcome: Outcome, evaluation: Evaluation, config: Promotio
     body = [
         [f"version {outcome.candidate}, candidate", f"{evaluation.candidate:.4f}"],
         [f"version {outcome.best}, best", f"{evaluation.best:.4f}"],
-        ["gain", f"{gain.difference:+.4f}{interval}"],
+        ["gain", f"{gain.value:+.4f}{interval}"],
         ["p-value, two-sided", f"{min(1.0, comparisons * gain.p):.4f}" if is_tested else "-"],
         ["to win", f"gain >= {config.min_gain:g}\np < {config.alpha:g}"],
     ]

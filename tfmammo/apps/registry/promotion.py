@@ -48,8 +48,8 @@ from tfmammo.errors import DataError, ExportError, TrackingError
 from tfmammo.evaluation import networks
 from tfmammo.evaluation.networks import Network
 from tfmammo.metrics import segmentation, synthesis
-from tfmammo.metrics.segmentation import Paired, paired_test
-from tfmammo.metrics.significance import FEWEST_PATIENTS, smallest_p
+from tfmammo.metrics.segmentation import paired_test
+from tfmammo.metrics.significance import FEWEST_PATIENTS, Estimate, smallest_p
 from tfmammo.tracking import store
 from tfmammo.tracking.store import redact
 
@@ -111,7 +111,7 @@ class Evaluation:
 
     candidate: float  # mean of the metric
     best: float
-    gain: Paired  # positive if the candidate is better, for any metric
+    gain: Estimate  # positive if the candidate is better, for any metric
     patients: int
     images: int
     archive: str
@@ -230,10 +230,10 @@ def decide(evaluation: Evaluation, config: PromotionConfig) -> tuple[Decision, s
     patients = evaluation.patients
     comparisons = evaluation.comparisons
     least = smallest_p(patients, comparisons, config.samples)
-    if gain.difference <= 0:
-        return "refused", f"it is no better: a gain of {gain.difference:+.4g}"
-    if gain.difference < config.min_gain:
-        return "refused", f"a gain of {gain.difference:+.4g} is less than {config.min_gain:g}"
+    if gain.value <= 0:
+        return "refused", f"it is no better: a gain of {gain.value:+.4g}"
+    if gain.value < config.min_gain:
+        return "refused", f"a gain of {gain.value:+.4g} is less than {config.min_gain:g}"
     if patients < FEWEST_PATIENTS:
         return (
             "refused",
@@ -245,7 +245,7 @@ def decide(evaluation: Evaluation, config: PromotionConfig) -> tuple[Decision, s
     if comparisons > 1:
         p_text += f" after {comparisons} comparisons on these patches"
     if p < config.alpha:
-        return "promoted", f"a gain of {gain.difference:+.4g}, {p_text}"
+        return "promoted", f"a gain of {gain.value:+.4g}, {p_text}"
     reason = f"{p_text} is not below {config.alpha:g}"
     if least >= config.alpha:
         reason += f", and {patients} patients can't give less than {least:.3g}"
@@ -374,7 +374,7 @@ def _describe(outcome: Outcome, config: PromotionConfig) -> dict[str, Any]:
     gain = evaluation.gain
     has_interval = np.isfinite(gain.p)
     return tags | {
-        "gain": f"{gain.difference:.6g}",
+        "gain": f"{gain.value:.6g}",
         "interval": f"[{gain.low:.6g}, {gain.high:.6g}]" if has_interval else None,
         "p": f"{gain.p:.6g}" if has_interval else None,
         "comparisons": evaluation.comparisons,
