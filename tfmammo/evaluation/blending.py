@@ -87,11 +87,7 @@ class BlendingEvaluationConfig(PerceptualConfig):
 
 
 def evaluate(config: BlendingEvaluationConfig, output: Path) -> ComparisonReport:
-    """Pair lesions and tissue, run every method, and write the table, CSVs and the sheet.
-
-    Raises:
-        ConfigError: Patches are too small, a name is taken, or patients are not unseen.
-    """
+    """Pair lesions and tissue, run every method, and write the table, CSVs and the sheet."""
     scorer = config.load_scorer()
     config.refuse_names(REAL, VANILLA, TISSUE, *METHODS)
     if config.patients != "unseen":
@@ -203,9 +199,6 @@ def run_networks(config: BlendingEvaluationConfig, lesions: Patches, tissue: Pat
 
     A blending network pastes the lesion into the tissue. A network that inpaints sees the tissue
     around the lesion's mask, and not the lesion.
-
-    Raises:
-        DataError: A lesion would be inserted into tissue of a patient that its model knows.
     """
 
     def find_tissue(patches: Patches, card: Mapping[str, Any]) -> Patches:

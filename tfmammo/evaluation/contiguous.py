@@ -61,12 +61,7 @@ class ContiguousConfig(Frozen):
 
 
 def evaluate(config: ContiguousConfig, output: Path) -> Report:
-    """Add lesions to adjacent patches of a mammogram; write figure, image and boxes.
-
-    Raises:
-        ConfigError: The generator removes lesions, or there is no such mammogram.
-        DataError: No mammogram has space for the patches.
-    """
+    """Add lesions to adjacent patches of a mammogram; write figure, image and boxes."""
     network = load_lesion_generator(find_best_weights(config.generator, config.tracking_uri))
     if network.removes:
         raise ConfigError(f"generator: {config.generator} removes lesions; name one that adds them")

@@ -52,12 +52,7 @@ class DefectsConfig(EvaluationConfig):
 
 
 def evaluate(config: DefectsConfig, output: Path) -> ComparisonReport:
-    """Measure the defects of every model's images, and write tables, CSVs and sheets.
-
-    Raises:
-        ConfigError: A model has the name of a row of its own.
-        DataError: Real tissue has no texture.
-    """
+    """Measure the defects of every model's images, and write tables, CSVs and sheets."""
     config.refuse_names(REAL, TWO_GREYS)
     report = ComparisonReport(config=config, measures=MEASURES, models_across=True)
     for comparison in compare(config, "mask", "image", allow_repeats=True):

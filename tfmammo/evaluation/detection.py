@@ -166,10 +166,6 @@ def run_sets(config: MammogramsOfDetectors, uris: Mapping[str, Sequence[str]]) -
         config: The mammograms, and what counts.
         uris: Set -> the model URIs of its detectors; a set without any is skipped. All sets get
             the same mammograms, for which each of them has an eligible detector.
-
-    Raises:
-        DataError: There is no such mammogram with a lesion, several detectors are eligible for one,
-            or a detector does not name its patients.
     """
     datasets.refuse_added(config.data)
     sets = {

@@ -108,11 +108,7 @@ class Pool:
 
 
 def evaluate(config: RealismConfig, output: Path) -> ComparisonReport:
-    """Run every model on the context of patients it never saw, and write tables, CSVs and sheets.
-
-    Raises:
-        ConfigError: Patches are too small, or a model is called like the real patches.
-    """
+    """Run every model on the context of patients it never saw; write tables, CSVs and sheets."""
     scorer = config.load_scorer()
     config.refuse_names(REAL, ONE_GREY)
     # Papers' LPIPS is comparable with the LPIPS of the original weights only.

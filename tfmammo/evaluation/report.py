@@ -90,9 +90,6 @@ class Report:
         """Write rows.csv, table.md if there are tables, and the further files into a folder.
 
         Where config.tracking_uri is set, everything in the folder is logged to MLflow.
-
-        Raises:
-            TrackingError: The server can't be reached.
         """
         output.mkdir(parents=True, exist_ok=True)
         write_facts(output / ROWS, self.facts)

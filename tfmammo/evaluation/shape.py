@@ -39,11 +39,7 @@ BLUE = COLOURS[-1]
 
 
 def evaluate(config: EvaluationConfig, output: Path) -> ComparisonReport:
-    """Run every model on the masks of patients it never saw, and write tables, CSVs and figures.
-
-    Raises:
-        ConfigError: A model is called like the baseline.
-    """
+    """Run every model on the masks of patients it never saw, and write tables, CSVs and figures."""
     config.refuse_names(MOST_FREQUENT)
     report = ComparisonReport(config=config, measures=MEASURES, published=PUBLISHED)
     for comparison in compare(config, "mask", "shapes", make_shape_patches, (len(SHAPES),)):

@@ -73,11 +73,7 @@ class SynthesisConfig(EvaluationConfig):
 
 
 def evaluate(config: SynthesisConfig, output: Path) -> ComparisonReport:
-    """Run every model on the masks of patients it never saw, and write tables, CSVs and sheets.
-
-    Raises:
-        ConfigError: A model is called like the real patches or a trivial baseline.
-    """
+    """Run every model on the masks of patients it never saw, and write tables, CSVs and sheets."""
     config.refuse_names(texture.REAL, texture.TWO_GREYS, texture.BLURRED)
     scorer = load_published() if config.data.size >= MIN_SIZE else None
     columns = MEASURES | (PERCEPTUAL_MEASURES if scorer else {}) | texture.MEASURES

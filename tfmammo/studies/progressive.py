@@ -72,9 +72,6 @@ def train(
     Returns:
         The held-out metrics of the last stage at its last step, and the generator's held-out
         inputs.
-
-    Raises:
-        ConfigError: `training.initial`, `model.judge` or the length of a stage does not fit.
     """
     model = experiment.model
     sizes = model.stages(experiment.data.size)
