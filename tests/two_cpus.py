@@ -41,7 +41,7 @@ def run_on_two_cpus(script: str, folder: Path) -> Any:
         capture_output=True,
         text=True,
         env={**os.environ, "PYTHONPATH": path},
-        timeout=500,
+        timeout=900,
     )
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout.splitlines()[-1])
