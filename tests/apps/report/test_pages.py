@@ -169,7 +169,7 @@ def test_the_summary_counts_claims_and_names_decided_ones():
         in text
     )
     assert "| [CAN](can.md) | 5 | 1 | 0 | 0 | 4 | 12 facts |" in text
-    assert f"**Holds** (moderate certainty): CAN. {CLAIM}" in " ".join(text.split())
+    assert f"| CAN | {CLAIM.rstrip('.')} | **holds**, moderate certainty |" in text
 
 
 def test_a_reason_takes_the_place_of_a_result():

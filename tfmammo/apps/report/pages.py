@@ -70,9 +70,9 @@ def slug(heading: str) -> str:
     return "".join(kept).replace(" ", "-")
 
 
-def tabulate(header: Sequence[str], body: Sequence[Sequence[str]]) -> list[str]:
-    """Format a table; its first column is of words, the others are of numbers."""
-    rule = ["---", *("---:" for _ in header[1:])]
+def tabulate(header: Sequence[str], body: Sequence[Sequence[str]], words: int = 1) -> list[str]:
+    """Format a table; so many of its first columns are of words, the others of numbers."""
+    rule = ["---:" if column >= words else "---" for column in range(len(header))]
     return [f"| {' | '.join(line)} |" for line in (header, rule, *body)]
 
 

@@ -95,15 +95,19 @@ def _tabulate_claims(evidence: AllEvidence) -> list[str]:
         checks = len(list_checks({key, *keys}))
         body.append([f"[{paper.name}]({key}.md)", str(len(of_paper)), *counts, f"{checks} facts"])
     lines = tabulate(("paper", "claims", *WORDS, "verified in the implementation"), body)
-    points: list[str] = []
-    for key, of_item in evidence.items():
-        for one in of_item:
-            if one.is_decided:
-                name = read_papers()[find_item(key).paper].name
-                verdict = f"**{one.word.capitalize()}** ({one.certainty} certainty)"
-                numbers = "; ".join(filter(None, (one.numbers, one.gain, one.basis)))
-                points += wrap(f"{verdict}: {name}. {one.says} {numbers}.", "- ", "  ")
-    return [*lines, "", *points] if points else lines
+    decided = [
+        [
+            read_papers()[find_item(key).paper].name,
+            one.says.rstrip("."),
+            f"**{one.word}**, {one.certainty} certainty",
+            "; ".join(filter(None, (one.numbers, one.gain, one.basis))),
+        ]
+        for key, of_item in evidence.items()
+        for one in of_item
+        if one.is_decided
+    ]
+    header = ("paper", "claim that is decided", "verdict", "our numbers")
+    return [*lines, "", *tabulate(header, decided, words=4)] if decided else lines
 
 
 def _describe_open(evidence: AllEvidence) -> str:
