@@ -23,7 +23,7 @@ from tfmammo.evaluation.comparison import EvaluationConfig
 from tfmammo.metrics import perceptual
 from tfmammo.metrics.rows import Fact
 from tfmammo.metrics.significance import Estimate
-from tfmammo.metrics.summary import JACKKNIFE, Measure, list_comparisons
+from tfmammo.metrics.summary import JACKKNIFE, Measure, count_sizes, list_comparisons
 from tfmammo.nn import published
 
 MIN_SIZE = 32  # px
@@ -186,22 +186,22 @@ class PerceptualScorer:
             real: The name of the real patches, which are compared with nothing.
         """
         facts = []
-        patients = len(set(patient_ids.tolist()))
-        counts = {"patients": patients, "images": len(patient_ids), "test": JACKKNIFE}
+        sizes = count_sizes(patient_ids)
+        about: dict[str, Any] = {"test": JACKKNIFE, **sizes}
         for name, sets in statistics.items():
             key = self.mark_name(name)
             measure = measures[name]
             estimate: Callable[..., Estimate] = perceptual.jackknife
             if name == "auc":  # of patches of the same patients
-                estimate = partial(perceptual.jackknife_area, fewest=patients)
+                estimate = partial(perceptual.jackknife_area, fewest=sizes["patients"])
             for model, statistic in sets.items():
                 level = estimate(statistic, patient_ids, level=config.level)
-                facts.append(measure.make_fact("means", model, key, level, **counts))
+                facts.append(measure.make_fact("means", model, key, level, **about))
             models = [model for model in sets if model != real]
             for model, other in list_comparisons(models, config.compare):
                 subtract = partial(_subtract, sets[model], sets[other])
                 change = perceptual.jackknife(subtract, patient_ids, config.level)
-                tested = {"against": other, "p": change.p, **counts}
+                tested = {"against": other, "p": change.p, **about}
                 facts.append(measure.make_fact("differences", model, key, change, **tested))
         return facts
 
