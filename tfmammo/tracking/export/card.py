@@ -131,7 +131,7 @@ def format_card(card: Mapping[str, Any]) -> str:
         lines.append(f"- On held-out patches: {values}")
     for name, source in card.get("pretrained", {}).items():
         digest = f", SHA-256 {source['sha256']}" if source["sha256"] else ""
-        lines.append(f"- Initial weights of `{name}`: {source['title']}{digest}")
+        lines.append(f"- Published weights of `{name}`: {source['title']}{digest}")
     for name, function in card["functions"].items():
         sides = (
             ", ".join(f"{key} {tensor['shape'][1:]}" for key, tensor in function[side].items())
