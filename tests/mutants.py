@@ -7,11 +7,11 @@ must fail. Each is tried in a copy of the tree and reported as one JSON line:
 
     killed    the test fails, or runs past the limit
     survived  the test passes
-    broken    the old text does not occur once, or there is no such test, or it fails anyway
+    broken    the test can't be run
 
-The exit code is 1 if any mutant survived or is broken. --sample takes N neighbours in the list, so
-that successive seeds go through all of it. --check compares the list with the files and runs
-nothing.
+The exit code is 1 if any mutant survived or is broken, and nothing is tried where the old text of
+one does not occur once, where a test is missing or fails anyway. --sample takes N neighbours in the
+list, so that successive seeds go through all of it. --check only compares the list with the files.
 
 A list, because mutation tools (mutmut, cosmic-ray) change operators wherever they occur: 71,430
 mutants, mostly trivial, each of which takes seconds of TensorFlow. The faults that matter are of
@@ -21,12 +21,10 @@ meaning, such as a swapped loss or a mask that is resampled linearly.
 from __future__ import annotations
 
 import argparse
-import functools
 import json
-import multiprocessing
 import os
 import shutil
-import signal
+import subprocess
 import sys
 import tempfile
 import time
@@ -74,87 +72,76 @@ def choose(mutants: Sequence[Mutant], sample: int, seed: int) -> list[Mutant]:
 
 
 def copy_tree(place: Path) -> None:
-    """Copy what the tests need, and have every process that they start import the copy."""
+    """Copy what the tests need."""
+    ignored = shutil.ignore_patterns("__pycache__")
     for name in COPIED:
-        if (ROOT / name).is_dir():
-            ignored = shutil.ignore_patterns("__pycache__")
-            shutil.copytree(ROOT / name, place / name, ignore=ignored)
-        elif (ROOT / name).is_file():
-            shutil.copy(ROOT / name, place)
-    os.chdir(place)
-    sys.path[0] = str(place)
-    # two mutants of one second and one length would share a compiled file
-    sys.dont_write_bytecode = True
-    os.environ["PYTHONDONTWRITEBYTECODE"] = "1"
-    os.environ["PYTHONPATH"] = str(place)
-    os.environ.pop("PYTEST_ADDOPTS", None)
+        source = ROOT / name
+        if source.is_dir():
+            shutil.copytree(source, place / name, ignore=ignored)
+        else:
+            shutil.copy(source, place)
 
 
-def preload() -> None:
-    """Import what takes long, once for all mutants. It must start no threads of its own."""
-    os.environ.setdefault("CUDA_VISIBLE_DEVICES", "-1")
-    os.environ["KERAS_BACKEND"] = "tensorflow"
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
-    os.environ.setdefault("TF_NUM_INTRAOP_THREADS", "1")
-    os.environ.setdefault("OMP_NUM_THREADS", "1")
-    import keras  # noqa: F401
-    import matplotlib.figure  # noqa: F401
-    import pandas  # noqa: F401
-    import pytest  # noqa: F401
-    import scipy.stats  # noqa: F401
-    import skimage.exposure  # noqa: F401
-    import sklearn.metrics  # noqa: F401
-
-
-def run_test(test: str, limit: float) -> int | None:
-    """Run a test in a fork of this process, which has not imported tfmammo yet.
+def run_tests(tests: Sequence[str], limit: float, place: Path) -> int | None:
+    """Run tests in a copy of the tree, which every process that they start imports.
 
     Returns:
-        Exit code of pytest, None if it ran past `limit` seconds.
+        Exit code of pytest, None if they ran past `limit` seconds.
     """
-    process = multiprocessing.get_context("fork").Process(target=_run_here, args=(test,))
-    process.start()
-    process.join(limit)
-    code = process.exitcode
-    if code is HANGS and process.pid:
-        os.killpg(process.pid, signal.SIGKILL)  # with what the test started
-        process.join()
-    return code
+    environment = {**os.environ, "PYTHONPATH": str(place)}
+    # two mutants of one second and one length would share a compiled file
+    environment["PYTHONDONTWRITEBYTECODE"] = "1"
+    environment.pop("PYTEST_ADDOPTS", None)
+    command = [sys.executable, "-m", "pytest", "-qx", "-p", "no:cacheprovider", *tests]
+    try:
+        done = subprocess.run(
+            command,
+            cwd=place,
+            env=environment,
+            timeout=limit,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+        )
+    except subprocess.TimeoutExpired:
+        return HANGS
+    return done.returncode
 
 
-run_unchanged = functools.cache(run_test)
-
-
-def _run_here(test: str) -> None:
-    import pytest
-
-    place = os.getcwd()
-    os.setsid()
-    log = os.open("mutants.log", os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
-    os.dup2(log, 1)
-    os.dup2(log, 2)
-    warning = "ignore::pytest.PytestAssertRewriteWarning"  # of what is imported already
-    code = pytest.main(["-qx", "-p", "no:cacheprovider", "-W", warning, test])
-    package = sys.modules.get("tfmammo")
-    if package and not str(package.__file__).startswith(place):
-        code = pytest.ExitCode.INTERNAL_ERROR
-    os._exit(code)
-
-
-def try_mutant(mutant: Mutant, limit: float) -> Literal["killed", "survived", "broken"]:
-    """Run a mutant's test in the copy without it and with it, and restore the file."""
-    if run_unchanged(mutant.test, limit) != PASSED:
-        return "broken"
-    path = Path(mutant.file)
+def try_mutant(
+    mutant: Mutant, limit: float, place: Path
+) -> Literal["killed", "survived", "broken"]:
+    """Run a mutant's test in the copy with it, and restore the file."""
+    path = place / mutant.file
     text = path.read_text(encoding="utf-8")
     path.write_text(text.replace(mutant.old, mutant.new), encoding="utf-8")
     try:
-        code = run_test(mutant.test, limit)
+        code = run_tests([mutant.test], limit, place)
     finally:
         path.write_text(text, encoding="utf-8")
     if code == PASSED:
         return "survived"
     return "killed" if code in (FAILED, HANGS) else "broken"
+
+
+def try_all(mutants: Sequence[Mutant], limit: float) -> bool:
+    """Try mutants one after another, print what becomes of each, say whether all are killed."""
+    all_killed = True
+    tests = sorted({mutant.test for mutant in mutants})
+    with tempfile.TemporaryDirectory(prefix="mutants-") as folder:
+        place = Path(folder)
+        copy_tree(place)
+        if run_tests(tests, limit * len(tests), place) != PASSED:
+            sys.exit(f"error: without a mutant, too, this fails: pytest -x {' '.join(tests)}")
+        for mutant in mutants:
+            start = time.monotonic()
+            result = try_mutant(mutant, limit, place)
+            all_killed &= result == "killed"
+            seconds = round(time.monotonic() - start, 1)
+            print(
+                json.dumps({"mutant": mutant.name, "result": result, "seconds": seconds}),
+                flush=True,
+            )
+    return all_killed
 
 
 def main() -> None:
@@ -174,21 +161,11 @@ def main() -> None:
             parser.error("--only: no such mutant")
     if arguments.sample is not None:
         mutants = choose(mutants, arguments.sample, arguments.seed)
-    all_killed = True
-    with tempfile.TemporaryDirectory(prefix="mutants-") as place:
-        if not arguments.check:
-            copy_tree(Path(place))
-            preload()
-        for mutant in mutants:
-            start = time.monotonic()
-            fault = mutant.find_fault()
-            if arguments.check and not fault:
-                continue
-            result = "broken" if fault else try_mutant(mutant, arguments.limit)
-            all_killed &= result == "killed"
-            line = {"mutant": mutant.name, "result": result, "fault": fault}
-            print(json.dumps({**line, "seconds": round(time.monotonic() - start, 1)}), flush=True)
-    sys.exit(not all_killed)
+    faults = [f"{mutant.name}: {fault}" for mutant in mutants if (fault := mutant.find_fault())]
+    if faults:
+        sys.exit("\n".join(faults))
+    if not arguments.check:
+        sys.exit(not try_all(mutants, arguments.limit))
 
 
 if __name__ == "__main__":
