@@ -1,6 +1,6 @@
 """Break the package on purpose, one line at a time, and check that the tests notice.
 
-python tests/mutants.py [--only NAME ...] [--sample N --seed S] [--check] [--limit 120]
+python tests/mutants.py [--only NAME ...] [--sample N --seed S] [--check] [--limit 300]
 
 tests/mutants.yaml lists the mutants: a name, a file, its old text, the new text, and the test that
 must fail. Each is tried in a copy of the tree and reported as one JSON line:
@@ -151,7 +151,7 @@ def main() -> None:
     parser.add_argument("--sample", type=int, metavar="N", help="this many mutants of the list")
     parser.add_argument("--seed", type=int, default=0, help="which part of the list --sample takes")
     parser.add_argument("--check", action="store_true", help="compare list and files, run nothing")
-    parser.add_argument("--limit", type=float, default=120, help="seconds for one test")
+    parser.add_argument("--limit", type=float, default=300, help="seconds for one test")
     arguments = parser.parse_args()
     text = (ROOT / "tests/mutants.yaml").read_text(encoding="utf-8")
     mutants = TypeAdapter(list[Mutant]).validate_python(yaml.safe_load(text))
