@@ -1,25 +1,13 @@
 """CBIS-DDSM: scanned film mammograms with masks and biopsy-proven pathology.
 
-    <anywhere beneath root>/
-        {mass,calc}_case_description_{train,test}_set.csv          all four, or some of them
-        Mass-Training_P_00001_LEFT_CC/<study>/<series>/1-1.dcm     the mammogram
-        Mass-Training_P_00001_LEFT_CC_1/<study>/<series>/1-2.dcm   mask and crop of abnormality 1
-
 What counts is the folder that names set, patient, laterality and view: every download tool keeps
 it. Folders beneath it and files are called by UIDs, by "1.000000-ROI mask images-12345", 000000.dcm
 or 1-1.dcm. The UIDs in the tables' paths join a tree by series UIDs alone; those paths serve no
-other purpose. One record is one folder of a mammogram, and one lesion is one row of a table. A row
-whose image was not downloaded is counted. docs/archives/cbis_ddsm.md has the choices; beside them:
+other purpose. One record is one folder of a mammogram, and one lesion is one row of a table. Which
+of a lesion's files is the mask is decided when it is first used, because indexing reads headers of
+mammograms alone.
 
-- The tables exchange some masks and crops. A file that SeriesDescription calls a crop is no mask; a
-  described mask comes before an undescribed one, and the size nearest to the image's first. This is
-  decided when a mask is first used, because indexing reads headers of mammograms alone.
-- Shape and margin are the tables' words in lower case, several joined by "-"; a calcification's
-  shape is its calc type, it has no margin. Distribution and subtlety are not kept.
-- Some mammograms are in both sets, under two image_ids, each with the lesions of its set.
-
-Source: Lee et al., A curated mammography data set for use in computer-aided detection and diagnosis
-research, Scientific Data 4 (2017) 170177.
+docs/archives/cbis_ddsm.md has the choices.
 """
 
 from __future__ import annotations

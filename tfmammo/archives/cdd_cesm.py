@@ -1,30 +1,10 @@
 """CDD-CESM: JPEGs, a VIA table of hand-drawn regions and a clinical table -> Mammograms.
 
-Only the low-energy images (DM in the file's name) are mammograms; the recombined ones (CM) show
-contrast medium and are skipped. What the archive leaves open:
+Regions outline every finding of an image, and only the image has findings: "Architectural
+distortion and high density mass". The table's regions are in the originals' px; a scaled copy has
+`masks/NAME.jpg` beside its images, and each connected part of a mask is a region instead.
 
-- Regions outline every finding of an image, and only the image has findings: "Architectural
-  distortion and high density mass". Where they name one kind and nothing else, every region is of
-  that kind. Where they name several, regions are called masses if a mass is among them, else the
-  first kind named, and `kind_is_certain` is False. It is False too where they name a lesion and
-  something that is no lesion here (edema, scar, duct, lymph node), which is outlined too. Of such
-  an image a band is skipped: thickened skin or a duct, or a mass that its outline joins with one.
-  It is a region with less than BAND times the area of a square as long as itself. Of the scaled
-  copy's 237 such regions that would be masses, 50 are bands; of its 79 certain masses none is, and
-  the least has 0.24.
-- Pathology is the image's: its lesions carry it where it holds for each, because there is one
-  region or all is benign.
-- A margin or shape is given to an image's certain masses where the findings name exactly one.
-- Images without a patient in their name can't be kept in one subset of a split, and are skipped.
-  Those in a folder `normal` (normal cases handed on as `IM0001_r.jpg`) are kept as images of one
-  common unknown patient, so that no split can part them.
-- The table's regions are in the originals' px. Of a scaled copy with `masks/NAME.jpg` beside its
-  images, each connected part of the mask is a region instead. Specks, which JPEG leaves around
-  edges, are dropped, and regions that touch have become one. Without that mask an image whose
-  outlines reach far beyond it is skipped.
-
-Source: Khaled et al., Categorized contrast enhanced mammography dataset for diagnostic and
-artificial intelligence research, Scientific Data 9 (2022) 122.
+docs/archives/cdd_cesm.md has the choices.
 """
 
 from __future__ import annotations
@@ -62,7 +42,9 @@ from tfmammo.mammogram import (
 REGIONS = "Radiology_hand_drawn_segmentations_v2.csv"
 CLINICAL = "Radiology-manual-annotations.csv"
 MASKS = "masks"
-BAND = 0.15  # of the square of its length; a region with less area is a band
+# of the square of its length; a region with less area is a band: thickened skin, a duct, or a mass
+# that its outline joins with one. The least of the scaled copy's 79 certain masses has 0.24.
+BAND = 0.15
 BEYOND = 1.1  # times rows or columns; no outline of the originals reaches beyond them at all
 LONGEST = 2**14  # px; no mammogram has a longer side
 SPECK = 16  # px; parts of a mask that are smaller are none of the radiologist's

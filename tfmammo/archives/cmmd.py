@@ -1,15 +1,10 @@
 """CMMD, the Chinese Mammography Database: 1,775 patients whose findings were biopsied.
 
-    <anywhere beneath root>/CMMD_clinicaldata_revision.xlsx       a row for each breast; also as CSV
-                            CMMD/D1-0001/<study>/<series>/1-1.dcm
+The folder D1-0001 names the patient, the header side and view. The table has a row for each breast.
+Nothing says where a finding is, so each image counts as one that lost lesions of its breast's
+abnormality ("both": a mass and a calcification).
 
-The folder D1-0001 names the patient, the header side and view. Nothing says where a finding is,
-so there are no lesions: each image has its breast's pathology (None where the table has no row of
-the breast), and counts as one that lost lesions of the breast's abnormality ("both": a mass and a
-calcification). No image is normal: of the other breast nothing is stated.
-
-Source: Cui et al., The Chinese Mammography Database, The Cancer Imaging Archive (2021),
-DOI 10.7937/tcia.eqde-4b16.
+docs/archives/cmmd.md has the choices.
 """
 
 from __future__ import annotations

@@ -1,30 +1,11 @@
 """DDSM, the Digital Database for Screening Mammography: 2,620 cases on film, in four views.
 
-Lesions have outlines as chain codes.
+Lesions have outlines as chain codes. Files of a case are in one folder and share letter and
+numbers, whether joined by "-" or "_"; .LJPEG and .OVERLAY may still be gzipped, as some are in the
+archive. `ljpeg` tells how pixels become an image. The calibration belongs to the scanner and its
+site: DBA and LUMISYS stood at one each, HOWTEK at MGH (cases A) and ISMD (cases D).
 
-    <anywhere beneath root>/cases/cancers/cancer_01/case3027/
-        B-3027-1.ics                the case: scanner, sizes, density
-        B_3027_1.LEFT_CC.LJPEG      or .LJPEG.1, .tif, .tiff, .png
-        B_3027_1.LEFT_CC.OVERLAY    of views with abnormalities
-
-Files of a case are in one folder and share letter and numbers, whether joined by "-" or "_"; .LJPEG
-and .OVERLAY may still be gzipped, as some are in the archive. Where there is a decoded file it is
-preferred: .LJPEG.1 (PVRG's own output: headerless, big-endian, 16 bit), then 16-bit .tif, .tiff,
-.png of the scanner's grey levels; `ljpeg` tells how pixels become an image. Dates and age are not
-kept. docs/archives/ddsm.md has the choices; beside them:
-
-- The calibration belongs to the scanner and its site: DBA and LUMISYS stood at one each, HOWTEK at
-  MGH (cases A) and ISMD (cases D).
-- TOTAL_OUTLINES is wrong in places and isn't used.
-- A mass whose SHAPE is only a distortion or an asymmetry stays a mass of uncertain kind, and a
-  calcification's shape is its TYPE, as in `cbis_ddsm`. Words are the archive's in lower case.
-- An image that holds nothing worse but something unproven is None. BI-RADS is the highest
-  ASSESSMENT of an image, 0 (incomplete) the lowest. DENSITY 0 is no category and becomes None.
-- "normal" are the images of cases without any overlay, unless they are in a volume of another name
-  (cancer_01, benign_01, benign_without_callback_01).
-
-Source: Heath et al., The Digital Database for Screening Mammography, IWDM 2000; DDSM's page
-"Description of a case".
+docs/archives/ddsm.md has the choices.
 """
 
 from __future__ import annotations

@@ -1,29 +1,12 @@
 """EMBED, the Emory Breast Imaging Dataset (open data): boxes, findings and biopsies.
 
-    <anywhere beneath root>/EMBED_OpenData_metadata.csv           a row for each file
-                            EMBED_OpenData_clinical.csv           a row for each finding of an exam
-                            images/cohort_1/<empi_anon>/.../<SOP instance>.dcm
+480,323 files of 22,382 patients. A file is found by its name, whatever precedes it in
+anon_dicom_path. ROI_coords are boxes (row_min, col_min, row_max, col_max). Findings are those of
+the exam on the image's side, on both (B) or on none stated. bside, where it is stated, is the side
+of the pathology. The words of massshape, massmargin and asses are those of the archive's own legend
+and sample notebook.
 
-480,323 files of 22,382 patients.
-
-The tables' reduced forms (..._reduced.csv) are read where the others are missing. A file is found
-by its name, whatever precedes it in anon_dicom_path. Read are 2D images; C-views, screen saves
-and spot or magnification views are counted and skipped. What the archive leaves open:
-
-- ROI_coords are boxes (row_min, col_min, row_max, col_max) that radiologists drew. Findings are
-  those of the exam on the image's side, on both (B) or on none stated; nothing says which of them a
-  box shows. Its kind is certain if all findings are of one kind, its shape, margin and pathology
-  are given if there is one finding; without a word it is a mass of uncertain kind. The words of
-  massshape, massmargin and asses are those of the archive's own legend and sample notebook.
-- A finding is a row that is not negative (asses N), describes something or has a pathology. Normal
-  is an image without a box of a breast with rows and without a finding. Every other image with
-  fewer boxes than findings, or with none, lost a lesion.
-- path_severity 0 and 1 (invasive, in situ) are malignant, 2 to 5 benign, 6 (another cancer) is
-  None. A breast is benign if each of its findings is proven so. bside, where it is stated, is the
-  side of the pathology.
-
-Source: Jeong et al., The EMory BrEast imaging Dataset (EMBED), Radiology: Artificial Intelligence 5
-(2023) e220047; github.com/Emory-HITI/EMBED_Open_Data.
+docs/archives/embed.md has the choices.
 """
 
 from __future__ import annotations

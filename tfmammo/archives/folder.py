@@ -1,30 +1,12 @@
 """The user's own mammograms: a folder of images with masks or COCO annotations, and a table.
 
-    images/             .png .tif .tiff .jpg .jpeg .pgm .bmp (8 or 16 bit, one channel or equal
-                        ones), at any depth; DICOM of any name
-    masks/              <image's name>.png, or <image's name>_1.png, _2.png ... where it has several
-                        lesions: 0 is background; a_mask.png or a_seg.png, and beside a.png
-    annotations.json    or COCO instead of masks: polygons, RLE (compressed or not) or boxes
-    annotations/        or DICOM SEG, SR and RTSTRUCT files, here or among the images
-    metadata.csv        file, patient, laterality, view, pathology, kind, shape, margin, birads,
-                        density, spacing, split, bits, lesion_patient
+Every part may be missing: without `images` all images beneath the folder count. Other tools' data
+sets are read as they are: see `layouts` and `yolo`. Masks are read when they are wanted. Only the
+images that annotations.json lists are read, since the others may be unlabelled. Marked lesions that
+can't be read, or whose word is not known, are `Mammogram.lost`. `lesion_patient`, of synthetic
+mammograms with another woman's lesions, is not used.
 
-Every part may be missing: without `images` all images beneath the folder count. `file` names an
-image, several ("left/*", "*"), or one mask, whose row then gives that lesion's facts. Other tools'
-data sets are read as they are: see `layouts` and `yolo`. docs/archives/folder.md has all choices;
-those that matter most:
-
-- Nothing is guessed about patients, because images of one woman in both subsets of a split make
-  every result worthless. Where the table names patients, images without one are skipped; where it
-  names none, all images count as one patient. `*,*` states that every image is of another one.
-  `lesion_patient`, of synthetic mammograms with another woman's lesions, is not used: make such a
-  set from one subset of a split alone.
-- Nothing is guessed from pixels: 16 bits are scaled by 65535, unless the file or `bits` says more.
-- Masks are read when they are wanted. Only the images that annotations.json lists are read, since
-  the others may be unlabelled. Marked lesions that can't be read, or whose word is not known, are
-  `Mammogram.lost`.
-- Pathology is the image's: its lesions carry it where they have no own and it holds for each,
-  because there is one or all is benign.
+docs/archives/folder.md has the choices.
 """
 
 from __future__ import annotations

@@ -1,22 +1,10 @@
 """INbreast: 410 full-field digital mammograms of 115 cases, DICOM with OsiriX outlines.
 
-    <anywhere beneath root>/AllDICOMs/<id>_<patient hash>_MG_<L|R>_<CC|ML>_ANON.dcm
-                            AllXML/<id>.xml
-                            INbreast.csv and/or INbreast.xls
-
 Case does not matter in names of folders and tables. A mammogram without an XML has no findings, so
 it is kept without lesions; it is noted only where the tables say that something should have been
 outlined. Everything else that is skipped is noted in `Skipped` with its file and reason.
-INbreast states no pathology: only BI-RADS 1 (negative) is passed on, as "normal".
 
-Choices: (1) A "Spiculated Region" is the area over which spicules radiate, wider than the mass it
-may hold, so it never becomes a mass's mask. BI-RADS calls radiating spicules without a definite
-mass, or beside one, an architectural distortion: it is recorded as "distortion" with the margin
-"spiculated" and an uncertain kind. (2) Pixels are given as stored, without the window: that of an
-OsiriX export may be where its reader left it. (3) Where a table's laterality or view contradicts
-the file name, the name holds and the table's row is set aside, because it may belong to another
-image. (4) OsiriX does not say whether (0, 0) is the corner or the centre of the first pixel; it is
-taken as its centre. (5) PatientOrientation, where a header has it, says where the chest wall is.
+docs/archives/inbreast.md has the choices.
 """
 
 from __future__ import annotations

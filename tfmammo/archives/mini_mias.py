@@ -1,27 +1,10 @@
 """mini-MIAS: 322 film mammograms of 161 women, 1024 x 1024 px of 0.2 mm, and one table of circles.
 
-    <anywhere beneath root>/mdb001.pgm ...      binary PGM, 8 bit
-                            Info.txt            a row for each finding: REFERENCE BACKGROUND
-                                                CLASS [SEVERITY X Y RADIUS]
-
 Case does not matter in names. The table's prose and whatever else is no row are skipped. The origin
-of X and Y is the bottom left: row = 1024 - Y, col = X. docs/archives/mini_mias.md has the choices;
-beside them:
+of X and Y is the bottom left: row = 1024 - Y, col = X. Odd numbers are left films, even ones right,
+although the README says the opposite.
 
-- The circle ("approximate radius ... of a circle enclosing the abnormality") is given as an outline
-  of 90 points. It is the calcification cluster's, not a single calcification's. Centres are whole
-  pixels, so it may be off by one.
-- The README says that the films are in pairs, "left (even filename numbers) and right (odd filename
-  numbers)" of one patient. It is the other way round: the full-size MIAS carries the laterality in
-  its names (mdb001lm, mdb002rl, mdb003ll ...), without one exception odd = l and even = r. Its
-  coordinates become those of Info.txt only when laterality is read so.
-- "normal" is an image whose only class is NORM.
-- Margins: CIRC is "circumscribed", SPIC "spiculated", MISC "ill-defined"; ARCH is a distortion,
-  ASYM an asymmetry.
-
-Source: Suckling et al., The Mammographic Image Analysis Society digital mammogram database, Exerpta
-Medica, International Congress Series 1069 (1994) 375-378; the README and Info.txt of the
-MiniMammographic Database.
+docs/archives/mini_mias.md has the choices.
 """
 
 from __future__ import annotations

@@ -1,28 +1,11 @@
 """OMI-DB / OPTIMAM: screening mammograms of the NHS, as DICOM.
 
-Radiologists drew boxes, and the screening service's records come with them.
+Radiologists drew boxes, and the screening service's records come with them. Case does not matter in
+folders and prefixes of names. The package omidb parses the records; it drops studies whose episode
+is not in the NBSS records, which stay here. A client, study or image that can't be read costs no
+other one.
 
-    data/<client>/imagedb_<client>.json          studies, series, images and the marks on them
-                  nbss_<client>.json             episodes: opinions, biopsies, surgery
-                  <study>/<image>[.dcm].json     a copy of the DICOM header, not needed here
-    images/<client>/<study>/<image>.dcm
-
-Case does not matter in folders and prefixes of names. The package omidb parses the records. A
-client, study or image that can't be read costs no other one. docs/archives/optimam.md has the
-choices; beside them:
-
-- omidb drops studies whose episode is not in the NBSS records; here they stay.
-- "With calcification" makes a mark's kind only where it is alone. A mark without flags takes
-  the description of the lesion that it is linked to.
-- An image's pathology is its breast's: malignant or benign by the opinion of biopsy or surgery,
-  malignant for an interval cancer on this side, normal where omidb calls the episode normal and no
-  opinion speaks against it, or where every opinion of this side is normal although the other breast
-  is not. It is None for a prior, the episode that a cancer followed.
-- A mark's pathology is that of its linked lesions, else benign by its flags, else the breast's
-  where that is benign or the mark is the only one.
-
-Source: Halling-Brown et al., OPTIMAM Mammography Image Database, Radiology: Artificial Intelligence
-3 (2021) e200103.
+docs/archives/optimam.md has the choices.
 """
 
 from __future__ import annotations

@@ -1,15 +1,9 @@
 """RSNA Screening Mammography Breast Cancer Detection (2022): breasts with and without cancer.
 
-    <anywhere beneath root>/train.csv
-                            train_images/<patient_id>/<image_id>.dcm
-
 54,706 digital mammograms of 11,913 women of two sites. Nothing says where a finding is, so there
-are no lesions. An image is normal where its breast has BIRADS 1 (negative), no cancer, no biopsy
-and is no difficult negative case. The competition calls 2 normal; in BI-RADS it has benign
-findings, so it is not taken as normal here. Every other image may hold a finding that nobody
-located and counts as one that lost a lesion. Cancer is malignant, a biopsy without cancer benign.
+are no lesions, and an image that is not normal counts as one that lost a lesion.
 
-Source: kaggle.com/competitions/rsna-breast-cancer-detection, data description.
+docs/archives/rsna.md has the choices.
 """
 
 from __future__ import annotations

@@ -1,26 +1,9 @@
 """VinDr-Mammo 1.0.0: 20,000 full-field digital mammograms of 5,000 four-view exams.
 
-Findings have boxes.
+Findings have boxes. Columns are found by name; case does not matter in names of files. A finding's
+own BI-RADS has no place in a Lesion and is skipped.
 
-    <anywhere beneath root>/
-        images/<study_id>/<image_id>.dicom
-        breast-level_annotations.csv    a row for each image
-        finding_annotations.csv         a row for each finding, or one that says ['No Finding']
-        metadata.csv                    what the DICOM headers say; not needed
-
-Columns are found by name; case does not matter in names of files. docs/archives/vindr.md has the
-choices; beside them:
-
-- The archive's description speaks of 5,000 exams, not patients, and the official split keeps exams
-  whole.
-- The BI-RADS of a single finding has no place in a Lesion and is skipped.
-- `kind_is_certain` is False also where another finding shares the box. Asymmetry, focal and global
-  asymmetry are one kind.
-- Corners are floats: boxes are widened to whole pixels, and refused where nothing of them is left.
-- BI-RADS and density are given as their bare sign, "4" and "C"; a cell that is neither is None.
-
-Source: Nguyen et al., VinDr-Mammo: A large-scale benchmark dataset for computer-aided diagnosis in
-full-field digital mammography, Scientific Data 10 (2023) 277.
+docs/archives/vindr.md has the choices.
 """
 
 from __future__ import annotations
