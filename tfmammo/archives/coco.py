@@ -24,7 +24,10 @@ from numpy.typing import NDArray
 
 from tfmammo.archives.findings import Finding, find_word, parse_pathology
 from tfmammo.errors import ArchiveError, EmptyMask, MaskSize
-from tfmammo.mammogram import Box, Found, Lesion, Lost, MaskedLesion, cut_box
+from tfmammo.mammogram import Box, Found, Lesion, LesionKind, Lost, MaskedLesion, cut_box
+
+# (kind, further fields of Lesion) -> a lesion; ValueError with the reason why it is none
+MakeLesion = Callable[[LesionKind, dict[str, Any]], Lesion]
 
 
 class Contradiction(ArchiveError):
@@ -91,32 +94,52 @@ def _parse_size(entry: dict[str, Any]) -> tuple[int, int] | None:
 
 
 def make_found(
-    finding: Finding | None, annotation: dict[str, Any], rows: int, cols: int, where: str
-) -> Found:
+    finding: Finding | None, make: MakeLesion, note: Callable[[str], None], name: str
+) -> list[Found]:
+    """Make what a label states: nothing where that is no lesion of ours, a lost lesion if unknown.
+
+    A lesion that can't be made is lost as well, and `note` takes the reason, beginning with `name`.
+    """
+    if finding is None:
+        return [Lost()]
+    if finding.kind is None:
+        return []
+    try:
+        return [make(finding.kind, {"kind_is_certain": finding.is_certain})]
+    except Contradiction:
+        raise
+    except ValueError as error:
+        note(f"{name} skipped: {error}")
+        return [Lost(finding.certain_kind)]
+
+
+def make_lesion(
+    annotation: dict[str, Any],
+    rows: int,
+    cols: int,
+    where: str,
+    kind: LesionKind,
+    details: dict[str, Any],
+) -> Lesion:
     """Make a lesion of one annotation; an RLE is decoded when it is wanted.
 
     Args:
-        finding: What its category means.
         annotation: Its "segmentation" counts; where that encloses nothing, its "bbox". "attributes"
             may have shape, margin and pathology.
         rows: Rows of the image.
         cols: Columns of the image.
-        where: Names the annotation in errors.
+        where: Names the annotation in errors that an RLE raises when it is decoded.
+        kind: What its category means.
+        details: Further fields of Lesion.
 
     Raises:
         ValueError: Why it is no lesion. Contradiction: the RLE is of another size.
     """
-    if finding is None or finding.kind is None:
-        return Lost()
-    kind = finding.kind
-    details = _parse_attributes(annotation.get("attributes"))
-    details["kind_is_certain"] = finding.is_certain
+    details = _parse_attributes(annotation.get("attributes")) | details
     region = annotation.get("segmentation")
     if isinstance(region, dict):
         if region.get("size") != [rows, cols]:
-            raise Contradiction(
-                f"{where}: its RLE is of another size than the image's {rows} x {cols} px"
-            )
+            raise Contradiction(f"its RLE is of another size than the image's {rows} x {cols} px")
         return MaskedLesion(
             kind, partial(_decode_rle, where, region.get("counts"), rows, cols), **details
         )

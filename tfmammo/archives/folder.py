@@ -78,11 +78,11 @@ def read(root: Path, skipped: Skipped | None = None) -> list[Mammogram]:
     if layout:
         find = layout.find_lesions
     elif drawn := _read_regions(notes, images, has_masks=has_coco or bool(masks)):
-        find = partial(_make_regions, notes, images, drawn, used)
+        find = _open_regions(notes, images, drawn, used)
     elif has_coco:
-        find = partial(_make_coco, notes, images, _read_coco(notes, images))
+        find = _open_coco(notes, images)
     else:
-        find = partial(_make_masked, notes, masks, rows)
+        find = _open_masks(notes, masks, rows)
     mammograms = list(_make_mammograms(notes, images, rows, find, layout.subsets if layout else {}))
     for region in (each for image in drawn.keys() - used for each in drawn[image]):
         notes.count(region.file, "of its regions are on images that are not read here")
@@ -172,8 +172,8 @@ def _match_rows(
 # Lesions
 
 
-def _read_coco(notes: Notes, images: dict[str, Path]) -> dict[str, coco.Listed]:
-    """Read the images that a COCO file lists; take the others out."""
+def _open_coco(notes: Notes, images: dict[str, Path]) -> layouts.FindLesions:
+    """Read a COCO file; take out the images that it does not list."""
     path = notes.root / COCO
     names = Names(images, folders_matter=False)
     listed = coco.load(path, lambda name: names.find(name) or name, partial(notes.note, path))
@@ -184,36 +184,27 @@ def _read_coco(notes: Notes, images: dict[str, Path]) -> dict[str, coco.Listed]:
     for image in images.keys() - listed.keys():
         del images[image]
         notes.count("images/*", f"images that {COCO} does not list")
-    return listed
 
+    def find(image: str, rows: int, cols: int) -> list[Found]:
+        file = images[image]
+        entry = listed[image]
+        place = f"{path}: {file.relative_to(notes.root).as_posix()}"
+        if entry.size not in (None, (rows, cols)):
+            size = f"{(rows, cols)} rows and columns"
+            raise coco.Contradiction(f"{place} has {size} there, but {entry.size} is stated")
+        found: list[Found] = []
+        for number, (finding, annotation) in enumerate(entry.annotations, start=1):
+            name = f"annotation {number}"
+            # what is read later may be told in a log
+            where = f"{path}: {hash_id('folder', image)}, {name}"
+            make = partial(coco.make_lesion, annotation, rows, cols, where)
+            try:
+                found += coco.make_found(finding, make, partial(notes.note, file), name)
+            except coco.Contradiction as error:
+                raise coco.Contradiction(f"{place}, {name}: {error}") from None
+        return found
 
-def _make_coco(
-    notes: Notes,
-    images: Mapping[str, Path],
-    listed: Mapping[str, coco.Listed],
-    image: str,
-    rows: int,
-    cols: int,
-) -> list[Found]:
-    path = images[image]
-    where = f"{notes.root / COCO}: {path.relative_to(notes.root).as_posix()}"
-    # what is read later may be told in a log
-    later = f"{notes.root / COCO}: {hash_id('folder', image)}"
-    entry = listed[image]
-    if entry.size not in (None, (rows, cols)):
-        size = f"{(rows, cols)} rows and columns"
-        raise coco.Contradiction(f"{where} has {size} there, but {entry.size} is stated")
-    found: list[Found] = []
-    for number, (finding, annotation) in enumerate(entry.annotations, start=1):
-        try:
-            place = f"{later}, annotation {number}"
-            found.append(coco.make_found(finding, annotation, rows, cols, place))
-        except coco.Contradiction as error:
-            raise coco.Contradiction(str(error).replace(later, where)) from None
-        except ValueError as error:
-            notes.note(path, f"annotation {number} skipped: {error}")
-            found.append(Lost(finding.certain_kind if finding else None))
-    return found
+    return find
 
 
 def _read_regions(
@@ -231,72 +222,72 @@ def _read_regions(
     return regions.read_regions(paths, notes.note)
 
 
-def _make_regions(
+def _open_regions(
     notes: Notes,
     images: Mapping[str, Path],
     drawn: Mapping[str, list[regions.Region]],
     used: set[str],
-    image: str,
-    rows: int,
-    cols: int,
-) -> list[Found]:
-    if not is_dicom(images[image]):
-        return []
-    identifier, facts = regions.read_image(images[image])
-    used.add(identifier)
-    lesions: list[Lesion] = []
-    lost: list[Lost] = []
-    measured: list[tuple[NoAreaError, LesionKind | None]] = []
-    for region in drawn.get(identifier, ()):
-        if region.finding is None or region.finding.kind is None:
-            lost.append(Lost())
-            continue
-        certain = {"kind_is_certain": region.finding.is_certain}
-        try:
-            lesions.append(region.draw(facts, region.finding.kind, certain))
-        except ValueError as error:
-            notes.count(region.file, f"of its regions {error}")
-            if isinstance(error, NoAreaError):
-                measured.append((error, region.finding.certain_kind))
+) -> layouts.FindLesions:
+    """Draw an image's regions when its lesions are looked for, and add the image to `used`."""
+
+    def find(image: str, rows: int, cols: int) -> list[Found]:
+        if not is_dicom(images[image]):
+            return []
+        identifier, facts = regions.read_image(images[image])
+        used.add(identifier)
+        lesions: list[Lesion] = []
+        lost: list[Lost] = []
+        measured: list[tuple[NoAreaError, LesionKind | None]] = []
+        for region in drawn.get(identifier, ()):
+            if region.finding is None or region.finding.kind is None:
+                lost.append(Lost())
+                continue
+            certain = {"kind_is_certain": region.finding.is_certain}
+            try:
+                lesions.append(region.draw(facts, region.finding.kind, certain))
+            except ValueError as error:
+                notes.count(region.file, f"of its regions {error}")
+                if isinstance(error, NoAreaError):
+                    measured.append((error, region.finding.certain_kind))
+                else:
+                    lost.append(Lost(region.finding.certain_kind))
+        # a diameter or an arrow at a lesion that is drawn as well is no further one
+        lost += [
+            Lost(kind)
+            for line, kind in measured
+            if not any(line.measures(lesion, kind) for lesion in lesions)
+        ]
+        return [*lesions, *lost]
+
+    return find
+
+
+def _open_masks(notes: Notes, masks: Masks, table: Mapping[str, Row]) -> layouts.FindLesions:
+    """Make a lesion of each mask, which is read when it is wanted."""
+
+    def find(image: str, rows: int, cols: int) -> list[Found]:
+        row = table.get(image, {})
+        named = masks.get(image, [])
+        if row.get("pathology") == "normal":
+            reason = "masks of images that the table calls normal were not looked at"
+            notes.count("images/*", reason, len(named))
+            return []
+        found: list[Found] = []
+        for mask, path in named:
+            own = table.get(mask, {}) if mask != image else {}
+            finding = own.get("kind", row.get("kind", LESION))
+            if finding is None:
+                found.append(Lost())
+            elif finding.kind is None:
+                notes.count("images/*", "masks of findings that are no lesions of ours")
             else:
-                lost.append(Lost(region.finding.certain_kind))
-    # a diameter or an arrow at a lesion that is drawn as well is no further one
-    lost += [
-        Lost(kind)
-        for line, kind in measured
-        if not any(line.measures(lesion, kind) for lesion in lesions)
-    ]
-    return [*lesions, *lost]
+                details = {it: own[it] for it in ("shape", "margin", "pathology") if it in own}
+                details["kind_is_certain"] = finding.is_certain
+                read = partial(read_mask, path, rows, cols)
+                found.append(MaskedLesion(finding.kind, read, (path,), **details))
+        return found
 
-
-def _make_masked(
-    notes: Notes,
-    masks: Masks,
-    table: Mapping[str, Row],
-    image: str,
-    rows: int,
-    cols: int,
-) -> list[Found]:
-    row = table.get(image, {})
-    named = masks.get(image, [])
-    if row.get("pathology") == "normal":
-        reason = "masks of images that the table calls normal were not looked at"
-        notes.count("images/*", reason, len(named))
-        return []
-    found: list[Found] = []
-    for mask, path in named:
-        own = table.get(mask, {}) if mask != image else {}
-        finding = own.get("kind", row.get("kind", LESION))
-        if finding is None:
-            found.append(Lost())
-        elif finding.kind is None:
-            notes.count("images/*", "masks of findings that are no lesions of ours")
-        else:
-            details = {name: own[name] for name in ("shape", "margin", "pathology") if name in own}
-            details["kind_is_certain"] = finding.is_certain
-            read = partial(read_mask, path, rows, cols)
-            found.append(MaskedLesion(finding.kind, read, (path,), **details))
-    return found
+    return find
 
 
 def _complete(found: list[Found], row: Row) -> list[Found]:

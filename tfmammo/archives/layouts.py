@@ -106,9 +106,12 @@ def _make_layout(
 ) -> Layout:
     """Make a data set of images, each with its label map and subset."""
     images = {key: image for key, (image, _, _) in cases.items()}
-    maps = {key: label_map for key, (_, label_map, _) in cases.items()}
     subsets = {key: subset for key, (_, _, subset) in cases.items()}
-    return Layout(images, partial(_read_label_map, maps, labels), assign_subsets(subsets))
+
+    def find(key: str, rows: int, cols: int) -> list[Found]:
+        return _read_label_map(cases[key][1], labels, rows, cols)
+
+    return Layout(images, find, assign_subsets(subsets))
 
 
 def _open_monai(notes: Notes, content: Mapping[str, Any]) -> Layout:
@@ -156,9 +159,8 @@ def _find_listed(root: Path, path: Path, name: Any) -> Path | None:
 
 
 def _read_label_map(
-    maps: Mapping[str, Path], labels: Mapping[int, Finding | None], key: str, rows: int, cols: int
+    path: Path, labels: Mapping[int, Finding | None], rows: int, cols: int
 ) -> list[Found]:
-    path = maps[key]
     values = pictures.read_labels(path, rows, cols)
     present = np.unique(values[values > 0]).tolist()
     if unknown := [value for value in present if value not in labels]:
@@ -220,8 +222,25 @@ def _open_hugging_face(notes: Notes) -> Layout:
         }
         for key in images
     }
-    find_lesions = partial(_read_objects, notes, lines)
-    return Layout(images, find_lesions, assign_subsets(subsets), cells)
+
+    def find(key: str, rows: int, cols: int) -> list[Found]:
+        # what is read later may be told in a log
+        where = f"{notes.root}: the objects of {hash_id('folder', key)}"
+        note = partial(notes.skipped.add, key)
+        found: list[Found] = []
+        for number, annotation in enumerate(_list_objects(lines[key], where), start=1):
+            finding = find_word(str(annotation["attributes"]["category"]))
+            if finding is None:
+                note(f"object {number} is of a category that is not known")
+            elif finding.kind is None:
+                note(f"object {number} is no lesion of ours")
+            if counts := annotation["attributes"]["counts"]:
+                annotation["segmentation"] = {"size": [rows, cols], "counts": counts}
+            make = partial(coco.make_lesion, annotation, rows, cols, where)
+            found += coco.make_found(finding, make, note, f"object {number}")
+        return found
+
+    return Layout(images, find, assign_subsets(subsets), cells)
 
 
 def _read_lines(path: Path) -> Iterator[Mapping[str, Any]]:
@@ -236,16 +255,9 @@ def _read_lines(path: Path) -> Iterator[Mapping[str, Any]]:
         ) from None
 
 
-def _read_objects(
-    notes: Notes,
-    lines: Mapping[str, Mapping[str, Any]],
-    key: str,
-    rows: int,
-    cols: int,
-) -> list[Found]:
-    # what is read later may be told in a log
-    where = f"{notes.root}: the objects of {hash_id('folder', key)}"
-    objects = lines[key].get("objects") or {}
+def _list_objects(line: Mapping[str, Any], where: str) -> list[dict[str, Any]]:
+    """List the objects of an image as annotations of COCO, their other columns as attributes."""
+    objects = line.get("objects") or {}
     try:
         boxes = list(objects["bbox"]) if objects else []
         columns = {
@@ -255,26 +267,10 @@ def _read_objects(
         entries = list(zip(boxes, *columns.values(), strict=True))
     except (AttributeError, LookupError, TypeError, ValueError):
         raise ArchiveError(f"{where} are not lists of one length with bbox and category") from None
-    found: list[Found] = []
-    for number, (box, *cells) in enumerate(entries, start=1):
-        facts = dict(zip(columns, cells, strict=True))
-        finding = find_word(str(facts["category"]))
-        if finding is None:
-            notes.skipped.add(key, f"object {number} is of a category that is not known")
-        elif finding.kind is None:
-            notes.skipped.add(key, f"object {number} is no lesion of ours")
-            continue
-        annotation: dict[str, Any] = {"bbox": box, "attributes": facts}
-        if facts["counts"]:
-            annotation["segmentation"] = {"size": [rows, cols], "counts": facts["counts"]}
-        try:
-            found.append(coco.make_found(finding, annotation, rows, cols, where))
-        except coco.Contradiction:
-            raise
-        except ValueError as error:
-            notes.skipped.add(key, f"object {number} skipped: {error}")
-            found.append(Lost(finding.certain_kind if finding else None))
-    return found
+    return [
+        {"bbox": box, "attributes": dict(zip(columns, cells, strict=True))}
+        for box, *cells in entries
+    ]
 
 
 # What they share

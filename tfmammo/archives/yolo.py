@@ -27,7 +27,7 @@ from tfmammo.archives.named_files import PICTURES, find_files
 from tfmammo.archives.notes import Notes
 from tfmammo.config import read_yaml
 from tfmammo.errors import ArchiveError, ConfigError
-from tfmammo.mammogram import Found, Lesion, Lost, Skipped, normalize_spelling
+from tfmammo.mammogram import Found, Lesion, LesionKind, Skipped, normalize_spelling
 
 _LARGEST_YAML = 2**20  # bytes; YAML is slow to read
 _LARGEST_TEXT = 2**24  # bytes of the labels of one image
@@ -80,8 +80,16 @@ def find_yolo(notes: Notes) -> Layout | None:
         if (subset := stated.get(path) or SUBSETS.get(key.partition("/")[0]))
     }
     labels = _name_labels(notes, names_file, names)
-    read = partial(_read_labels, notes, label_files, labels)
-    return Layout(images, read, assign_subsets(subsets))
+
+    def find(key: str, rows: int, cols: int) -> list[Found]:
+        found: list[Found] = []
+        path = label_files[key]
+        for number, finding, shares in _read_labels(path, labels):
+            make = partial(_make_lesion, shares, rows, cols)
+            found += coco.make_found(finding, make, partial(notes.note, path), f"line {number}")
+        return found
+
+    return Layout(images, find, assign_subsets(subsets))
 
 
 def _name_folder(path: Path, name: str) -> Path:
@@ -171,23 +179,17 @@ def _name_labels(
 
 
 def _read_labels(
-    notes: Notes,
-    label_files: Mapping[str, Path],
-    labels: Mapping[int, Finding | None] | None,
-    key: str,
-    rows: int,
-    cols: int,
-) -> list[Found]:
-    path = label_files[key]
+    path: Path, labels: Mapping[int, Finding | None] | None
+) -> Iterator[tuple[int, Finding | None, NDArray[np.float64]]]:
+    """Read the lines of an image's text file: their numbers, what they mean, and their shares."""
     if not path.is_file() or path.is_symlink():
-        return []
+        return
     if path.stat().st_size > _LARGEST_TEXT:
         raise ArchiveError(f"{path}: is too large for the labels of an image")
     try:
         lines = path.read_text(encoding="ascii").splitlines()
     except (OSError, UnicodeDecodeError) as error:
         raise ArchiveError(f"{path}: can't be read ({error.__class__.__name__})") from None
-    found: list[Found] = []
     for number, line in enumerate(lines, start=1):
         if not line.strip():
             continue
@@ -197,15 +199,7 @@ def _read_labels(
                 raise ValueError("its label has no name")
         except ValueError as error:
             raise ArchiveError(f"{path}: line {number}: {error}") from None
-        finding = LESION if labels is None else labels[label]
-        if finding is not None and finding.kind is None:
-            continue
-        try:
-            found.append(_make_found(finding, shares, rows, cols))
-        except ValueError as error:
-            notes.note(path, f"line {number} skipped: {error}")
-            found.append(Lost(finding.certain_kind if finding else None))
-    return found
+        yield number, LESION if labels is None else labels[label], shares
 
 
 def _parse_line(words: list[str]) -> tuple[int, NDArray[np.float64]]:
@@ -222,20 +216,17 @@ def _parse_line(words: list[str]) -> tuple[int, NDArray[np.float64]]:
     return int(label), shares
 
 
-def _make_found(
-    finding: Finding | None, shares: NDArray[np.float64], rows: int, cols: int
-) -> Found:
+def _make_lesion(
+    shares: NDArray[np.float64], rows: int, cols: int, kind: LesionKind, details: dict[str, Any]
+) -> Lesion:
     """Draw a box (centre, size) or a polygon in shares of the image's sides."""
-    if finding is None or finding.kind is None:
-        return Lost()
     with np.errstate(over="ignore"):  # what is infinite is refused below
         places = shares.reshape(-1, 2) * (cols, rows)
     if len(shares) == 4:
         ((x, y), (width, height)) = places.tolist()
         bbox = [x - width / 2, y - height / 2, width, height]
-        return coco.make_found(finding, {"bbox": bbox}, rows, cols, "")
+        return coco.make_lesion({"bbox": bbox}, rows, cols, "", kind, details)
     # Shares of 12 digits are off by less than this, and a point between two cells of the drawing's
     # grid would fall to either.
     points = np.round(places[:, ::-1] - 0.5, 6)
-    certain = finding.is_certain
-    return Lesion.from_outline(finding.kind, points, rows, cols, kind_is_certain=certain)
+    return Lesion.from_outline(kind, points, rows, cols, **details)

@@ -16,7 +16,7 @@ from tfmammo.archives.tables import read_table
 from tfmammo.config import DataConfig
 from tfmammo.errors import ArchiveError, ConfigError, PipelineError
 from tfmammo.inference.pipeline import Finding, Pipeline, PipelineConfig, PipelineResult
-from tfmammo.mammogram import Lesion, LesionKind, Mammogram, Skipped, cut_box
+from tfmammo.mammogram import LesionKind, Mammogram, Skipped, cut_box
 
 log = logging.getLogger(__name__)
 
@@ -185,12 +185,13 @@ def _read_coco(
     found: dict[str, list[Finding]] = {}
     for name in sorted(listed.keys() & sizes.keys()):
         for number, (finding, annotation) in enumerate(listed[name].annotations, 1):
+            if finding is None or finding.kind is None:
+                continue
             where = f"{path}: annotation {number} of {name}"
             try:
-                lesion = coco.make_found(finding, annotation, *sizes[name], where)
-                if isinstance(lesion, Lesion):  # not of an unknown category
-                    score = float(annotation.get("score", 1))
-                    found.setdefault(name, []).append(Finding(lesion.kind, score, lesion.box))
+                lesion = coco.make_lesion(annotation, *sizes[name], where, finding.kind, {})
+                score = float(annotation.get("score", 1))
+                found.setdefault(name, []).append(Finding(lesion.kind, score, lesion.box))
             except (TypeError, ValueError) as error:
                 raise ConfigError(f"{where} is not a box ({error})") from None
     return found
