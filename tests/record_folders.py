@@ -32,7 +32,6 @@ def write_records(root: Path, patches: Sequence[Patch], counts: Sequence[int]) -
         size=len(patches[0].image),
         count=len(patches),
         fingerprint="-",
-        histogram=(),
         shards=tuple(shards),
         columns={
             column: tuple(getattr(patch, name) for patch in patches)

@@ -60,7 +60,7 @@ def test_a_split_is_refused(random_patches, other_key, tmp_path):
 def test_records_are_refused(other_key, tmp_path):
     facts = {"format": 1, "identity": {}, "size": 32, "count": 0, "fingerprint": "", "shards": ()}
     columns = {name: () for name in TEXTS}
-    manifest = Manifest(**facts, histogram=(0,), columns=columns, id_key=key_check())
+    manifest = Manifest(**facts, columns=columns, id_key=key_check())
     (tmp_path / MANIFEST).write_text(manifest.model_dump_json())
     assert len(Records.open(tmp_path)) == 0
     other_key()

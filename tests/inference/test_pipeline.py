@@ -368,7 +368,7 @@ def test_a_segmenter_whose_patches_are_not_known(tmp_path, load, change, said):
 def test_a_segmenter_of_records_asks_their_manifest(tmp_path, load):
     data = DataConfig(size=SIZE, frame="tight").model_dump(mode="json")
     manifest = {"format": 1, "identity": {"data": data}, "size": SIZE, "count": 0}
-    manifest |= {"fingerprint": "", "histogram": [], "shards": [], "id_key": key_check()}
+    manifest |= {"fingerprint": "", "shards": [], "id_key": key_check()}
     manifest |= {"columns": {name: [] for name in TEXTS}}
     (tmp_path / "records").mkdir()
     (tmp_path / "records/manifest.json").write_text(json.dumps(manifest))

@@ -26,7 +26,6 @@ from pathlib import Path
 from typing import Any
 
 import cv2
-import numpy as np
 import tensorflow as tf
 from pydantic import Field, PositiveInt, ValidationError
 
@@ -45,14 +44,12 @@ from tfmammo.data.tfrecord import (
     Manifest,
     ShardFile,
     encode,
-    quantise,
 )
 from tfmammo.errors import ConfigError, DataError
 from tfmammo.mammogram import Mammogram, Skipped, key_check
 
 log = logging.getLogger(__name__)
 
-BINS = 32  # of the histogram of intensities
 IDENTITY = "build.json"
 # Keys that change no pixel and no order: where the archive is (its records are hashed), and how
 # training uses the patches.
@@ -97,7 +94,6 @@ class Sidecar(Frozen):
     shard: ShardFile
     columns: dict[str, list[str]]
     """As in Manifest."""
-    histogram: list[int]
     failures: dict[str, str]
 
 
@@ -155,7 +151,6 @@ def build(
 def make(shard: Shard) -> None:
     """Write one shard and then its sidecar; a mammogram that can't be used becomes a failure."""
     failures = Skipped()
-    histogram = np.zeros(BINS, np.int64)
     columns: dict[str, list[str]] = {
         name: [] for name in (*COLUMNS, "image_ids", "views", "lateralities")
     }
@@ -163,9 +158,6 @@ def make(shard: Shard) -> None:
         with tf.io.TFRecordWriter(str(part)) as writer:
             for mammogram, patch in _extract_patches(shard, failures):
                 writer.write(encode(patch))
-                histogram += np.bincount(
-                    quantise(patch.image).ravel() // (2**16 // BINS), minlength=BINS
-                )
                 values = {
                     **{plural: getattr(patch, single) for plural, single in TEXTS.items()},
                     "image_ids": mammogram.image_id,
@@ -184,7 +176,6 @@ def make(shard: Shard) -> None:
         identity=shard.identity,
         shard=shard_file,
         columns=columns,
-        histogram=histogram.tolist(),
         failures=remove_names(failures.reasons, shard.config.root),
     )
     filesystem.write_atomically(shard.sidecar_path, sidecar.model_dump_json(), durable=False)
@@ -307,7 +298,6 @@ def _write_manifest(
         size=config.data.size,
         count=sum(shard.count for shard in shards),
         fingerprint=hashlib.sha256(digests.encode()).hexdigest()[:12],
-        histogram=tuple(np.sum([sidecar.histogram for sidecar in sidecars], axis=0).tolist()),
         shards=tuple(shards),
         columns=columns,
         id_key=key_check(),

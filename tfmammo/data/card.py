@@ -39,7 +39,7 @@ UNKNOWN = "Unknown: ask whoever distributes the archive before passing anything 
 
 
 def format_card(manifest: Manifest, dead: int) -> str:
-    """Describe the folder in Markdown: counts, intensities, licence, format."""
+    """Describe the folder in Markdown: counts, licence, format."""
     archive = manifest.identity["archive"]
     data = manifest.identity["data"]
     counts = [
@@ -64,8 +64,6 @@ def format_card(manifest: Manifest, dead: int) -> str:
             _format_table((title, "patches"), _count_values(manifest.columns[column]))
             for title, column in names.items()
         ),
-        "## Intensities",
-        _format_histogram(manifest.histogram),
         "## Licence",
         LICENCES.get(archive["name"], UNKNOWN),
         "## Form",
@@ -89,14 +87,3 @@ def _format_table(head: tuple[str, str], rows: Iterable[tuple[str, int]]) -> str
         cell = " ".join(name.split()).replace("|", "\\|")
         lines.append(f"| {cell} | {count:,} |")
     return "\n".join(lines)
-
-
-def _format_histogram(counts: tuple[int, ...]) -> str:
-    total = max(sum(counts), 1)
-    most = max(*counts, 1)
-    lines = ["```text"]
-    for place, count in enumerate(counts):
-        bar = "#" * round(40 * count / most)
-        share = 100 * count / total
-        lines.append(f"{place / len(counts):.3f} {share:6.2f} % {bar}".rstrip())
-    return "\n".join([*lines, "```"])

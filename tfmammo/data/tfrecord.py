@@ -62,8 +62,6 @@ class Manifest(Frozen):
     """How many patches there are."""
     fingerprint: str
     """Fingerprint of all shards together."""
-    histogram: tuple[NonNegativeInt, ...]
-    """Counts of intensities in equal bins of [0, 1]."""
     shards: tuple[ShardFile, ...]
     """The files, in order."""
     columns: dict[str, tuple[str, ...]]
