@@ -29,10 +29,9 @@ def write(
     root: Path,
     *,
     bits: int = 14,
-    monochrome1: bool = False,
     xls: bool = False,
 ) -> list[Path]:
-    """Write mammograms; pixels are rint(value * (2^bits - 1)), inverted if `monochrome1`."""
+    """Write mammograms; pixels are rint(value * (2^bits - 1))."""
     table: list[dict[str, Any]] = []
     paths: list[Path] = []
     for folder in ("AllDICOMs", "AllXML"):
@@ -41,12 +40,10 @@ def write(
         view = "ML" if mammogram.view == "MLO" else mammogram.view
         name = f"{number}_{mammogram.patient_id}_MG_{mammogram.laterality}_{view}_ANON.dcm"
         paths.append(root / "AllDICOMs" / name)
-        stored = quantize(mammogram, bits)
         write_dicom(
             paths[-1],
-            2**bits - 1 - stored if monochrome1 else stored,
+            quantize(mammogram, bits),
             bits,
-            PhotometricInterpretation="MONOCHROME1" if monochrome1 else "MONOCHROME2",
             ImagerPixelSpacing=list(mammogram.spacing) if mammogram.spacing else None,
         )
         if mammogram.lesions:
