@@ -204,6 +204,14 @@ def test_a_table_that_is_none_of_boxes(models, archive, tmp_path, table, said):
         list(predict(models / "segmenter", archive, boxes=tmp_path / "boxes.csv"))
 
 
+def test_boxes_of_resized_images_are_refused(models, archive, tmp_path):
+    boxes = write_boxes("json", archive, tmp_path)
+    stated = boxes.read_text().replace(f'"height": {ROWS}', f'"height": {ROWS // 2}')
+    boxes.write_text(stated)
+    with pytest.raises(ConfigError, match=rf"boxes.json: .*{ROWS}, .* but \({ROWS // 2}, "):
+        list(predict(models / "segmenter", archive, boxes=boxes))
+
+
 def test_patches_are_scored_as_an_evaluation_scores_them(archive, tmp_path):
     data = DataConfig(size=SIZE, frame="loose").model_dump(mode="json")
     (first, *_) = tfmammo.open_archive("folder", archive)
