@@ -15,7 +15,6 @@ Tags of the versions record the decisions. All are named promotion.KEY:
                         patients, images, data (fingerprint of the patches), archive, min_gain,
                         alpha
     promoted versions   former (the best version before), since (the moment)
-    demoted versions    demoted_by (the version that got the alias), rolled_back (the moment)
 
 One tag of the model for each set of patches, promotion.compared.DATA, lists the versions that were
 compared on it. It outlasts the versions and their later decisions.
@@ -55,7 +54,7 @@ from tfmammo.tracking.store import redact
 
 ALIAS = "best"
 PREFIX = "promotion."
-ALIAS_TAGS = ("former", "since", "demoted_by", "rolled_back")  # a later decision leaves them
+ALIAS_TAGS = ("former", "since")  # a later decision leaves them
 COMPARED = f"{PREFIX}compared."  # and a fingerprint: the model's tag of the versions compared on it
 # Metrics of networks from mask to image: 1 if higher is better, else -1. All others are of networks
 # from image to mask.
@@ -279,10 +278,8 @@ def rollback(name: str, tracking_uri: str | None = None) -> tuple[int, int]:
                 "version that still exists"
             )
         client.set_registered_model_alias(name, ALIAS, str(former))
-        demotion = {"former": None, "since": None, "demoted_by": former, "rolled_back": _now()}
-        _set_tags(client, model, best, demotion)
-        promotion = {"since": _now(), "demoted_by": None, "rolled_back": None}
-        _set_tags(client, model, former, promotion)
+        _set_tags(client, model, best, {"former": None, "since": None})
+        _set_tags(client, model, former, {"since": _now()})
     return best, former
 
 
@@ -347,9 +344,9 @@ def _apply(outcome: Outcome, config: PromotionConfig, uri: str) -> Outcome:
         if outcome.decision != "refused":
             # The alias moves first: tags may lack a move, but never state one that was not made.
             client.set_registered_model_alias(config.model, ALIAS, str(number))
-            promotion = {"former": best, "since": _now(), "demoted_by": None, "rolled_back": None}
+            promotion = {"former": best, "since": _now()}
             if best is not None:
-                _set_tags(client, model, best, {"demoted_by": number, "since": None})
+                _set_tags(client, model, best, {"since": None})
         earlier = [
             key.removeprefix(PREFIX)
             for key in model.versions.get(number, {})
