@@ -1,7 +1,4 @@
-"""Pages of text, tables, commands and pictures, as Markdown and as one HTML file.
-
-Also the tables that evaluations print, as files keep them.
-"""
+"""Pages of text, tables, commands and pictures, as Markdown and as one HTML file."""
 
 from __future__ import annotations
 
@@ -9,10 +6,6 @@ import base64
 import html
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
-
-from tfmammo.config import Frozen
-from tfmammo.errors import DataError
 
 STYLE = """
 body { font: 15px/1.45 system-ui, sans-serif; max-width: 70rem; margin: 2rem auto; padding: 0 1rem;
@@ -71,39 +64,6 @@ class Picture:
 
     key: str
     title: str
-
-
-class TableFacts(Frozen):
-    """A table as an evaluation wrote it."""
-
-    title: str
-    """Its heading."""
-    header: tuple[str, ...]
-    """The headings of the columns."""
-    body: tuple[tuple[str, ...], ...]
-    """Lines of cells; the first cell names the line."""
-    notes: tuple[str, ...] = ()
-    """Sentences below the table."""
-
-
-def read_tables(folder: Path) -> list[TableFacts]:
-    """Read an evaluation's tables, as text; DataError if the folder has no table.md."""
-    paths = [folder / name for name in ("table.md", "report/table.md") if (folder / name).is_file()]
-    if not paths:
-        raise DataError(f"{folder}: contains no table.md")
-    tables = []
-    for part in f"\n{paths[0].read_text(encoding='utf-8')}".split("\n### ")[1:]:
-        title, *lines = part.splitlines()
-        rows = [
-            tuple(cell.strip() for cell in line.strip().strip("|").split("|"))
-            for line in lines
-            if line.startswith("|")
-        ]
-        notes = tuple(line for line in lines if line and not line.startswith("|"))
-        if len(rows) >= 2:
-            header, _, *body = rows
-            tables.append(TableFacts(title=title, header=header, body=tuple(body), notes=notes))
-    return tables
 
 
 Block = Heading | Text | Points | Grid | Code | Picture

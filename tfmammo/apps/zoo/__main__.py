@@ -4,7 +4,7 @@ list     one line for each network
 show     a network's training data, quality and known failures
 get      unpack a network, to use it with TensorFlow and without this package
 convert  turn a published file of VGG-19, AlexNet, LPIPS or Inception into a .npz file
-add      pack a run's export and record its evaluations, for maintainers
+add      pack a run's export, for maintainers
 page     write the page of all networks, for maintainers
 
 Commands and configs accept models:/zoo/NAME wherever they take a model.
@@ -19,7 +19,7 @@ from pathlib import Path
 from tfmammo import cli, filesystem
 from tfmammo.errors import ConfigError
 from tfmammo.tracking import zoo
-from tfmammo.tracking.zoo.entries import FOLDER, Result
+from tfmammo.tracking.zoo.entries import FOLDER
 from tfmammo.tracking.zoo.fetching import find_file
 
 
@@ -46,10 +46,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     converting.set_defaults(act=_convert)
     adding = commands.add_parser("add", help="pack a run's export")
     adding.add_argument("name", help="of the entry in tfmammo/tracking/zoo/networks to update")
-    adding.add_argument("--run", type=Path, help="the run's output folder, or its export")
+    adding.add_argument(
+        "--run", type=Path, required=True, help="the run's output folder, or its export"
+    )
     adding.add_argument("--functions", nargs="+", help="default: all but the discriminator")
-    adding.add_argument("--results", type=Path, help="the output folder of an evaluation")
-    adding.add_argument("--command", help="the command of that evaluation, as readers type it")
     adding.set_defaults(act=_add)
     paging = commands.add_parser("page", help="write the page of all networks")
     paging.add_argument("file", type=Path)
@@ -91,31 +91,16 @@ def _convert(options: argparse.Namespace) -> None:
 
 
 def _add(options: argparse.Namespace) -> None:
-    """Pack a run's export, or record an evaluation's tables, in an entry."""
+    """Pack a run's export into an entry's file."""
+    from tfmammo.tracking.models import find_local_export
+    from tfmammo.tracking.zoo.packing import pack
+
     name = options.name.removeprefix(zoo.PREFIX)
     entry = zoo.read_entry(name)
-    changes: dict[str, object] = {}
-    # first what may be refused, so that an error leaves the packed file as it was
-    if options.results:
-        from tfmammo.document import read_tables
-
-        if not options.command:
-            raise ConfigError("--results needs --command, which made them")
-        results = [
-            Result(command=options.command, **table.model_dump())
-            for table in read_tables(options.results)
-        ]
-        others = [result for result in entry.results if result.command != options.command]
-        changes["results"] = [*others, *results]
-    if options.run:
-        from tfmammo.tracking.models import find_local_export
-        from tfmammo.tracking.zoo.packing import pack
-
-        file = FOLDER / entry.file
-        pack(find_local_export(options.run), file, options.functions)
-        changes["sha256"] = filesystem.sha256(file)
-        changes["size"] = file.stat().st_size
-    zoo.write_entry(name, entry.model_copy(update=changes))
+    file = FOLDER / entry.file
+    pack(find_local_export(options.run), file, options.functions)
+    packed = {"sha256": filesystem.sha256(file), "size": file.stat().st_size}
+    zoo.write_entry(name, entry.model_copy(update=packed))
     _show(options)
 
 

@@ -9,16 +9,23 @@ import pydantic
 
 from tfmammo.cli import suggest
 from tfmammo.config import Frozen
-from tfmammo.document import TableFacts
 from tfmammo.errors import ConfigError
 
 PREFIX = "models:/zoo/"
 FOLDER = Path(__file__).resolve().parent / "networks"
 
 
-class Result(TableFacts):
+class Result(Frozen):
     """A table that an evaluation printed for the packed network, on patients it never saw."""
 
+    title: str
+    """Its heading."""
+    header: tuple[str, ...]
+    """The headings of the columns."""
+    body: tuple[tuple[str, ...], ...]
+    """Lines of cells; the first cell names the line."""
+    notes: tuple[str, ...] = ()
+    """Sentences below the table."""
     command: str
     """What printed it, without this machine's folders."""
 
