@@ -141,19 +141,19 @@ def _detect(
         controls = {control: score_box(next(rest), pair.box, config) for control in pair.controls}
         outcomes.append(
             Outcome(
-                name,
-                pair.method,
-                pair.before.patient_id,
-                pair.before.image_id,
-                pair.before.density or "",
-                pair.box,
-                pair.condition,
-                pair.contrast,
-                pair.size,
-                score_box(known[pair.before.image_id], pair.box, config),
-                score_box(after, pair.box, config),
-                controls,
-                picture,
+                detector=name,
+                method=pair.method,
+                patient=pair.before.patient_id,
+                image=pair.before.image_id,
+                density=pair.before.density or "",
+                box=pair.box,
+                condition=pair.condition,
+                contrast=pair.contrast,
+                size=pair.size,
+                before=score_box(known[pair.before.image_id], pair.box, config),
+                after=score_box(after, pair.box, config),
+                controls=controls,
+                picture=picture,
             )
         )
     return outcomes
