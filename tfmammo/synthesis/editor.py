@@ -50,6 +50,32 @@ LesionsT = TypeVar("LesionsT", LesionBank, RealOutlines)
 SPACING = (0.005, 2.0)  # mm per px that a mammogram may have, by far
 
 
+class GivenFacts(Frozen):
+    """What somebody states of a mammogram; it counts where the file states nothing."""
+
+    laterality: Laterality | None = None
+    """Side, if the file does not state it."""
+    view: View | None = None
+    """View, if the file does not state it."""
+    spacing: tuple[float, float] | None = None
+    """mm per px (row, col), if the file does not state it."""
+
+    def add_to(self, mammogram: Mammogram) -> Mammogram:
+        """Fill in what a record lacks; a spacing that no mammogram has is an ArchiveError."""
+        spacing = mammogram.spacing or self.spacing
+        if spacing and not all(SPACING[0] <= step <= SPACING[1] for step in spacing):
+            raise ArchiveError(
+                f"{spacing[0]:g} x {spacing[1]:g} mm per px is not the spacing of a mammogram; "
+                "most have 0.05 to 0.2"
+            )
+        return replace(
+            mammogram,
+            laterality=mammogram.laterality or self.laterality,
+            view=mammogram.view or self.view,
+            spacing=spacing,
+        )
+
+
 class EditorConfig(Frozen):
     """One editor."""
 
@@ -320,18 +346,11 @@ def open_mammogram(
         raise ArchiveError(
             f"{path}: {mammogram.rows} x {mammogram.cols} px are more than {LARGEST}"
         )
-    spacing = mammogram.spacing or spacing
-    if spacing and not all(SPACING[0] <= step <= SPACING[1] for step in spacing):
-        raise ArchiveError(
-            f"{path}: {spacing[0]:g} x {spacing[1]:g} mm per px are not a mammogram's; most have "
-            "0.05 to 0.2"
-        )
-    return replace(
-        mammogram,
-        laterality=mammogram.laterality or laterality,
-        view=mammogram.view or view,
-        spacing=spacing,
-    )
+    given = GivenFacts(laterality=laterality, view=view, spacing=spacing)
+    try:
+        return given.add_to(mammogram)
+    except ArchiveError as error:
+        raise ArchiveError(f"{path}: {error}") from None
 
 
 def _make_item_config(config: EditorConfig, request: EditRequest) -> SynthesisConfig:

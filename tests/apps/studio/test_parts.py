@@ -131,13 +131,13 @@ def test_an_outline_is_drawn_where_the_mask_is(tmp_path):
 
 def test_facts_count_only_where_the_file_has_none():
     known = phantom.read(count=1)[0]
-    assert uploads.Facts("R", "MLO", 0.5).add_to(known) == known
-    bare = uploads.Facts.parse("left", "unknown", 0.1).add_to(
-        replace(known, laterality=None, view=None, spacing=None)
-    )
+    other = {"L": "right", "R": "left"}[known.laterality]
+    assert uploads.parse_facts(other, "MLO", 0.5).add_to(known) == known
+    unknown = replace(known, laterality=None, view=None, spacing=None)
+    bare = uploads.parse_facts("left", "unknown", 0.1).add_to(unknown)
     assert (bare.laterality, bare.view, bare.spacing) == ("L", None, (0.1, 0.1))
-    with pytest.raises(DataError, match="25.4 mm per px is not the spacing of a mammogram"):
-        uploads.Facts.parse("unknown", "unknown", 25.4)
+    with pytest.raises(ArchiveError, match="25.4 mm per px is not the spacing of a mammogram"):
+        uploads.parse_facts("unknown", "unknown", 25.4).add_to(unknown)
 
 
 @pytest.mark.parametrize(

@@ -15,35 +15,24 @@ import numpy as np
 from pydantic import NonNegativeInt, ValidationError, model_validator
 
 from tfmammo import config as configuration
-from tfmammo.config import Frozen
 from tfmammo.errors import ArchiveError, ConfigError, TfmammoError
-from tfmammo.mammogram import Laterality, Mammogram, View, hash_id, hold_pixels
-from tfmammo.synthesis import editor
+from tfmammo.mammogram import Mammogram, hash_id, hold_pixels
 from tfmammo.synthesis.config import LARGEST
-from tfmammo.synthesis.editor import EditRequest, open_mammogram
+from tfmammo.synthesis.editor import EditRequest, GivenFacts, open_mammogram
 
 
-class ImageRequest(Frozen):
+class ImageRequest(GivenFacts):
     """The keys of every request."""
 
     image: str | None = None
     """A file in base64."""
     pixels: Any = None
     """Rows of intensities in [0, 1]."""
-    laterality: Laterality | None = None
-    """Side, if the file does not state it."""
-    view: View | None = None
-    """View, if the file does not state it."""
-    spacing: tuple[float, float] | None = None
-    """mm per px, if the file does not state it."""
 
     @model_validator(mode="after")
     def _one(self) -> ImageRequest:
         if (self.image is None) == (self.pixels is None):
             raise ValueError("give image or pixels")
-        low, high = editor.SPACING
-        if self.spacing and not all(low <= step <= high for step in self.spacing):
-            raise ValueError(f"spacing must be two numbers of mm, from {low:g} to {high:g}")
         return self
 
 
@@ -73,9 +62,8 @@ def parse_request(kind: type[ImageRequest], item: Mapping[str, Any]) -> ImageReq
 
 def read_mammogram(request: ImageRequest, path: Path) -> Mammogram:
     """Read the image of a request; a file is written to `path` and must stay while it is used."""
-    facts = {"laterality": request.laterality, "view": request.view, "spacing": request.spacing}
     if request.image is None:
-        return _wrap_pixels(request.pixels, facts)
+        return request.add_to(_wrap_pixels(request.pixels))
     # Clients write base64 on one line or several, with or without a data URI.
     text = re.sub(r"^data:[^,]{0,80};base64,", "", request.image.strip())
     try:
@@ -83,14 +71,14 @@ def read_mammogram(request: ImageRequest, path: Path) -> Mammogram:
     except ValueError:
         raise ConfigError("image is not in base64") from None
     try:
-        mammogram = open_mammogram(path, **facts)  # type: ignore[arg-type]
+        mammogram = request.add_to(open_mammogram(path))
     except ArchiveError as error:
         raise ArchiveError(str(error).removeprefix(f"{path}: ")) from None
     # The id of a file follows from its path, and seeds follow from the id.
     return replace(mammogram, image_id=hash_id("folder", ""))
 
 
-def _wrap_pixels(pixels: Any, facts: Mapping[str, Any]) -> Mammogram:
+def _wrap_pixels(pixels: Any) -> Mammogram:
     try:
         values = np.asarray(pixels)
     except ValueError:
@@ -107,7 +95,7 @@ def _wrap_pixels(pixels: Any, facts: Mapping[str, Any]) -> Mammogram:
             f"pixels must be in [0, 1], but reach from {image.min():g} to {image.max():g}"
         )
     unknown = hash_id("folder", "")
-    return Mammogram("folder", unknown, unknown, rows, cols, hold_pixels(image), **facts)
+    return Mammogram("folder", unknown, unknown, rows, cols, hold_pixels(image))
 
 
 @contextmanager

@@ -16,7 +16,7 @@ import gradio as gr
 import numpy as np
 
 from tfmammo.apps.studio import uploads
-from tfmammo.apps.studio.uploads import COLOUR, Facts, OpenMammogram, Picture, Updates
+from tfmammo.apps.studio.uploads import COLOUR, OpenMammogram, Picture, Updates
 from tfmammo.archives.writers import synthetic
 from tfmammo.data.sampling import SHAPES
 from tfmammo.errors import DataError
@@ -251,7 +251,8 @@ class InsertTab:
                 raise DataError("the mammogram is no longer open; open it again")
             system = self.systems[name]
             request = build_request(system, centre, height, width, shape, factor, seed)
-            result = system.edit(Facts.parse(*facts).add_to(held.mammogram), request)
+            mammogram = uploads.parse_facts(*facts).add_to(held.mammogram)
+            result = system.edit(mammogram, request)
             with uploads.new_folder("made_") as folder:
                 write_downloads(result, folder)
                 view = make_view(result, folder)

@@ -13,7 +13,7 @@ from typing import Any
 import gradio as gr
 
 from tfmammo.apps.studio import uploads
-from tfmammo.apps.studio.uploads import Facts, Updates
+from tfmammo.apps.studio.uploads import Updates
 from tfmammo.inference import case as files
 from tfmammo.inference.pipeline import Pipeline
 from tfmammo.inference.report import build_report, draw_overlay, write_segmentation
@@ -71,7 +71,7 @@ class ReadTab:
     def _upload(self, upload: str, old: Results | None, *facts: Any) -> Updates:
         def work() -> Updates:
             with uploads.claim(upload) as path:
-                mammogram = Facts.parse(*facts).add_to(editor.open_mammogram(path))
+                mammogram = uploads.parse_facts(*facts).add_to(editor.open_mammogram(path))
                 return self._read(mammogram, path, old)
 
         return {self.upload: None, self.example: None} | self._run(work)

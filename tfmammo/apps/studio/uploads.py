@@ -37,6 +37,7 @@ from tfmammo.data.preprocess import resize_image
 from tfmammo.errors import ArchiveError, DataError, TfmammoError
 from tfmammo.mammogram import Laterality, Mammogram, View, hash_id
 from tfmammo.synthesis import editor
+from tfmammo.synthesis.editor import GivenFacts
 
 log = logging.getLogger(__name__)
 
@@ -57,35 +58,6 @@ QUICK: dict[str, Any] = {
 
 Updates = dict[Any, Any]
 Picture = NDArray[np.uint8]
-
-
-@dataclass(frozen=True, eq=False)
-class Facts:
-    """Facts of a mammogram that a user gives because the file does not state them."""
-
-    laterality: Laterality | None = None
-    view: View | None = None
-    spacing: float | None = None  # mm per px, both ways
-
-    @staticmethod
-    def parse(side: str, view: str, spacing: float | None) -> Facts:
-        """Parse the values of `add_facts_inputs`."""
-        low, high = editor.SPACING
-        if spacing and not low <= spacing <= high:
-            raise DataError(
-                f"{spacing:g} mm per px is not the spacing of a mammogram; most have 0.05 to 0.2"
-            )
-        return Facts(SIDES[side], VIEWS[view], spacing or None)
-
-    def add_to(self, mammogram: Mammogram) -> Mammogram:
-        """Fill in these facts where the record has none."""
-        spacing = mammogram.spacing or ((self.spacing, self.spacing) if self.spacing else None)
-        return replace(
-            mammogram,
-            laterality=mammogram.laterality or self.laterality,
-            view=mammogram.view or self.view,
-            spacing=spacing,
-        )
 
 
 @dataclass(frozen=True, eq=False)
@@ -215,13 +187,19 @@ def draw_cross(picture: Picture, centre: tuple[int, int], rows: int, cols: int) 
 
 
 def add_facts_inputs() -> list[gr.components.Component]:
-    """Add inputs for side, view and mm per px; for `Facts.parse`."""
+    """Add inputs for side, view and mm per px; for `parse_facts`."""
     with gr.Accordion("What the file does not state", open=False), gr.Row():
         return [
             gr.Dropdown(list(SIDES), value="unknown", label="Side", min_width=90, filterable=False),
             gr.Dropdown(list(VIEWS), value="unknown", label="View", min_width=90, filterable=False),
             gr.Number(label="mm per px", minimum=0, step=0.01, min_width=90),
         ]
+
+
+def parse_facts(side: str, view: str, spacing: float | None) -> GivenFacts:
+    """Parse the values of `add_facts_inputs`."""
+    steps = (spacing, spacing) if spacing else None
+    return GivenFacts(laterality=SIDES[side], view=VIEWS[view], spacing=steps)
 
 
 def add_opening_inputs(label: str, element: str) -> tuple[gr.UploadButton, gr.Dropdown]:
