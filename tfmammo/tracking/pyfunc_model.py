@@ -13,7 +13,7 @@ there are.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -26,21 +26,8 @@ from mlflow.pyfunc import PythonModel, PythonModelContext
 BATCH = 8  # patches that a network sees at once, so that memory does not grow with a request
 
 
-def _proceed() -> None:
-    """Do nothing before a call of a network.
-
-    A server puts a function in its place that raises if nobody waits for the answer any more.
-    """
-
-
 class ExportedNetworks(PythonModel):
-    """All functions of one export behind MLflow's `predict`.
-
-    Attributes:
-        proceed: See `_proceed`.
-    """
-
-    proceed: Callable[[], None] = staticmethod(_proceed)
+    """All functions of one export behind MLflow's `predict`."""
 
     def load_context(self, context: PythonModelContext) -> None:
         """Read the card and the SavedModels of the artifact "export"."""
@@ -91,7 +78,6 @@ class ExportedNetworks(PythonModel):
     ) -> dict[str, np.ndarray]:
         parts: dict[str, list[np.ndarray]] = {}
         for first in range(0, count, BATCH):
-            self.proceed()
             outputs = call(
                 **{key: tf.constant(array[first : first + BATCH]) for key, array in arrays.items()}
             )

@@ -26,7 +26,6 @@ with warnings.catch_warnings(record=True):
     class Pictures(PythonModel):
         """A service behind MLflow's `predict`."""
 
-        pictures = True  # the inputs must be a list of objects
         proceed: Callable[[], None] = staticmethod(check_cancelled)
 
         def load_context(self, context: PythonModelContext) -> None:

@@ -15,7 +15,7 @@ from mlflow.models import Model
 from tfmammo import __version__
 from tfmammo.errors import ConfigError
 from tfmammo.filesystem import sha256
-from tfmammo.tracking.pyfunc import NETWORKS, make_conda_environment
+from tfmammo.tracking.pyfunc import make_conda_environment
 
 ENTRY = Path(__file__).with_name("entry.py")
 SERVICE = "service"  # the artifact of a model that takes images
@@ -48,7 +48,7 @@ def save_service(path: Path, directory: Path, run_id: str) -> None:
 
 
 def check(folder: Path, name: str) -> None:
-    """Make sure that MLflow runs nothing from a model's folder but a file of this package."""
+    """Make sure that MLflow runs nothing from a model's folder but the code of a service."""
     if not (folder / "MLmodel").is_file():
         raise MlflowException(f"{folder.name} is not an MLflow model")
     flavor = Model.load(str(folder)).flavors.get("python_function", {})
@@ -60,8 +60,9 @@ def check(folder: Path, name: str) -> None:
         )
     path = folder / Path(code).name
     has_other_code = bool(set(flavor) - FLAVOR_KEYS or flavor.get("code") or path.is_symlink())
-    if has_other_code or sha256(path) not in map(sha256, (NETWORKS, ENTRY)):
+    if has_other_code or sha256(path) != sha256(ENTRY):
         raise ConfigError(
-            f"{name}: its code is not that of this package (pyfunc_model.py, entry.py), so it is "
-            "not run; register the model again"
+            f"{name}: its code is not that of this package's services (entry.py), so it is not "
+            "run; register the service again, or serve a network that takes arrays by `mlflow "
+            "models serve`"
         )

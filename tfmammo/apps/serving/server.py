@@ -1,7 +1,7 @@
-"""Serve a registered model over HTTP: MLflow's protocol, with the limits that patients' data need.
+"""Serve a service over HTTP: MLflow's protocol, with the limits that patients' data need.
 
-    POST /invocations       {"inputs": ...}, with "params" if the model has them, as `mlflow models
-                            serve` takes it -> {"predictions": ...}
+    POST /invocations       {"inputs": [...]}, as `mlflow models serve` takes it
+                            -> {"predictions": [...]}
     GET  /health, /ping     200 while the model is loaded
     GET  /metrics           Prometheus: a histogram of seconds by status, requests under way
     GET  /version           MLflow's version, as MLflow's own server answers it
@@ -31,7 +31,6 @@ from pathlib import Path
 from typing import Any
 
 import mlflow
-import numpy as np
 import uvicorn
 from mlflow.exceptions import MlflowException
 from mlflow.pyfunc import PyFuncModel, scoring_server
@@ -123,7 +122,7 @@ def make_server(
 def run(
     uri: str, host: str, port: int, limit: int, parallel: int, names: Sequence[str] = ()
 ) -> None:
-    """Load a model and serve it until Ctrl-C or SIGTERM, either of which ends it within seconds.
+    """Load a service and serve it until Ctrl-C or SIGTERM, either of which ends it within seconds.
 
     Args:
         uri: A folder, or models:/NAME@ALIAS of MLflow's current store.
@@ -233,9 +232,8 @@ def _predict(model: Any, body: bytearray, gone: threading.Event) -> str:
     _current.gone = gone
     _check_client()
     try:
-        inputs, params = parse(body, getattr(model, "pictures", False))
         result = io.StringIO()
-        scoring_server.predictions_to_json(model.predict(None, inputs, params=params), result)
+        scoring_server.predictions_to_json(model.predict(None, parse(body)), result)
         return result.getvalue()
     except MlflowException as error:
         raise RequestRefused(short_message(error), error.get_http_status_code()) from None
@@ -253,10 +251,9 @@ def _predict(model: Any, body: bytearray, gone: threading.Event) -> str:
         ) from None
 
 
-def parse(body: bytes | bytearray, of_images: bool) -> tuple[Any, dict[str, Any] | None]:
-    """Parse a JSON body into inputs and params.
+def parse(body: bytes | bytearray) -> list[dict[str, Any]]:
+    """Parse a JSON body into its inputs, a list of objects.
 
-    The inputs are a list of objects, `of_images`, or else become a float32 array, or name -> array.
     MLflow's parser is not used: its errors repeat the request, which holds a patient's image.
     """
     if sum(map(body.count, (b",", b"[", b"{"))) > MAX_VALUES:
@@ -275,33 +272,13 @@ def parse(body: bytes | bytearray, of_images: bool) -> tuple[Any, dict[str, Any]
     if not isinstance(request, dict) or "inputs" not in request:
         raise RequestRefused("the request must be an object with the key inputs")
     inputs = request["inputs"]
-    params = request.get("params")
-    if not isinstance(params, dict | None):
-        raise RequestRefused("params must be an object")
-    if of_images:
-        if not isinstance(inputs, list) or not all(isinstance(item, dict) for item in inputs):
-            raise RequestRefused(
-                "inputs must be a list of images, each an object with image or pixels"
-            )
-        return inputs, params
-    if isinstance(inputs, dict):
-        return {name: _to_array(value) for name, value in inputs.items()}, params
-    return _to_array(inputs), params
+    if not isinstance(inputs, list) or not all(isinstance(item, dict) for item in inputs):
+        raise RequestRefused("inputs must be a list of images, each an object with image or pixels")
+    return inputs
 
 
 def _refuse_constant(name: str) -> None:
     raise RequestRefused(f"{name} is not a number in JSON")
-
-
-def _to_array(value: Any) -> np.ndarray:
-    try:
-        array = np.asarray(value)
-    except (ValueError, TypeError, OverflowError):
-        array = np.empty(0, object)
-    if array.dtype.kind not in "iuf" or not isinstance(value, list):
-        raise RequestRefused("inputs must be an array of numbers, or an object of such arrays")
-    with np.errstate(over="ignore"):  # too large for float32 becomes infinite
-        return array.astype(np.float32)
 
 
 def short_message(error: MlflowException) -> str:
