@@ -65,8 +65,7 @@ def audit(config: AuditConfig, output: Path) -> list[Table]:
     output.mkdir(parents=True, exist_ok=True)
     write_markdown(output / "table.md", tables)
     write_facts(output / "rows.csv", list_facts(attacks, sides, str(network.card["name"])))
-    content = {**record, "details": {attack.name: describe(attack) for attack in attacks}}
-    (output / "audit.json").write_text(json.dumps(content, indent=1), encoding="utf-8")
+    (output / "audit.json").write_text(json.dumps(record, indent=1), encoding="utf-8")
     write_nearest(sides, config.rows, output / "nearest.png")
     if place:
         verdicts.write(record, place, config.tracking_uri)
@@ -91,17 +90,6 @@ def list_facts(attacks: Sequence[Attack], sides: Sides, model: str) -> list[Fact
             numbers = 100 * rate.value, 100 * rate.low, 100 * rate.high
             facts.append(Fact(*name, "tpr@1%fpr", "%", *numbers))
     return facts
-
-
-def describe(attack: Attack) -> dict[str, Any]:
-    """Describe an attack for JSON."""
-    parts: dict[str, Estimate | None] = {"success": attack.success, "rate": attack.rate}
-    numbers = {
-        name: [None if np.isnan(one) else one for one in (part.value, part.low, part.high)]
-        for name, part in parts.items()
-        if part
-    }
-    return {**numbers, "words": attack.details}
 
 
 def _format_rate(rate: Estimate) -> str:
