@@ -14,7 +14,7 @@ import tensorflow as tf
 from tfmammo.config import DataConfig, PreprocessConfig
 from tfmammo.data.whole import make_whole
 from tfmammo.detection import detections
-from tfmammo.detection.detections import Detections, Detector
+from tfmammo.detection.detections import Detector
 from tfmammo.errors import DetectionError, TrackingError
 from tfmammo.mammogram import Lesion, Mammogram, Skipped, key_check
 from tfmammo.tracking.export import FORMAT
@@ -403,29 +403,3 @@ def test_nothing_found_in_any_tile(value, tmp_path):
     read = partial(np.full, (ROWS, COLS, 1), np.float32(value))
     found = detector.predict(Mammogram("made", "p", "i", ROWS, COLS, read))
     assert len(found) == 0 and found.masks.shape == (0, ROWS, COLS)
-
-
-GOOD = {
-    "boxes": np.array([[0, 0, 2, 2], [1, 1, 3, 4]], np.float32),
-    "scores": np.array([0.9, 0.1], np.float32),
-    "classes": ("mass", "mass"),
-}
-
-
-@pytest.mark.parametrize(
-    ("change", "said"),
-    [
-        ({"boxes": GOOD["boxes"][:1]}, "don't fit together"),
-        ({"classes": ("mass",)}, "don't fit together"),
-        ({"scores": np.array([0.9, 0.1])}, "float32"),
-        ({"scores": np.array([0.1, 0.9], np.float32)}, "must fall"),
-        ({"scores": np.array([1.5, 0.9], np.float32)}, "must fall"),
-        ({"scores": np.array([np.nan, 0.9], np.float32)}, "must fall"),
-        ({"boxes": GOOD["boxes"][:, ::-1].copy()}, "no area"),
-        ({"classes": ("mass", "cat")}, "not cat, mass"),
-        ({"masks": np.zeros((1, 4, 4), np.uint8)}, "masks must be"),
-    ],
-)
-def test_wrong_detections_are_refused(change, said):
-    with pytest.raises(ValueError, match=said):
-        Detections(**(GOOD | change))

@@ -13,7 +13,7 @@ import warnings
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 import cv2
 import numpy as np
@@ -54,9 +54,6 @@ Outputs = dict[str, NDArray]  # of one image, by the API's names
 class Detections:
     """What a detector found in one mammogram, the surest first.
 
-    Raises:
-        ValueError: A shape, dtype or range is another, or the scores don't fall.
-
     Attributes:
         boxes: float32 [n, 4], [row_min, col_min, row_max, col_max], half-open, native px, inside
             the mammogram.
@@ -69,32 +66,6 @@ class Detections:
     scores: NDArray[np.float32]
     classes: tuple[LesionKind, ...]
     masks: NDArray[np.uint8] | None = None
-
-    def __post_init__(self) -> None:
-        count = len(self.scores)
-        floats = (self.boxes, self.scores)
-        if (self.boxes.shape, *self.scores.shape) != ((count, 4), len(self.classes)):
-            raise ValueError(
-                f"{self.boxes.shape} boxes, {self.scores.shape} scores and {len(self.classes)} "
-                "classes don't fit together"
-            )
-        if any(values.dtype != np.float32 for values in floats):
-            found = " and ".join(str(values.dtype) for values in floats)
-            raise ValueError(f"boxes and scores must be float32, not {found}")
-        in_range = np.all((self.scores >= 0) & (self.scores <= 1))
-        if not (in_range and np.all(np.diff(self.scores) <= 0)):
-            raise ValueError("scores must fall and be in [0, 1]")
-        if not np.all(self.boxes[:, 2:] > self.boxes[:, :2]):
-            raise ValueError("a box has no area")
-        if not set(self.classes) <= set(get_args(LesionKind)):
-            raise ValueError(
-                f"classes must be kinds of lesions, not {', '.join(sorted(set(self.classes)))}"
-            )
-        masks = self.masks
-        if masks is not None and (masks.dtype, masks.ndim, len(masks)) != (np.uint8, 3, count):
-            raise ValueError(
-                f"masks must be uint8 [{count}, rows, cols], not {masks.dtype} {masks.shape}"
-            )
 
     def __len__(self) -> int:
         return len(self.scores)
