@@ -48,35 +48,9 @@ __all__ = [
     "train",
 ]
 
+# ruff: noqa: F403, F405
 if TYPE_CHECKING:  # what editors and mypy read
-    from tfmammo.api import (
-        DataConfig,
-        Detector,
-        EditResult,
-        Lesion,
-        Mammogram,
-        Model,
-        Patch,
-        Patches,
-        Skipped,
-        Table,
-        TfmammoError,
-        augment,
-        estimate_memory,
-        evaluate,
-        insert_lesion,
-        load,
-        load_config,
-        make_patches,
-        open_archive,
-        open_mammogram,
-        predict,
-        predict_files,
-        remove_lesion,
-        score_masks,
-        split_patches,
-        train,
-    )
+    from tfmammo.api import *
 
 
 def __getattr__(name: str) -> Any:
