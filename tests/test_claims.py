@@ -1,6 +1,8 @@
 """Claimed folders: one process at a time, and no kill that shuts a folder for good."""
 
 import contextlib
+import errno
+import os
 import signal
 import subprocess
 import sys
@@ -11,6 +13,7 @@ import pytest
 
 from tfmammo import filesystem
 from tfmammo.errors import ConfigError
+from tfmammo.training import folder
 
 WORK = {"config": {"a": 1, "b": {"c": 2}}, "archive": {"records": 3}}
 HOLD = """
@@ -123,12 +126,14 @@ def test_an_error_of_the_work_stays_what_it_is(tmp_path, caplog, error):
     assert (said in caplog.text) == isinstance(error, KeyboardInterrupt)
 
 
+@pytest.mark.parametrize("number", [errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP])
+@pytest.mark.parametrize("hold", [claim, folder.hold_lock])
 def test_where_a_file_system_has_no_locks_work_goes_on_with_a_warning(
-    tmp_path, monkeypatch, caplog
+    tmp_path, monkeypatch, caplog, hold, number
 ):
     def refuse(*arguments):
-        raise OSError(95, "Operation not supported")
+        raise OSError(number, os.strerror(number))
 
     monkeypatch.setattr(portalocker.portalocker, "LOCKER", refuse)
-    with claim(tmp_path / "out"):
+    with hold(tmp_path / "out"):
         assert "its file system has no locks" in caplog.text

@@ -21,7 +21,7 @@ from tfmammo.errors import ConfigError, DataError
 
 log = logging.getLogger(__name__)
 
-LOCK = ".lock"  # of a claimed folder
+LOCK = ".lock"  # of a folder that one process works in
 ARCHIVES_CONTENT = "content of the archive (a file or its annotations)"
 IN_WORDS = {  # keys of identities that are not a config's
     "archive": ARCHIVES_CONTENT,
@@ -123,6 +123,17 @@ def take_lock(file: IO[str]) -> bool | None:
     return True
 
 
+def lock_folder(folder: Path, file: IO[str]) -> bool:
+    """Lock a folder's open file for this process, without waiting: False if another holds it.
+
+    Where the file system has no locks, a warning says so.
+    """
+    locked = take_lock(file)
+    if locked is None:
+        log.warning("%s: its file system has no locks; start no other work there meanwhile", folder)
+    return locked is not False
+
+
 @contextlib.contextmanager
 def claim_folder(output: Path, identity: Mapping[str, Any], file: str) -> Iterator[None]:
     """Reserve a folder for one job, and keep other processes out while the body runs.
@@ -154,12 +165,7 @@ def claim_folder(output: Path, identity: Mapping[str, Any], file: str) -> Iterat
     except OSError as error:
         raise _explain_unusable(output, error) from None
     with lock:
-        locked = take_lock(lock)
-        if locked is None:
-            log.warning(
-                "%s: its file system has no locks; start no other work there meanwhile", output
-            )
-        elif not locked:
+        if not lock_folder(output, lock):
             raise ConfigError(
                 f"{output}: another process is at work there; wait for its end, or name a new "
                 "folder"
@@ -186,22 +192,22 @@ def _check_identity(output: Path, identity: Mapping[str, Any], file: str) -> Non
         recorded = json.loads((output / file).read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise _explain_unusable(output, error) from None
-    before = _flatten(recorded)
-    now = _flatten(identity)
+    before = flatten(recorded)
+    now = flatten(identity)
     differing = sorted(key for key in before.keys() | now.keys() if before.get(key) != now.get(key))
     if differing:
         names = dict.fromkeys(IN_WORDS.get(key, key.removeprefix("config.")) for key in differing)
         raise ConfigError(f"{output}: was made with another {', '.join(names)}; name a new folder")
 
 
-def _flatten(content: object, name: str = "") -> dict[str, object]:
+def flatten(content: object, name: str = "") -> dict[str, object]:
     """Flatten nested dicts: ``{"a": {"b": 1}}`` -> ``{"a.b": 1}``."""
     if not isinstance(content, dict):
         return {name: content}
     return {
         key: value
         for part, inner in content.items()
-        for key, value in _flatten(inner, f"{name}.{part}".lstrip(".")).items()
+        for key, value in flatten(inner, f"{name}.{part}".lstrip(".")).items()
     }
 
 

@@ -1,10 +1,5 @@
 """A run's folder: whose it is, and what survives kills, full disks and power losses."""
 
-import errno
-import logging
-import os
-
-import portalocker
 import pytest
 import tensorflow as tf
 
@@ -72,17 +67,6 @@ def test_config_yaml_holds_no_password(tmp_path):
     # it is no part of what a run is
     other = experiment("https://anna:new@mlflow.example")
     folder.check_owner(tmp_path, other, Patches(), Patches())
-
-
-@pytest.mark.parametrize("number", [errno.ENOLCK, errno.ENOSYS])
-def test_a_file_system_without_locks_is_no_other_process(tmp_path, monkeypatch, caplog, number):
-    def none(*_):
-        raise OSError(number, os.strerror(number))
-
-    monkeypatch.setattr(portalocker.portalocker, "LOCKER", none)
-    with caplog.at_level(logging.WARNING), folder.hold_lock(tmp_path):
-        pass
-    assert "its file system knows no locks" in caplog.text
 
 
 def test_a_folder_in_which_no_training_began_is_removed(tmp_path):

@@ -7,11 +7,10 @@ them. A start that fails before its first step writes none.
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import keras
 
@@ -20,11 +19,9 @@ from tfmammo.config import TRAINING_CONFIG, Experiment, is_training_folder
 from tfmammo.data.datasets import SPLIT
 from tfmammo.data.tfrecord import PatchSource
 from tfmammo.errors import TrainingError
-from tfmammo.filesystem import take_lock, write_atomically
+from tfmammo.filesystem import LOCK, flatten, lock_folder, write_atomically
 from tfmammo.tracking.store import redact
 from tfmammo.training.checkpoints import STATE, list_checkpoints
-
-log = logging.getLogger(__name__)
 
 # hashes of the patches
 PATCHES = "train_patches"
@@ -34,7 +31,6 @@ INITIAL_PATIENTS = "initial_patients.txt"
 # Keras's dtype policy, which decides what a checkpoint holds
 PRECISION = "precision"
 WRITTEN = ("best", "export", "checkpoints", "samples")  # folders that a training replaces
-LOCK = ".lock"
 POLICIES = ("float32", "mixed_bfloat16", "mixed_float16")
 _held: set[Path] = set()  # the folders that this process holds
 
@@ -58,24 +54,14 @@ def hold_lock(output: Path) -> Iterator[None]:
         raise TrainingError(f"{output}: can't be made ({error.strerror})") from None
     try:
         with (output / LOCK).open("w") as file:
-            _take(file, output)
+            if not lock_folder(output, file):
+                raise TrainingError(f"{output}: another process is training there")
             _held.add(place)
             yield
     finally:
         _held.discard(place)
         if created:
             _remove_unused(created)
-
-
-def _take(file: IO[str], output: Path) -> None:
-    held = take_lock(file)
-    if held is False:
-        raise TrainingError(f"{output}: another process is training there")
-    if held is None:
-        log.warning(
-            "%s: its file system knows no locks; make sure that no other process trains there",
-            output,
-        )
 
 
 def _remove_unused(created: list[Path]) -> None:
@@ -177,22 +163,20 @@ def _describe_source(experiment: Experiment[Any]) -> str:
     return f"data.root {data.root}" if data.root else "the phantom"
 
 
-def list_differences(old: dict[str, Any], new: dict[str, Any], prefix: str = "") -> list[str]:
+def list_differences(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
     """List the keys in which two configs differ.
 
     Examples:
         >>> list_differences({"model": {"filters": [64]}}, {"model": {"filters": [32]}})
         ['model.filters: [64] there, [32] here']
     """
-    differences = []
-    for key in sorted({*old, *new}):
-        before = old.get(key)
-        after = new.get(key)
-        if isinstance(before, dict) and isinstance(after, dict):
-            differences += list_differences(before, after, f"{prefix}{key}.")
-        elif before != after:
-            differences.append(f"{prefix}{key}: {before} there, {after} here")
-    return differences
+    before = flatten(old)
+    after = flatten(new)
+    return [
+        f"{key}: {before.get(key)} there, {after.get(key)} here"
+        for key in sorted(before.keys() | after.keys())
+        if before.get(key) != after.get(key)
+    ]
 
 
 def check_nothing_lost(output: Path) -> None:
