@@ -20,12 +20,9 @@ Deviations, and what the texts leave open:
   16. That is for upright films; their short side becomes 800 px where they are no longer than 5 :
   3. The paper crops, and does not say how. data.canvas null takes a square of data.size px. Anchors
   are in px of the letterboxed image.
-- Normal mammograms are trained on too (`normal`). In the paper's 2,066 there are none, if these are
-  1,500 copies and 566 real ones; 566 is inferred, not printed. configs/study_infilling.yaml
-  therefore sets `normal: false`. Normal mammograms are those that the archive calls normal and that
-  have no marked lesion (of INbreast: BI-RADS 1). They are evaluated in either case. Mammograms with
-  other findings alone are used neither for training nor for evaluation. False positives per image
-  are therefore counted over other images than the paper's.
+- Normal mammograms are trained on too, see tfmammo.detection.training. In the paper's 2,066 there
+  are none, if these are 1,500 copies and 566 real ones; 566 is inferred, not printed.
+  configs/study_infilling.yaml therefore sets `normal: false`. They are evaluated in either case.
 - BatchNorm is frozen (statistics, scale and shift), as in Li et al.: four mammograms are too few to
   estimate statistics from. That needs weights of ImageNet. From random weights it must be
   `running`, with averages that decay by `momentum`.

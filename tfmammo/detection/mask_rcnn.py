@@ -32,11 +32,8 @@ Deviations, and what the paper's text leaves open:
   Pyramid and heads always do: Abdulla's pyramid has no BatchNorm, and the heads start from random
   weights.
 - BatchNorm's averages decay by 0.97 a step and not 0.997, because runs here are short.
-- Normal mammograms are trained on too (`normal`); the paper's "approximately three times" of 93
-  images and 200 synthetic ones leaves them out. They are those that the archive calls normal and
-  that have no marked lesion: of INbreast BI-RADS 1, by its authors 67 mammograms. Mammograms with
-  other findings alone are used neither for training nor for evaluation. False positives per image
-  are therefore counted over other images than the paper's.
+- Normal mammograms are trained on too, see tfmammo.detection.training. The paper's "approximately
+  three times" of 93 images and 200 synthetic ones leaves them out.
 - Detections have a probability of at least 0.001 (0.05 in tf-models-official), since FROC needs the
   unsure ones. Overlapping boxes are merged above an IoU of 0.3 (0.5): two masses hardly overlap.
 - TensorFlow's own generator draws which anchors and proposals a step learns from: a resumed run

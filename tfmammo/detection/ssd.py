@@ -30,9 +30,7 @@ Deviations from the zoo, and what the paper's text leaves open:
 - Overlapping boxes are merged above an IoU of 0.3 (0.6 in the zoo): two masses hardly overlap.
 - Two backbones of the zoo's, no pipeline.config of the user's; one process, float32,
   model.checkpoint instead of training.initial.
-- Normal mammograms are trained on too (`normal`). They are those that the archive calls normal and
-  that have no marked lesion; of INbreast BI-RADS 1 alone. Mammograms with other findings alone are
-  used neither for training nor for evaluation.
+- Normal mammograms are trained on too, see tfmammo.detection.training.
 """
 
 from __future__ import annotations

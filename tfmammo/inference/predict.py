@@ -112,20 +112,14 @@ def predict_files(
     """Find lesions in images and write masks, boxes and DICOM SEG, as `tfmammo predict` does.
 
     A second call makes what is missing. An image that can't be used does not stop the others: it is
-    among the summary's failures.
+    among the summary's failures. Arguments that are not listed here are those of `predict`.
 
     Args:
-        model: See `predict`.
-        images: See `predict`.
         output: A new folder, or one of an earlier call with the same models and settings.
-        boxes: See `predict`.
-        archive: See `predict`; with `truth` by default "folder".
-        score: See `predict`.
-        threshold: See `predict`.
+        archive: As of `predict`; with `truth` by default "folder".
         overview: Draw what was found on each image.
         truth: Score the results by the lesions that the archive states.
         jobs: Processes that work at once, each with its own copy of the model.
-        tracking_uri: See `predict`.
 
     Raises:
         ConfigError: As `predict`, or the folder holds other files or results of another call.

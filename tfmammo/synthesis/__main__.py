@@ -31,9 +31,7 @@ lists everybody whom a set shows, derives from, or whose data its networks were 
 Deviations from Shen et al., section 4.3, besides those of tfmammo.synthesis.placement and
 tfmammo.models: sizes are drawn of the mass, not of its patch padded by 100 px, which is the same.
 The patch is cut as the generator's training patches were (data.frame padded is the paper's). A
-generated patch does not replace the tissue as in the paper. Its change is added with a faded
-border, so that the tissue keeps its grain and no square shows; whole_patch=true is the paper's way.
-A laterality that is not stated is not guessed.
+laterality that is not stated is not guessed.
 """
 
 from __future__ import annotations

@@ -71,7 +71,7 @@ def synthesize(
 
     Raises:
         TfmammoError: Something named in the config can't be used, `output` belongs to other work,
-            no mammogram or size can be had, or a worker failed.
+            no mammogram, size or item can be had, or a worker failed.
     """
     sources = Sources(config)
     mammograms = sources.mammograms
@@ -155,12 +155,13 @@ def remake(file: Path, output: Path, overrides: Sequence[str] = ()) -> Recipe:
     """Make the item of a recipe again, into images/ and lesion_masks/ of a folder.
 
     Args:
+        output: The folder. No file of another content is replaced there.
         overrides: Of its config: where the archives (data.root, lesions.root) and the generator are
             now.
 
     Raises:
         DataError: The source, a lesion or the generator is not that of the recipe, or a file comes
-            out differently.
+            out differently, or has the name of another.
     """
 
     def restore(recipe: Recipe, mammogram: Mammogram, indexes: ArchiveIndexes) -> sets.Contents:

@@ -76,16 +76,8 @@ def synthesize(
 ) -> list[PatchRecipe]:
     """Synthesize a set of patches, or complete one that was stopped.
 
-    Args:
-        output: A new folder, or one of an earlier run with the same config.
-        retry: Make patches that were skipped again.
-
-    Returns:
-        The recipes of all patches, including skipped ones.
-
-    Raises:
-        TfmammoError: Something named in the config can't be used, `output` belongs to other work,
-            a kind can't be made at all, or a worker failed.
+    Arguments, result and errors are those of `tfmammo.synthesis.mammograms.synthesize`; a kind that
+    can't be made at all is an error, too.
     """
     skipped = Skipped()
     mammograms = archives.read_mammograms(config.data, skipped)
@@ -265,12 +257,7 @@ def draw_patch(
 def remake(file: Path, output: Path, overrides: Sequence[str] = ()) -> PatchRecipe:
     """Make the patch of a recipe again, into images/ and masks/ of a folder.
 
-    Args:
-        overrides: Of its config: where the archive (data.root) and the generators are now.
-
-    Raises:
-        DataError: The source or the generator is not that of the recipe, a file comes out
-            differently, or another file has its name.
+    See `tfmammo.synthesis.mammograms.remake`. `overrides` name data.root and the generators.
     """
 
     def restore(recipe: PatchRecipe, mammogram: Mammogram, _: ArchiveIndexes) -> sets.Contents:

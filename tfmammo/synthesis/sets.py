@@ -156,22 +156,13 @@ def synthesize(
     retry: bool,
     describe: Callable[[Sequence[AnyRecipe]], Mapping[str, str]],
 ) -> list[AnyRecipe]:
-    """Synthesize a set, or complete one that was stopped.
+    """Synthesize a set, or complete one that was stopped; see `mammograms.synthesize`.
 
     Args:
         identity: From `describe_identity`; kept in `file`.
         skipped: What of the archives could not be used, for failures.csv.
-        output: A new folder, or one of an earlier run with the same identity.
-        retry: Make again what was skipped.
         describe: Describes all recipes: name of a file -> content. README.md is one. It says that
             the set is finished.
-
-    Returns:
-        The recipes of all items, including skipped ones.
-
-    Raises:
-        ConfigError: `output` belongs to other work.
-        DataError: No item of a plan can be made, or the work stopped before its end.
     """
     with filesystem.claim_folder(output, identity, file):
         (output / "README.md").unlink(missing_ok=True)
@@ -288,16 +279,11 @@ def remake(
     overrides: Sequence[str],
     restore: Callable[[AnyRecipe, Mammogram, ArchiveIndexes], Contents],
 ) -> AnyRecipe:
-    """Make the item of a recipe again.
+    """Make the item of a recipe again; see `mammograms.remake`.
 
     Args:
-        output: The folder to write into. No file of another content is replaced there.
-        overrides: Of its config: where archives and networks are now.
         restore: Makes the item's files from its recipe, its mammogram, and the archives that were
             read already. It raises DataError where they are not those of the recipe.
-
-    Raises:
-        DataError: The mammogram is not there, `restore` raised it, or a file comes out differently.
     """
     recipe = configuration.parse(kind, file, [f"config.{override}" for override in overrides])
     source = recipe.source
