@@ -33,14 +33,26 @@ def ramp(first: float, last: float = 1.0) -> np.ndarray:
     return np.linspace(first, last, ROWS * COLS, dtype=np.float32).reshape(ROWS, COLS, 1)
 
 
-def textured_breast(seed: int, rows: int = 200, cols: int = 150) -> np.ndarray:
-    """Half an ellipse of textured tissue on black: float32 [rows, cols, 1]."""
+def draw_breast(
+    seed: int, rows: int = 200, cols: int = 150, laterality: str = "L", reach: float = 0.85
+) -> np.ndarray:
+    """Half an ellipse of textured tissue on black: float32 [rows, cols, 1].
+
+    Args:
+        seed: Of the texture and its grain.
+        rows: Px.
+        cols: Px.
+        laterality: L or R.
+        reach: Part of the columns that is breast, 0 to 1.
+    """
+    random = np.random.default_rng(seed)
     row, col = np.mgrid[:rows, :cols]
-    inside = ((row - rows / 2) / (0.47 * rows)) ** 2 + (col / (0.85 * cols)) ** 2 < 1
-    noise = np.random.default_rng(seed).standard_normal((rows, cols)).astype(np.float32)
-    texture = cv2.GaussianBlur(noise, (0, 0), 3)
-    tissue = np.clip(0.4 + 0.05 * texture / texture.std(), 0.2, 0.9)
-    return np.where(inside, tissue, 0.01).astype(np.float32)[..., None]
+    inside = ((row - rows / 2) / (0.47 * rows)) ** 2 + (col / (reach * cols)) ** 2 < 1
+    texture = cv2.GaussianBlur(random.standard_normal((rows, cols)).astype(np.float32), (0, 0), 4)
+    grain = random.standard_normal((rows, cols)).astype(np.float32)
+    image = 0.4 + 0.05 * texture / texture.std() + 0.01 * grain
+    image = np.where(inside, np.clip(image, 0.2, 0.9), 0.01).astype(np.float32)[..., None]
+    return image[:, ::-1].copy() if laterality == "R" else image
 
 
 def make_mammogram(

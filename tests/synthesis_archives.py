@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from tests.archives.writers import folder as writer
 from tests.facts import read_csv
-from tests.small_mammograms import make_mammogram
+from tests.small_mammograms import draw_breast, make_mammogram
 from tfmammo import archives
 from tfmammo.config import DataConfig
 from tfmammo.mammogram import Lesion, Mammogram, Skipped
@@ -26,18 +26,6 @@ ROWS = 200
 COLS = 150
 SIZES = {"height": (24, 4), "width": (20, 3), "correlation": 0.5}
 PATIENT_NAME = "QUIBBLE^ZEPHYRINE"  # of the DICOM files
-
-
-def draw_breast(seed: int, laterality: str = "L", reach: float = 0.85) -> NDArray[np.float32]:
-    """Half an ellipse of textured tissue on black: float32 [ROWS, COLS, 1]."""
-    random = np.random.default_rng(seed)
-    row, col = np.mgrid[:ROWS, :COLS]
-    inside = ((row - ROWS / 2) / (0.47 * ROWS)) ** 2 + (col / (reach * COLS)) ** 2 < 1
-    texture = cv2.GaussianBlur(random.standard_normal((ROWS, COLS)).astype(np.float32), (0, 0), 4)
-    grain = random.standard_normal((ROWS, COLS)).astype(np.float32)
-    image = 0.4 + 0.05 * texture / texture.std() + 0.01 * grain
-    image = np.where(inside, np.clip(image, 0.2, 0.9), 0.01).astype(np.float32)[..., None]
-    return image[:, ::-1].copy() if laterality == "R" else image
 
 
 def draw_mammogram(
@@ -54,7 +42,8 @@ def draw_mammogram(
     if lesion is not None and not isinstance(lesion, Lesion):
         lesion = Lesion.from_outline("mass", np.float32(lesion), ROWS, COLS)
     lesions = [] if lesion is None else [lesion]
-    mammogram = make_mammogram(number, draw_breast(number, laterality), lesions, **known)
+    image = draw_breast(number, ROWS, COLS, laterality)
+    mammogram = make_mammogram(number, image, lesions, **known)
     return replace(mammogram, **facts)
 
 

@@ -5,7 +5,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from tests.small_mammograms import COLS, ROWS, SQUARE, make_mammogram, textured_breast
+from tests.small_mammograms import COLS, ROWS, SQUARE, draw_breast, make_mammogram
 from tfmammo.apps.exchange import cases
 from tfmammo.apps.exchange.cases import ExchangeConfig
 from tfmammo.apps.stress import detectors
@@ -18,7 +18,7 @@ from tfmammo.synthesis import sources
 from tfmammo.synthesis.config import SynthesisConfig
 
 MASS = Lesion.from_outline("mass", SQUARE, ROWS, COLS)
-IMAGE = textured_breast(0, ROWS, COLS)
+IMAGE = draw_breast(0, ROWS, COLS)
 WHOLE = make_mammogram(1, IMAGE, [MASS])
 NORMAL = make_mammogram(2, IMAGE, pathology="normal")
 DATA = {"name": "folder", "kinds": ["mass"]}

@@ -8,7 +8,8 @@ import pydicom
 import pytest
 from pydantic import ValidationError
 
-from tests.synthesis_archives import draw_breast, draw_mammogram, write_archive
+from tests.small_mammograms import draw_breast
+from tests.synthesis_archives import draw_mammogram, write_archive
 from tfmammo import archives
 from tfmammo.archives import phantom
 from tfmammo.archives.stored import Stored

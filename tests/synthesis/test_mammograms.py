@@ -14,10 +14,10 @@ import tensorflow as tf
 
 from tests.commands import run_module, run_module_here
 from tests.facts import read_failures
+from tests.small_mammograms import draw_breast
 from tests.synthesis_archives import (
     COLS,
     ROWS,
-    draw_breast,
     draw_mammogram,
     find_outside,
     find_source,
@@ -177,7 +177,7 @@ def test_only_normal_mammograms_are_taken_and_lesions_never_overlapped(config, t
 
 
 def test_why_an_item_is_left_out(config, tmp_path):
-    narrow = draw_mammogram(2, read=lambda: draw_breast(2, "L", 0.12))
+    narrow = draw_mammogram(2, read=lambda: draw_breast(2, reach=0.12))
     normal = [draw_mammogram(0, laterality=None), narrow, draw_mammogram(4), draw_mammogram(6)]
     data = write_archive(tmp_path / "normal", normal)
     path = sorted((data.root / "images").iterdir())[3]

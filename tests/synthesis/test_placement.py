@@ -8,6 +8,7 @@ import cv2
 import numpy as np
 import pytest
 
+from tests.small_mammograms import draw_breast
 from tfmammo.config import DataConfig, PreprocessConfig
 from tfmammo.data.extraction import extract_patches
 from tfmammo.errors import DataError
@@ -34,17 +35,7 @@ ROWS = 320
 COLS = 240
 DATA = DataConfig(size=64, frame="padded", padding=24, window=(0, 1))
 NOWHERE = (0, 0, 0, 0)
-
-
-def tissue(rows=ROWS, cols=COLS, seed=0):
-    """A left breast: half an ellipse of smooth texture and grain on black."""
-    random = np.random.default_rng(seed)
-    row, col = np.mgrid[:rows, :cols]
-    inside = ((row - rows / 2) / (0.47 * rows)) ** 2 + (col / (0.85 * cols)) ** 2 < 1
-    texture = cv2.GaussianBlur(random.standard_normal((rows, cols)).astype(np.float32), (0, 0), 6)
-    grain = random.standard_normal((rows, cols)).astype(np.float32)
-    image = 0.45 + 0.05 * texture / texture.std() + 0.01 * grain
-    return np.where(inside, np.clip(image, 0.2, 0.9), 0.01).astype(np.float32)[..., None]
+BREAST = draw_breast(0, ROWS, COLS)
 
 
 def record(image, laterality="L", **facts):
@@ -72,12 +63,12 @@ def square(top, left, bottom, right):
 
 
 def draw_place(size, margins=NOWHERE, laterality="L", **facts):
-    free = open_target(record(tissue(), laterality))
+    free = open_target(record(BREAST, laterality))
     return free.draw_place(size, margins, np.random.default_rng(0), **facts)
 
 
 def place(mask, top=130, left=60, data=DATA, **facts):
-    return Placement.at(top, left, mask, record(tissue(), **facts), data)
+    return Placement.at(top, left, mask, record(BREAST, **facts), data)
 
 
 CONSTANT = record(np.full((ROWS, COLS, 1), 0.5, np.float32))
@@ -97,7 +88,7 @@ BAD = {
     "a lesion beyond": (lambda: place(ones(30, 30), -1, 10), "beyond the mammogram"),
     "an unknown spacing": (lambda: place(disc(), data=RESAMPLED), r"data\.preprocess\.spacing"),
     "an unknown spacing of tissue": (
-        lambda: resize_as_trained(tissue()[..., 0], open_target(record(tissue()), RESAMPLED), 64),
+        lambda: resize_as_trained(BREAST[..., 0], open_target(record(BREAST), RESAMPLED), 64),
         r"data\.preprocess\.spacing",
     ),
     "a constant patch": (
@@ -170,7 +161,7 @@ def test_the_patch_is_the_trainings(spacing, off, values, flip, laterality):
     """
     row, col = np.mgrid[:ROWS, :COLS]  # texture without grain, which a shift of a px hardly changes
     smooth = (0.5 + 0.2 * np.sin(row / 15) * np.cos(col / 20)).astype(np.float32)[..., None]
-    image = smooth if spacing else tissue()
+    image = smooth if spacing else BREAST
     side = 60 if spacing else 40
     lesion = square(130, 60, 190, 60 + side)
     mammogram = record(image, laterality, spacing=spacing, lesions=(lesion,))
@@ -207,7 +198,7 @@ def test_the_weights_of_a_whole_patch(feather, fade):
 
 @pytest.mark.parametrize("laterality", ["L", "R"])
 def test_places_keep_the_papers_rule(laterality):
-    free = open_target(record(tissue(), laterality))
+    free = open_target(record(BREAST, laterality))
     random = np.random.default_rng(0)
     places = np.array([free.draw_place((30, 20), (8, 8, 8, 8), random) for _ in range(400)])
     rows, cols = (places + (15, 10)).T
@@ -225,7 +216,7 @@ def test_places_keep_the_papers_rule(laterality):
 
 
 def test_places_anywhere_on_the_breast_go_beyond_the_rule():
-    free = open_target(record(tissue(), laterality=None))
+    free = open_target(record(BREAST, laterality=None))
     random = np.random.default_rng(0)
     drawn = [free.draw_place((30, 20), (8, 8, 8, 8), random, by_rule=False) for _ in range(400)]
     supports = [(top - 8, left - 8, top + 38, left + 28) for top, left in drawn]
@@ -242,7 +233,7 @@ def test_places_anywhere_on_the_breast_go_beyond_the_rule():
 
 def test_the_border_shows_no_seam():
     """Of a generator that is brighter than its tissue, tilted and blurred."""
-    free = open_target(record(tissue()))
+    free = open_target(record(BREAST))
     spot = Placement.at(130, 60, disc(), free.mammogram, DATA)
     blend_mask = make_blend_mask(spot, 64, 296, 8)
     shown = extract_patch(free, spot.window, 64)
@@ -275,7 +266,7 @@ def test_the_border_shows_no_seam():
 
 
 def test_weights_are_one_on_mask_and_margin_and_fade_to_nothing():
-    mammogram = record(tissue())
+    mammogram = record(BREAST)
     spot = Placement.at(140, 70, disc(), mammogram, DATA)
     assert spot.box == (140, 70, 181, 111) and spot.window == (116, 46, 205, 135)
     blend_mask = make_blend_mask(spot, 89, 296, 10)  # at 89 px the patch is not scaled
@@ -298,7 +289,7 @@ def test_weights_are_one_on_mask_and_margin_and_fade_to_nothing():
 
 @pytest.mark.parametrize("feather", [10, 40])  # of a gap of 24 px
 def test_a_patch_is_blended_as_in_a_mammogram(feather):
-    free = open_target(record(tissue()))
+    free = open_target(record(BREAST))
     spot = Placement.at(140, 70, disc(), free.mammogram, DATA)
     blend_mask = make_blend_mask(spot, 89, None, feather)  # at 89 px the patch is not scaled
     window = np.s_[116:205, 46:135]
@@ -316,7 +307,7 @@ def test_a_patch_is_blended_as_in_a_mammogram(feather):
 
 
 def test_what_is_taken_is_not_drawn_again():
-    free = open_target(record(tissue()))
+    free = open_target(record(BREAST))
     random = np.random.default_rng(0)
     boxes = []
     with pytest.raises(DataError, match="30 x 20 px"):

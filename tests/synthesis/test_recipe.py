@@ -12,7 +12,8 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from tests.synthesis_archives import MASSES, draw_breast, draw_mammogram, write_archive, write_mask
+from tests.small_mammograms import draw_breast
+from tests.synthesis_archives import MASSES, draw_mammogram, write_archive, write_mask
 from tests.synthetic_sets import read_files
 from tfmammo import archives
 from tfmammo.archives.stored import Stored

@@ -6,7 +6,7 @@ import cv2
 import numpy as np
 import pytest
 
-from tests.small_mammograms import make_mammogram
+from tests.small_mammograms import draw_breast, make_mammogram
 from tests.synthetic_sets import edit_card, make_transform
 from tfmammo.archives.stored import Stored
 from tfmammo.baselines import poisson
@@ -31,18 +31,9 @@ COLS = 160
 DATA = DataConfig(size=64, frame="square", context=2, window=(0, 1))
 
 
-def draw_tissue(laterality="L"):
-    random = np.random.default_rng(0)
-    row, col = np.mgrid[:ROWS, :COLS]
-    texture = 0.1 * np.sin(row / 9) * np.cos(col / 7) + 0.01 * random.standard_normal((ROWS, COLS))
-    inside = ((row - ROWS / 2) / (0.47 * ROWS)) ** 2 + (col / (0.9 * COLS)) ** 2 < 1
-    image = np.where(inside, 0.4 + texture, 0.01).astype(np.float32)[..., None]
-    return image[:, ::-1].copy() if laterality == "R" else image
-
-
 def open_target(bits=16, laterality="L", data=DATA):
     """Stored values of so many bits, and the target of them."""
-    stored = Stored.of_image(draw_tissue(laterality), bits)
+    stored = Stored.of_image(draw_breast(0, ROWS, COLS, laterality), bits)
     mammogram = make_mammogram(0, stored.image(), laterality=laterality, pathology="normal")
     return stored, TargetMammogram(stored.image(), mammogram, data)
 

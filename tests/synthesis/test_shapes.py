@@ -8,7 +8,7 @@ import cv2
 import numpy as np
 import pytest
 
-from tests.small_mammograms import make_mammogram, textured_breast
+from tests.small_mammograms import draw_breast, make_mammogram
 from tests.synthesis_archives import make_mass, write_mask
 from tfmammo.config import DataConfig
 from tfmammo.errors import DataError
@@ -126,7 +126,7 @@ def test_real_masses_are_plausible(real_data, size):
 def fit(skipped, spacing=None, kinds=("mass",)):
     """Fit sizes on masses of 10 x 20 and 30 x 60 px; a third one is as high as the mammogram."""
     lesions = [make_mass(5, 5, 10, 20), make_mass(40, 40, 30, 60), make_mass(0, 0, 200, 10)]
-    mammogram = make_mammogram(0, textured_breast(0), lesions, spacing=spacing)
+    mammogram = make_mammogram(0, draw_breast(0), lesions, spacing=spacing)
     return fit_sizes(select_lesions([mammogram], DataConfig(kinds=kinds)), skipped)
 
 

@@ -16,7 +16,7 @@ from scipy import stats
 
 from tests.archives.writers import folder as writer
 from tests.facts import read_csv
-from tests.small_mammograms import make_mammogram, textured_breast
+from tests.small_mammograms import draw_breast, make_mammogram
 from tfmammo.apps.reader_study import __main__ as reader_study
 from tfmammo.apps.reader_study import cases as reader_cases
 from tfmammo.apps.reader_study.answers import Answers
@@ -40,7 +40,7 @@ SYSTEMS = ("normal", "all")  # whose mammograms they were made of
 
 def mammogram(number):
     """Every second one has a mass, which begins its own outline's number of px lower."""
-    image = textured_breast(number, ROWS, COLS)
+    image = draw_breast(number, ROWS, COLS)
     if number % 2 == 0:
         return make_mammogram(number, image, spacing=(0.1, 0.1), pathology="normal")
     outline = OUTLINE + [number % 5, 0]

@@ -19,7 +19,7 @@ from pydantic import ValidationError
 
 from tests.exported_detectors import save_detector, write_ssd_card
 from tests.known_networks import KnownCAN
-from tests.small_mammograms import textured_breast
+from tests.small_mammograms import draw_breast
 from tfmammo.apps.serving import pictures
 from tfmammo.apps.serving.__main__ import lay_out, main, register
 from tfmammo.apps.serving.pictures import NetworkConfig, Service, ServiceConfig
@@ -34,7 +34,7 @@ from tfmammo.synthesis.editor import EditorConfig
 from tfmammo.tracking.export import export, load, load_onnx
 
 SIZE = 16
-BREAST = textured_breast(0)[..., 0]
+BREAST = draw_breast(0)[..., 0]
 
 
 def encoded(image, bits=16):

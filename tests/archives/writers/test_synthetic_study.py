@@ -6,7 +6,7 @@ import subprocess
 import pydicom
 import pytest
 
-from tests.small_mammograms import make_mammogram, textured_breast
+from tests.small_mammograms import draw_breast, make_mammogram
 from tfmammo.archives import read_stored
 from tfmammo.archives.writers import synthetic
 
@@ -28,7 +28,7 @@ def study(tmp_path):
     paths = {}
     for number, shown in enumerate(reversed(VIEWS)):
         facts = dict(zip(("laterality", "view"), shown, strict=True)) | {"spacing": (0.1, 0.1)}
-        mammogram = make_mammogram(number, textured_breast(number), patient_id="p", **facts)
+        mammogram = make_mammogram(number, draw_breast(number), patient_id="p", **facts)
         paths[shown] = tmp_path / "study" / f"{number}.dcm"
         write(paths[shown], mammogram, f"key{number}")
     return paths
@@ -48,7 +48,7 @@ def test_four_views_are_one_study_of_four_series(study):
 
 
 def test_uids_follow_from_the_key_and_another_use_is_another_study(tmp_path):
-    mammogram = make_mammogram(0, textured_breast(0), spacing=(0.1, 0.1))
+    mammogram = make_mammogram(0, draw_breast(0), spacing=(0.1, 0.1))
     uses = {"a": ("1", 0), "b": ("1", 0), "c": ("2", 0), "d": ("3", 1)}
     one, _, two, again = (write(tmp_path / name, mammogram, *use) for name, use in uses.items())
     assert (tmp_path / "a").read_bytes() == (tmp_path / "b").read_bytes()
