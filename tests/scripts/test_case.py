@@ -17,13 +17,14 @@ from highdicom.seg import segread
 
 from tests.archives.writers import vindr
 from tests.exported_detectors import save_detector
+from tests.small_pipelines import save_models
 from tfmammo.archives import phantom
 from tfmammo.config import DataConfig
 from tfmammo.errors import ConfigError, PipelineError
 from tfmammo.inference import case
 from tfmammo.inference.pipeline import Pipeline
 from tfmammo.models.cgan import CGAN, CGANConfig
-from tfmammo.models.shape import SHAPES, ShapeCNN, ShapeConfig
+from tfmammo.models.shape import SHAPES
 from tfmammo.tracking import export
 
 SIZE = 32
@@ -42,16 +43,13 @@ BOXES = [MASS.box, (400, 0, 460, 40)]
 @pytest.fixture(scope="module")
 def models(tmp_path_factory):
     root = tmp_path_factory.mktemp("models")
-    parts = (np.array(BOXES) / np.array([RECORD.rows, RECORD.cols] * 2)).tolist()
-    save_detector(root / "detector", parts, [0.9, 0.8], batch=1)
+    save_models(root, BOXES, RECORD.rows, RECORD.cols)
     save_detector(root / "blind", [], [], batch=1)
     keras.utils.set_random_seed(0)
     data = DataConfig(size=SIZE, frame="loose").model_dump(mode="json")
     card = {"name": "cgan", "step": 3, "config": {"data": data}, "train_patients": ["abc"]}
     config = CGANConfig(filters=(4, 4, 4, 4, 4), samples=3, adversarial=False)
     export.export(CGAN(config, SIZE), root / "cgan", card)
-    classifier = ShapeCNN(ShapeConfig(filters=(2, 2, 2), units=4))
-    export.export(classifier, root / "shape", {"name": "shape"})
     return root
 
 

@@ -13,7 +13,7 @@ from tests.synthetic_sets import make_transform, save_split
 from tfmammo import archives
 from tfmammo.archives import folder as archive
 from tfmammo.config import DataConfig
-from tfmammo.errors import ArchiveError, ConfigError, DataError
+from tfmammo.errors import ConfigError, DataError
 from tfmammo.mammogram import Lesion, Mammogram, MaskedLesion, Skipped
 from tfmammo.synthesis import lesion_bank
 from tfmammo.synthesis.config import PatientsConfig, SynthesisConfig
@@ -305,25 +305,3 @@ def test_patients_of_one_side_of_a_split(on_disk, tmp_path):
         patients = PatientsConfig(split_file=file, fold=fold)
         with pytest.raises(DataError, match=reason):
             load_bank(on_disk, data=on_disk, patients=patients)
-
-
-def test_a_recipes_lesion_is_found_again(on_disk):
-    into = target(archive="folder")
-    piece = draw(load_bank(on_disk), into)
-    mammograms = {mammogram.image_id: mammogram for mammogram in archive.read(on_disk.root)}
-    lesion = lesion_bank.find_lesion(piece.record, on_disk, mammograms)
-    same = lesion_bank.transform(lesion, piece.record, into)
-    np.testing.assert_array_equal(same.mask, piece.mask)
-    np.testing.assert_array_equal(same.image, piece.image)
-    name = piece.record.image_id
-    for changes, reason in [
-        ({"image_id": "gone"}, "gone#0"),
-        ({"number": 3}, f"{name}#3 is not in folder"),
-        ({"sha256": "0"}, f"{name}#0 has changed"),
-    ]:
-        with pytest.raises(DataError, match=reason):
-            lesion_bank.find_lesion(piece.record.model_copy(update=changes), on_disk, mammograms)
-    for path in (on_disk.root / "images").iterdir():
-        path.write_bytes(path.read_bytes()[:400])
-    with pytest.raises(ArchiveError, match=r"00000\d.png"):
-        draw(load_bank(on_disk.model_copy(update={"mixed_findings": True})), into)
