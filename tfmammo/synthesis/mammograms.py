@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterable, Mapping, Sequence
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -40,7 +41,7 @@ from tfmammo.synthesis.recipe import (
     describe_source,
 )
 from tfmammo.synthesis.renderers import LesionCandidate, PlacedLesion, Renderer, make_renderer
-from tfmammo.synthesis.sources import NetworkExports, Sources
+from tfmammo.synthesis.sources import Sources, find_networks
 from tfmammo.synthesis.synthesizer import Synthesizer, render
 
 log = logging.getLogger(__name__)
@@ -53,8 +54,7 @@ _USED = {  # what a card says of the lesions, by the part of real ones that is u
     "outlines are those of",
     "size": "The lesions are made from noise, tissue around them too, and are as large as",
 }
-# Of this process, by config: the networks and the synthesizer that were opened last.
-_opened: dict[SynthesisConfig, tuple[NetworkExports, Synthesizer]] = {}
+_open_sources = lru_cache(maxsize=1)(Sources)  # once for all jobs of a process
 
 
 def synthesize(
@@ -73,9 +73,10 @@ def synthesize(
         TfmammoError: Something named in the config can't be used, `output` belongs to other work,
             no mammogram, size or item can be had, or a worker failed.
     """
-    sources = Sources(config)
+    _open_sources.cache_clear()  # an archive may hold other files by now
+    sources = _open_sources(config, find_networks(config))
     mammograms = sources.mammograms
-    synthesizer = open_synthesizer(sources)
+    synthesizer = _make_synthesizer(sources)
     sizes = sources.sizes
     if synthesizer.lesions:
         usable = len(synthesizer.lesions.find_usable(sources.skipped))
@@ -101,7 +102,7 @@ def synthesize(
     order = np.random.default_rng(config.seed).permutation(len(mammograms))
     first = sets.make_first(Recipe, identity, config, generator, sizes=sizes)
     in_turn = [mammograms[place] for place in order]
-    plan = sets.Plan(first, in_turn, _open, sources.exports)
+    plan = sets.Plan(first, in_turn, _open, (sources.folders, sources.gan_weights))
     lesions = None if config.real_lesions else sources.size_patients
     return sets.synthesize(
         [plan],
@@ -115,29 +116,19 @@ def synthesize(
     )
 
 
-def open_synthesizer(sources: Sources) -> Synthesizer:
-    """Open the networks, lesions and shapes of a config, and keep them for jobs of this process."""
-    synthesizer = Synthesizer(sources.renderer, sources.lesion_bank, sources.shapes)
-    _opened.clear()
-    _opened[sources.config] = sources.exports, synthesizer
-    return synthesizer
-
-
-def _reopen_synthesizer(config: SynthesisConfig, exports: NetworkExports) -> Synthesizer:
-    """Open the synthesizer that a work began with; DataError if a network was replaced since."""
-    sources = Sources(config, exports)
-    if sources.exports != exports:
-        raise DataError("a generator was replaced by another training run meanwhile")
-    if config in _opened and _opened[config][0] == exports:
-        return _opened[config][1]
-    return open_synthesizer(sources)
+def _make_synthesizer(sources: Sources) -> Synthesizer:
+    return Synthesizer(sources.renderer, sources.lesion_bank, sources.shapes)
 
 
 def _open(job: sets.Job[Recipe]) -> sets.Draw[Recipe]:
     """Open the networks of a job; see `sets.Job`."""
     mammogram = job.mammogram
-    config = job.recipes[0].config
-    synthesizer = _reopen_synthesizer(config, job.networks)
+    first = job.recipes[0]
+    folders, gan_weights = job.networks
+    sources = _open_sources(first.config, folders)
+    if (sources.renderer.identity, sources.gan_weights) != (first.generator, gan_weights):
+        raise DataError("a generator was replaced by another training run meanwhile")
+    synthesizer = _make_synthesizer(sources)
 
     def draw(recipe: Recipe) -> tuple[Recipe, sets.Contents]:
         stored = archives.read_stored(mammogram)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Collection, Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
@@ -33,35 +33,21 @@ from tfmammo.synthesis.shapes import (
 
 log = logging.getLogger(__name__)
 
+Folders = tuple[Path | None, Path | None]  # of the renderer's network, and of the mask GAN
 HINT = "; train it first, or insert real masses without a network: renderer=poisson generator=null"
 
 
-@dataclass(frozen=True)
-class NetworkExports:
-    """Where the networks of a synthesis are; small, so that workers are sent it.
+def find_networks(config: SynthesisConfig) -> Folders:
+    """Find the networks of a config."""
 
-    Attributes:
-        generator: The renderer's network.
-        gan: The mask GAN.
-        weights: Hashes of both when the work began, see export.load_identified.
-    """
+    def resolve(key: str, handle: str | None, hint: str = "") -> Path | None:
+        try:
+            return resolve_handle(handle, config.tracking_uri) if handle else None
+        except ValueError as error:
+            raise ConfigError(f"{key}: {error}{hint}") from None
 
-    generator: Path | None = None
-    gan: Path | None = None
-    weights: tuple[str | None, str | None] = (None, None)
-
-    @staticmethod
-    def find(config: SynthesisConfig) -> NetworkExports:
-        """Find the networks of a config."""
-
-        def resolve(key: str, handle: str | None, hint: str = "") -> Path | None:
-            try:
-                return resolve_handle(handle, config.tracking_uri) if handle else None
-            except ValueError as error:
-                raise ConfigError(f"{key}: {error}{hint}") from None
-
-        generator = resolve("generator", config.generator, HINT)
-        return NetworkExports(generator, resolve("shapes.gan", config.shapes.gan))
+    generator = resolve("generator", config.generator, HINT)
+    return generator, resolve("shapes.gan", config.shapes.gan)
 
 
 @dataclass(frozen=True, eq=False)
@@ -113,18 +99,20 @@ class PatientSubset:
 class Sources:
     """What a config names. Each part is opened when it is first asked for, once.
 
+    Networks are opened anew where an export was replaced.
+
     Args:
-        exports: Where the networks are; else they are found.
+        folders: Where the networks are; else they are found.
 
     Attributes:
         skipped: Notes what of the archives can't be used.
     """
 
-    def __init__(self, config: SynthesisConfig, exports: NetworkExports | None = None) -> None:
+    def __init__(self, config: SynthesisConfig, folders: Folders | None = None) -> None:
         self.config = config
+        self.folders = folders or find_networks(config)
         self.skipped = Skipped()
         self._indexes = ArchiveIndexes()
-        self._given_exports = exports
 
     @cached_property
     def patients(self) -> PatientSubset:
@@ -163,28 +151,24 @@ class Sources:
             mammograms = self._indexes.read(data)
         return select_lesions(self.patients.select(mammograms, data.archive_name), data)
 
-    @cached_property
-    def exports(self) -> NetworkExports:
-        """Where the networks are, with the weights that they have now."""
-        weights = self.renderer.identity.get("weights")
-        gan_weights = self.mask_gan.identity["weights"] if self.mask_gan else None
-        return replace(self._folders, weights=(weights, gan_weights))
-
-    @cached_property
-    def _folders(self) -> NetworkExports:
-        return self._given_exports or NetworkExports.find(self.config)
-
-    @cached_property
+    @property
     def renderer(self) -> Renderer:
         """What renders lesions."""
         config = self.config
-        folder = self._folders.generator
+        folder = self.folders[0]
         return make_renderer(config.renderer, folder, config.feather, config.whole_patch)
 
-    @cached_property
+    @property
     def mask_gan(self) -> MaskGenerator | None:
         """The network that shapes come from, if any."""
-        return load_mask_generator(self._folders.gan) if self._folders.gan else None
+        folder = self.folders[1]
+        return load_mask_generator(folder) if folder else None
+
+    @property
+    def gan_weights(self) -> str | None:
+        """The hash of the mask GAN's weights, see export.load_identified."""
+        network = self.mask_gan
+        return network.identity["weights"] if network else None
 
     @cached_property
     def lesion_bank(self) -> LesionBank | None:
@@ -201,8 +185,8 @@ class Sources:
         config = self.config
         if config.real_lesions:
             return None
-        if self.mask_gan:
-            return GeneratedShapes(self.mask_gan, config.shapes.plausible)
+        if network := self.mask_gan:
+            return GeneratedShapes(network, config.shapes.plausible)
         if config.shapes.files:
             return ShapeFiles.find(config.shapes.files)
         if config.shapes.drawn:
