@@ -126,7 +126,6 @@ def start_process(role: str, options: argparse.Namespace, folder: Path) -> Measu
         options.size,
         *(["--filters", *options.filters] if options.filters else []),
     ]
-    given += ["--threads", options.threads] if options.threads else []
     process = MeasuredProcess(__file__, "--as", role, "--folder", folder, *given)
     process.ask("ready")
     return process

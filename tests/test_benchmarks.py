@@ -141,6 +141,27 @@ def test_a_choice_is_refused_where_it_would_not_count(run):
     assert "--chosen is the choice of --peer torch-best" in said
 
 
+def test_inference_starts_its_processes_with_the_options_of_its_command(repository, monkeypatch):
+    monkeypatch.syspath_prepend(str(repository / "benchmarks"))
+    inference = importlib.import_module("inference")
+    started, worked = [], []
+
+    def start(*command):
+        started.append([str(part) for part in command])
+        raise SystemExit
+
+    monkeypatch.setattr(inference, "MeasuredProcess", start)
+    monkeypatch.setattr(inference, "work", worked.append)
+    monkeypatch.setattr(sys, "argv", ["inference.py", "--size", "32", "--filters", "4", "8"])
+    with pytest.raises(SystemExit):
+        inference.main()
+    monkeypatch.setattr(sys, "argv", *started)
+    inference.main()
+    (options,) = worked
+    assert (options.role, options.model, options.size) == ("ours", "can", 32)
+    assert options.filters == [4, 8]
+
+
 def test_dropout_is_off_where_losses_are_compared(repository, monkeypatch):
     monkeypatch.syspath_prepend(str(repository / "benchmarks"))
     models = importlib.import_module("models")
