@@ -40,12 +40,7 @@ class Discriminator(nn.Module):
 class Model(Trained):
     """One step of G and D.
 
-    Args:
-        config: That of tfmammo.models.blending, with `prior`, `adversarial` and `average` as they
-            are by default.
-        size: Patch rows and columns, px.
-        fused: Use PyTorch's fused Adam.
-        precision: "float32", or "bfloat16" by autocast.
+    Its config has `prior`, `adversarial` and `average` as they are by default.
     """
 
     def __init__(self, config: dict[str, Any], size: int, fused: bool, precision: str) -> None:

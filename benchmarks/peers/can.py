@@ -14,14 +14,7 @@ from torch import Tensor
 
 
 class Model(Trained):
-    """One round of Algorithm 1.
-
-    Args:
-        config: That of tfmammo.models.can.
-        size: Patch rows and columns, px.
-        fused: Use PyTorch's fused Adam.
-        precision: "float32", or "bfloat16" by autocast.
-    """
+    """One round of Algorithm 1."""
 
     def __init__(self, config: dict[str, Any], size: int, fused: bool, precision: str) -> None:
         filters = config["filters"]
@@ -36,29 +29,23 @@ class Model(Trained):
         networks |= {"discriminator": self.discriminator}
         super().__init__(config, precision, fused, **networks)
 
-    def losses(self, mask: Tensor, image: Tensor) -> dict[str, Tensor]:
-        """Compute each network's loss.
-
-        [batch, 1, rows, cols] in [0, 1].
-        """
-        mask = 2 * mask - 1
-        image = 2 * image - 1
-        with compute_in(self.precision):
-            fake_image = self.generator(mask)
-            fake_mask = self.inverter(image)
-            real = self.discriminator(mask, image)
-            fake_1 = self.discriminator(mask, fake_image)
-            fake_2 = self.discriminator(fake_mask, image)
-        return {
-            "generator": -log_mean(fake_1) + self.lambdas[0] * (image - fake_image).abs().mean(),
-            "inverter": -log_mean(fake_2) + self.lambdas[1] * (mask - fake_mask).square().mean(),
-            "discriminator": -(log_mean(real) + log_mean(-fake_1) + log_mean(-fake_2)),
-        }
-
     def train_step(self, batch: dict[str, Tensor]) -> dict[str, float]:
         """Compute the losses, then update all three networks.
 
         Args:
             batch: "mask" and "image", [batch, 1, rows, cols] in [0, 1].
         """
-        return self.update(self.losses(batch["mask"], batch["image"]))
+        mask = 2 * batch["mask"] - 1
+        image = 2 * batch["image"] - 1
+        with compute_in(self.precision):
+            fake_image = self.generator(mask)
+            fake_mask = self.inverter(image)
+            real = self.discriminator(mask, image)
+            fake_1 = self.discriminator(mask, fake_image)
+            fake_2 = self.discriminator(fake_mask, image)
+        losses = {
+            "generator": -log_mean(fake_1) + self.lambdas[0] * (image - fake_image).abs().mean(),
+            "inverter": -log_mean(fake_2) + self.lambdas[1] * (mask - fake_mask).square().mean(),
+            "discriminator": -(log_mean(real) + log_mean(-fake_1) + log_mean(-fake_2)),
+        }
+        return self.update(losses)

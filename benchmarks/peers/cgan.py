@@ -20,12 +20,7 @@ from torch.nn.functional import softplus
 class Model(Trained):
     """One step of both networks.
 
-    Args:
-        config: That of tfmammo.models.cgan, with `adversarial`, `content` and `normalization` as
-            printed.
-        size: Patch rows and columns, px.
-        fused: Use PyTorch's fused Adam.
-        precision: "float32", or "bfloat16" by autocast.
+    Its config has `adversarial`, `content` and `normalization` as printed.
     """
 
     def __init__(self, config: dict[str, Any], size: int, fused: bool, precision: str) -> None:
@@ -40,28 +35,24 @@ class Model(Trained):
         networks = {"generator": self.generator, "discriminator": self.discriminator}
         super().__init__(config, precision, fused, **networks)
 
-    def losses(self, image: Tensor, mask: Tensor) -> dict[str, Tensor]:
-        """Compute each network's loss.
-
-        [batch, 1, rows, cols] in [0, 1].
-        """
-        with compute_in(self.precision):
-            fake_mask = self.generator(image)
-            real = self.discriminator(image, mask)
-            fake = self.discriminator(image, fake_mask)
-        return {
-            # softplus(-l) = -log sigmoid(l)
-            "generator": self.weight * dice_loss(mask, fake_mask) + softplus(-fake).mean(),
-            "discriminator": softplus(-real).mean() + softplus(fake).mean(),
-        }
-
     def train_step(self, batch: dict[str, Tensor]) -> dict[str, float]:
         """Compute the losses, then update both networks.
 
         Args:
             batch: "mask" and "image", [batch, 1, rows, cols] in [0, 1].
         """
-        return self.update(self.losses(batch["image"], batch["mask"]))
+        image = batch["image"]
+        mask = batch["mask"]
+        with compute_in(self.precision):
+            fake_mask = self.generator(image)
+            real = self.discriminator(image, mask)
+            fake = self.discriminator(image, fake_mask)
+        losses = {
+            # softplus(-l) = -log sigmoid(l)
+            "generator": self.weight * dice_loss(mask, fake_mask) + softplus(-fake).mean(),
+            "discriminator": softplus(-real).mean() + softplus(fake).mean(),
+        }
+        return self.update(losses)
 
 
 def dice_loss(target: Tensor, output: Tensor, smooth: float = 1.0) -> Tensor:

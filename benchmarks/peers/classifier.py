@@ -100,11 +100,7 @@ class ResNet(nn.Module):
 class Model(Trained):
     """One step of the classifier on real patches.
 
-    Args:
-        config: That of tfmammo.models.classifier, with `share` 0.
-        size: Patch rows and columns, px.
-        fused: Use PyTorch's fused Adam.
-        precision: "float32", or "bfloat16" by autocast.
+    Its config has `share` 0.
     """
 
     def __init__(self, config: dict[str, Any], size: int, fused: bool, precision: str) -> None:

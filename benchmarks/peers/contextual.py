@@ -223,13 +223,8 @@ class Discriminator(Encoder):
 class Model(Trained):
     """One training step.
 
-    Args:
-        config: That of tfmammo.models.contextual, with `target`, `positives`, `spectral`,
-            `attention_in_decoder`, `lambda_penalty`, `delta` and `generator_updates` as they are by
-            default.
-        size: Patch rows and columns, px.
-        fused: Use PyTorch's fused Adam.
-        precision: "float32", or "bfloat16" by autocast.
+    Its config has `target`, `positives`, `spectral`, `attention_in_decoder`, `lambda_penalty`,
+    `delta` and `generator_updates` as they are by default.
     """
 
     def __init__(self, config: dict[str, Any], size: int, fused: bool, precision: str) -> None:

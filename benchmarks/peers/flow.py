@@ -89,11 +89,7 @@ class Velocity(nn.Module):
 class Model(Trained):
     """One step of v and of its running average.
 
-    Args:
-        config: That of tfmammo.models.flow, without `drop_condition`.
-        size: Patch rows and columns, px.
-        fused: Use PyTorch's fused Adam.
-        precision: "float32", or "bfloat16" by autocast.
+    Its config has no `drop_condition`.
     """
 
     turned = True

@@ -102,11 +102,7 @@ class FeatureExtractor(nn.Module):
 class Model(Trained):
     """One step of G and D.
 
-    Args:
-        config: That of tfmammo.models.infilling, with its default `adversarial` and `average`.
-        size: Patch rows and columns, px.
-        fused: Use PyTorch's fused Adam.
-        precision: "float32", or "bfloat16" by autocast.
+    Its config has its default `adversarial` and `average`.
     """
 
     def __init__(self, config: dict[str, Any], size: int, fused: bool, precision: str) -> None:
@@ -138,14 +134,16 @@ class Model(Trained):
             if name != "feature_extractor" or weights.get(name):
                 take(network, weights[name])
 
-    def losses(self, label: Tensor, image: Tensor) -> dict[str, Tensor]:
-        """Each network's loss.
+    def train_step(self, batch: dict[str, Tensor]) -> dict[str, float]:
+        """Losses, then both updates.
 
         Args:
-            label: [batch, channels, rows, cols] in [0, 1].
-            image: [batch, 1, rows, cols] in [0, 1].
+            batch: "mask" and "image", [batch, 1, rows, cols] in [0, 1]; "noise", likewise, what
+                fills the lesion, drawn here if it is not there.
         """
-        label = 2 * label - 1
+        image = batch["image"]
+        noise = batch["noise"] if "noise" in batch else torch.rand_like(image)
+        label = 2 * tri_label(image, batch["mask"], noise, self.margin) - 1
         with compute_in(self.precision):
             with torch.no_grad():
                 real_features = self.feature_extractor(image)
@@ -155,22 +153,11 @@ class Model(Trained):
             fake_features = self.feature_extractor(fake_image * 0.5 + 0.5)
         pairs = zip(real_features, fake_features, strict=True)
         matching = sum((r - f).abs().mean() for r, f in pairs)
-        return {
+        losses = {
             "generator": -log_mean(fake) + self.weight * matching,
             "discriminator": -(log_mean(real) + log_mean(-fake)),
         }
-
-    def train_step(self, batch: dict[str, Tensor]) -> dict[str, float]:
-        """Losses, then both updates.
-
-        Args:
-            batch: "mask" and "image", [batch, 1, rows, cols] in [0, 1]; "noise", likewise, what
-                fills the lesion, drawn here if it is not there.
-        """
-        image = batch["image"]
-        mask = batch["mask"]
-        noise = batch["noise"] if "noise" in batch else torch.rand_like(image)
-        return self.update(self.losses(tri_label(image, mask, noise, self.margin), image))
+        return self.update(losses)
 
 
 def tri_label(image: Tensor, mask: Tensor, noise: Tensor, margin: int | None) -> Tensor:

@@ -179,8 +179,11 @@ def epsilon_as_ours(optimizer: torch.optim.Optimizer) -> None:
 class Trained:
     """Networks and an Adam of each, which start from TensorFlow's weights.
 
+    A peer is made by a `Model(config, size, fused, precision)`, or by a function of these
+    arguments, `size` being rows and columns of a patch, px.
+
     Args:
-        config: That of the model.
+        config: That of tfmammo's model.
         precision: "float32", or "bfloat16" by autocast.
         fused: Use PyTorch's fused Adam.
         networks: By tfmammo's names.

@@ -90,11 +90,7 @@ class Detector(nn.Module):
 class Model(Trained):
     """One step of the detector of one kind of lesions.
 
-    Args:
-        config: That of tfmammo.detection.light_head_rcnn, with `batch_norm` "running".
-        size: Image rows and columns, px.
-        fused: Use PyTorch's fused Adam.
-        precision: "float32", or "bfloat16" by autocast.
+    Its config has `batch_norm` "running".
     """
 
     def __init__(self, config: dict[str, Any], size: int, fused: bool, precision: str) -> None:

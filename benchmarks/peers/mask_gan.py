@@ -69,11 +69,7 @@ class Discriminator(nn.Module):
 class Model(Trained):
     """One step of G and D.
 
-    Args:
-        config: That of tfmammo.models.mask_gan, with its default `adversarial` and `kernel`.
-        size: Mask rows and columns, px.
-        fused: Use PyTorch's fused Adam.
-        precision: "float32", or "bfloat16" by autocast.
+    Its config has its default `adversarial` and `kernel`.
     """
 
     turned = True
