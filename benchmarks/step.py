@@ -14,9 +14,6 @@ They take turns, A B A B, and never run at once. Other load on the machine meets
 equally: busily waiting threads such as PyTorch's suffer more. First both take two steps from equal
 weights on equal patches, with equal random numbers and no dropout, and their losses must agree.
 
---chosen takes the choice of an earlier run ("chosen" of its line) instead of a new sweep, which is
-most of the time, and trusts that run's comparison of losses. --allocators shortens the sweep.
-
 With --device gpu both sides take the first GPU, and float32 there means TF32 in products, which
 TensorFlow takes by itself; allocators of the host are not tried, and memory is the GPU's.
 
@@ -44,7 +41,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-from allocators import ALLOCATORS, list_available, make_environment
+from allocators import list_available, make_environment
 from processes import MeasuredProcess, load_arrays, peak_megabytes, serve
 
 CLEARLY_SLOWER = 1.25  # a side's first steps, than the best of the others
@@ -120,10 +117,6 @@ def main() -> None:
     add_model_arguments(parser)
     parser.add_argument("--peer", choices=("torch", "torch-best"), default="torch")
     parser.add_argument("--device", choices=("cpu", "gpu"), default="cpu")
-    parser.add_argument("--chosen", nargs=2, metavar="SIDE", help="ours and the peer's: no sweep")
-    parser.add_argument(
-        "--allocators", nargs="+", choices=ALLOCATORS, help="that the sweep tries (all)"
-    )
     parser.add_argument(
         "--seconds", type=float, default=3.0, help="of a side's steps in a round, about (3)"
     )
@@ -142,8 +135,6 @@ def main() -> None:
     parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
     parser.add_argument("--equal", action="store_true", help=argparse.SUPPRESS)
     arguments = parse(parser)
-    if arguments.chosen and arguments.peer != "torch-best":
-        parser.error("--chosen is the choice of --peer torch-best")
     if arguments.role:
         work(arguments)
     else:
@@ -178,16 +169,11 @@ def parse(parser: argparse.ArgumentParser) -> argparse.Namespace:
 def compare(arguments: argparse.Namespace) -> dict[str, Any]:
     """Check both processes against each other, then time them; return the JSON line."""
     with tempfile.TemporaryDirectory() as folder:
-        plain = Side("ours"), Side("torch")
-        sides, sweep, difference = plain, {}, None
-        if arguments.chosen:
-            start_side(plain[0], arguments, Path(folder)).close()  # it writes the folder's files
-        else:
-            difference = check_losses(plain, arguments, Path(folder))
+        sides, sweep = (Side("ours"), Side("torch")), {}
+        difference = check_losses(sides, arguments, Path(folder))
         if arguments.peer == "torch-best":
             sides, sweep = find_sides(arguments, Path(folder))
-            if difference is not None:
-                difference = max(difference, check_losses(sides, arguments, Path(folder)))
+            difference = max(difference, check_losses(sides, arguments, Path(folder)))
         # one after the other, so that neither waits for the other's start
         ours, our_start = start_and_step(sides[0], arguments, Path(folder))
         peer, peer_start = start_and_step(sides[1], arguments, Path(folder))
@@ -213,7 +199,7 @@ def compare(arguments: argparse.Namespace) -> dict[str, Any]:
         "peer_seconds": round(peer_seconds, 4),
         "ratio": round(statistics.median(b / a for a, b in rounds), 3),
         "rounds": [[round(a, 4), round(b, 4)] for a, b in rounds],
-        "losses_apart": difference and float(f"{difference:.2g}"),
+        "losses_apart": float(f"{difference:.2g}"),
         "gflop": float(f"{flops / 1e9:.4g}"),
         "gemm_gflops": round(gemm / 1e9, 1),
         "share": round(flops / seconds / gemm, 3),
@@ -233,19 +219,15 @@ def keep_trace(ours: MeasuredProcess, folder: Path, target: Path) -> dict[str, A
 def find_sides(
     arguments: argparse.Namespace, folder: Path
 ) -> tuple[tuple[Side, Side], dict[str, Any]]:
-    """Find how both sides run, each as fast as it goes: as --chosen says, or by a sweep.
+    """Find by a sweep how both sides run, each as fast as it goes.
 
     Returns:
         Ours and the peer's, and the sweep for the JSON line.
     """
-    if arguments.chosen:
-        ours, peer = (Side(*name.split(" ")) for name in arguments.chosen)
-        return (ours, peer), {"chosen": arguments.chosen}
     seconds: dict[Side, float] = {}
     best = {}
+    allocators = ["default"] if arguments.device == "gpu" else list_available()
     for role in ("ours", "torch"):
-        tried = ["default"] if arguments.device == "gpu" else list_available()
-        allocators = arguments.allocators or tried
         with_allocators = [Side(role, allocator) for allocator in allocators]
         best[role] = choose_fastest(with_allocators, seconds, arguments, folder)
     choices = [best["torch"]._replace(faster=faster) for faster in CHOICES]

@@ -136,11 +136,6 @@ def test_a_step_beside_pytorchs_from_equal_weights(model, run, monkeypatch):
     assert line["gflop"] > 0
 
 
-def test_a_choice_is_refused_where_it_would_not_count(run):
-    said = run("step", "--peer", "torch", "--chosen", "ours default", "torch default")
-    assert "--chosen is the choice of --peer torch-best" in said
-
-
 def test_inference_starts_its_processes_with_the_options_of_its_command(repository, monkeypatch):
     monkeypatch.syspath_prepend(str(repository / "benchmarks"))
     inference = importlib.import_module("inference")
