@@ -16,27 +16,12 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from tfmammo.nn import _tensorflow  # noqa: F401  # the first to import TensorFlow, because it keeps that quiet
+from models import build_model  # the first to import TensorFlow, because it keeps that quiet
 
 # isort: split
 import keras
 from tensorflow.python.framework import kernels
 
-from tfmammo.baselines.fcn8s import FCN8s, FCN8sConfig
-from tfmammo.baselines.pix2pix import Pix2Pix, Pix2PixConfig
-from tfmammo.baselines.residual_unet import ResidualUNet, ResidualUNetConfig
-from tfmammo.baselines.segnet import SegNet, SegNetConfig
-from tfmammo.baselines.unet import UNet, UNetConfig
-from tfmammo.baselines.vanilla_gan import VanillaGAN, VanillaGANConfig
-from tfmammo.models.blending import Blending, BlendingConfig
-from tfmammo.models.can import CAN, CANConfig
-from tfmammo.models.cgan import CGAN, CGANConfig
-from tfmammo.models.classifier import Classifier, ClassifierConfig
-from tfmammo.models.contextual import Contextual, ContextualConfig
-from tfmammo.models.flow import Flow, FlowConfig
-from tfmammo.models.infilling import Infilling, InfillingConfig
-from tfmammo.models.mask_gan import MaskGAN, MaskGANConfig
-from tfmammo.models.shape import ShapeCNN, ShapeConfig
 from tfmammo.nn.memory import CALLS, compute_peak, find_body, list_needed, trace_step
 
 REFERENCE = Path(__file__).with_name("counts.json")
@@ -45,31 +30,28 @@ BATCH = 2
 BATCHES = {"contextual": 3}  # others, whose patches are of so many labels
 _UNET: dict[str, Any] = {"filters": (8, 16, 32, 32), "discriminator_filters": 8}
 _NOISE: dict[str, Any] = {"filters": (32, 16, 8, 8), "discriminator_filters": (8, 8, 16, 32)}
-# name: model, its config, values
-MODELS: dict[str, tuple[Any, Any, dict[str, Any]]] = {
-    "can": (CAN, CANConfig, _UNET),
-    "pix2pix": (Pix2Pix, Pix2PixConfig, _UNET),
-    "unet": (UNet, UNetConfig, {"widths": (8, 16, 32)}),
-    "segnet": (SegNet, SegNetConfig, {"widths": (8, 16, 32, 32, 32)}),
-    "fcn8s": (FCN8s, FCN8sConfig, {"widths": (8, 16, 32, 32, 32), "fc_width": 64}),
-    "residual_unet": (
-        ResidualUNet,
-        ResidualUNetConfig,
-        {"widths": (8, 16, 32), "blocks": (1, 1, 1)},
-    ),
-    "infilling": (Infilling, InfillingConfig, _UNET | {"weights": "none"}),
-    "flow": (Flow, FlowConfig, {"widths": (16, 32, 32)}),
-    "mask_gan": (MaskGAN, MaskGANConfig, _NOISE),
-    "blending": (Blending, BlendingConfig, {"widths": (8, 16), "discriminator_filters": 8}),
-    "vanilla_gan": (VanillaGAN, VanillaGANConfig, _NOISE),
-    "contextual": (
-        Contextual,
-        ContextualConfig,
-        {"filters": (8, 16, 16, 16), "discriminator_factor": 2, "attention": 16, "start": 32},
-    ),
-    "classifier": (Classifier, ClassifierConfig, {"weights": "none", "filters": 8}),
-    "cgan": (CGAN, CGANConfig, _UNET),
-    "shape": (ShapeCNN, ShapeConfig, {"filters": (8, 16, 32), "units": 16}),
+# name of a model: its config, where that is not the default
+MODELS: dict[str, dict[str, Any]] = {
+    "can": _UNET,
+    "pix2pix": _UNET,
+    "unet": {"widths": (8, 16, 32)},
+    "segnet": {"widths": (8, 16, 32, 32, 32)},
+    "fcn8s": {"widths": (8, 16, 32, 32, 32), "fc_width": 64},
+    "residual_unet": {"widths": (8, 16, 32), "blocks": (1, 1, 1)},
+    "infilling": _UNET | {"weights": "none"},
+    "flow": {"widths": (16, 32, 32)},
+    "mask_gan": _NOISE,
+    "blending": {"widths": (8, 16), "discriminator_filters": 8},
+    "vanilla_gan": _NOISE,
+    "contextual": {
+        "filters": (8, 16, 16, 16),
+        "discriminator_factor": 2,
+        "attention": 16,
+        "start": 32,
+    },
+    "classifier": {"weights": "none", "filters": 8},
+    "cgan": _UNET,
+    "shape": {"filters": (8, 16, 32), "units": 16},
 }
 
 
@@ -95,8 +77,7 @@ def main() -> None:
 def count(name: str) -> dict[str, Any]:
     """Trace the step of a model, and count."""
     keras.utils.clear_session()
-    build, make_config, values = MODELS[name]
-    model = build(make_config(**values), SIZE)
+    model = build_model(name, MODELS[name], SIZE)
     return count_graph(trace_step(model, BATCHES.get(name, BATCH), SIZE))
 
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import argparse
 
-from counts import MODELS
+from models import build_model
 
 from tfmammo.nn.memory import estimate_memory
 
@@ -30,9 +30,8 @@ def main() -> None:
     if unknown := set(options.models) - set(NAMES):
         parser.error(f"{', '.join(sorted(unknown))}: none of {', '.join(NAMES)}")
     for name in options.models:
-        build, make_config, _ = MODELS[name]
         values = {"weights": "none"} if name == "infilling" else {}  # no file is read
-        model = build(make_config(**values), options.size)
+        model = build_model(name, values, options.size)
         needs = [estimate_memory(model, batch, options.size) for batch in options.batches]
         millions = needs[0].weights / 4e6
         kept = (needs[0].weights + needs[0].slots) / 1e6

@@ -25,9 +25,41 @@ import numpy as np
 import tensorflow as tf
 from tensorflow.tsl.profiler.protobuf import xplane_pb2
 
+from tfmammo.baselines.fcn8s import FCN8s, FCN8sConfig
+from tfmammo.baselines.pix2pix import Pix2Pix, Pix2PixConfig
+from tfmammo.baselines.residual_unet import ResidualUNet, ResidualUNetConfig
+from tfmammo.baselines.segnet import SegNet, SegNetConfig
+from tfmammo.baselines.unet import UNet, UNetConfig
+from tfmammo.baselines.vanilla_gan import VanillaGAN, VanillaGANConfig
+from tfmammo.models import contextual, flow
+from tfmammo.models.blending import Blending, BlendingConfig
+from tfmammo.models.can import CAN, CANConfig
+from tfmammo.models.cgan import CGAN, CGANConfig
+from tfmammo.models.classifier import Classifier, ClassifierConfig
+from tfmammo.models.infilling import Infilling, InfillingConfig
+from tfmammo.models.mask_gan import MaskGAN, MaskGANConfig
+from tfmammo.models.shape import ShapeCNN, ShapeConfig
 from tfmammo.nn import layers
 
 COMPARED_STEPS = 2  # steps whose losses are compared
+# name: a model and its config
+CLASSES: dict[str, tuple[Any, Any]] = {
+    "can": (CAN, CANConfig),
+    "pix2pix": (Pix2Pix, Pix2PixConfig),
+    "unet": (UNet, UNetConfig),
+    "segnet": (SegNet, SegNetConfig),
+    "fcn8s": (FCN8s, FCN8sConfig),
+    "residual_unet": (ResidualUNet, ResidualUNetConfig),
+    "infilling": (Infilling, InfillingConfig),
+    "flow": (flow.Flow, flow.FlowConfig),
+    "mask_gan": (MaskGAN, MaskGANConfig),
+    "blending": (Blending, BlendingConfig),
+    "vanilla_gan": (VanillaGAN, VanillaGANConfig),
+    "contextual": (contextual.Contextual, contextual.ContextualConfig),
+    "classifier": (Classifier, ClassifierConfig),
+    "cgan": (CGAN, CGANConfig),
+    "shape": (ShapeCNN, ShapeConfig),
+}
 
 
 def make_answers(
@@ -99,61 +131,14 @@ def choose_device(device: str) -> dict[str, Callable[[], float]]:
 
 
 def build_model(model: str, values: dict[str, Any], size: int) -> Any:
-    """Build a model by its name.
-
-    The others are not imported, so that the time to the first step is its own.
-    """
-    if model == "can":
-        from tfmammo.models.can import CAN, CANConfig
-
-        return CAN(CANConfig(**values), size)
-    if model == "infilling":
-        from tfmammo.models.infilling import Infilling, InfillingConfig
-
-        return Infilling(InfillingConfig(**values), size)
-    if model == "contextual":
-        from tfmammo.models.contextual import Contextual, ContextualConfig
-
-        return Contextual(ContextualConfig(**values), size)
-    if model == "blending":
-        from tfmammo.models.blending import Blending, BlendingConfig
-
-        return Blending(BlendingConfig(**values), size)
-    if model == "mask_gan":
-        from tfmammo.models.mask_gan import MaskGAN, MaskGANConfig
-
-        return MaskGAN(MaskGANConfig(**values), size)
-    if model == "flow":
-        from tfmammo.models.flow import Flow, FlowConfig
-
-        return Flow(FlowConfig(**values), size)
-    if model == "classifier":
-        from tfmammo.models.classifier import Classifier, ClassifierConfig
-
-        return Classifier(ClassifierConfig(**values), size)
-    if model == "unet":
-        from tfmammo.baselines.unet import UNet, UNetConfig
-
-        return UNet(UNetConfig(**values), size)
-    if model == "segnet":
-        from tfmammo.baselines.segnet import SegNet, SegNetConfig
-
-        return SegNet(SegNetConfig(**values), size)
-    if model == "fcn8s":
-        from tfmammo.baselines.fcn8s import FCN8s, FCN8sConfig
-
-        return FCN8s(FCN8sConfig(**values), size)
-    if model == "pix2pix":
-        from tfmammo.baselines.pix2pix import Pix2Pix, Pix2PixConfig
-
-        return Pix2Pix(Pix2PixConfig(**values), size)
+    """Build a model by its name: one of CLASSES, or light_head."""
     if model == "light_head":
+        # it imports MLflow, which would count as time to the first step of all others
         from tfmammo.detection.light_head_rcnn import LightHeadRCNN, LightHeadRCNNConfig
 
         return LightHeadRCNN(LightHeadRCNNConfig(**values), size)
-    from tfmammo.models.cgan import CGAN, CGANConfig
-
-    return CGAN(CGANConfig(**values), size)
+    build, make_config = CLASSES[model]
+    return build(make_config(**values), size)
 
 
 def collect_variables(model: Any) -> dict[str, list[Any]]:
@@ -205,9 +190,8 @@ def draw_numbers(
         noise = layers.uniform_noise(seeds, model.size).numpy()
         if name == "infilling":
             return {"noise": noise}
-        from tfmammo.models.flow import TIME
-
-        return {"noise": noise, "time": layers.uniform_noise(seeds + TIME, 1).numpy().ravel()}
+        time_noise = layers.uniform_noise(seeds + flow.TIME, 1)
+        return {"noise": noise, "time": time_noise.numpy().ravel()}
     if name == "mask_gan":
         count = len(batch["mask"])
         return {"z": layers.draw_latent_noise(count, model.config.z, step).numpy()}
@@ -216,27 +200,21 @@ def draw_numbers(
         return {"draws": model._draws(lesions, step).numpy()}
     if name != "contextual":
         return {}
-    from tfmammo.models.contextual import (
-        DISCRIMINATOR_NOISE,
-        GENERATOR_NOISE,
-        PATHOLOGIES,
-        PENALTY_ALPHA,
-        PENALTY_DIRECTION,
-    )
 
     def uniform(shape: list[int], use: int) -> np.ndarray:
         return tf.random.stateless_uniform(shape, layers.step_seed(step, use)).numpy()
 
     real, source = (
-        int(np.sum(batch["label"] == PATHOLOGIES.index(name))) for name in model.config.roles()
+        int(np.sum(batch["label"] == contextual.PATHOLOGIES.index(name)))
+        for name in model.config.roles()
     )
-    uses = [DISCRIMINATOR_NOISE]
-    uses += [GENERATOR_NOISE + update for update in range(model.generator_updates)]
+    uses = [contextual.DISCRIMINATOR_NOISE]
+    uses += [contextual.GENERATOR_NOISE + update for update in range(model.generator_updates)]
     return {
         # for D, for each of G's updates
         "noise": np.stack([uniform([source, model.generator.blocks], use) * 2 - 1 for use in uses]),
-        "alpha": uniform([real], PENALTY_ALPHA),
-        "uniform": uniform([real, model.size, model.size, 1], PENALTY_DIRECTION),
+        "alpha": uniform([real], contextual.PENALTY_ALPHA),
+        "uniform": uniform([real, model.size, model.size, 1], contextual.PENALTY_DIRECTION),
     }
 
 

@@ -16,7 +16,7 @@ import statistics
 import time
 from collections.abc import Callable
 
-from tfmammo.nn import _tensorflow  # noqa: F401  # the first to import TensorFlow, because it keeps that quiet
+from models import build_model  # the first to import TensorFlow, because it keeps that quiet
 
 # isort: split
 import keras
@@ -67,8 +67,7 @@ def build_step(name: str, size: int, jit_compile: bool) -> Step:
     """Build a model and return its training step on a batch of its own."""
     keras.utils.clear_session()
     keras.utils.set_random_seed(0)
-    build, make_config, values = MODELS[name]
-    model = build(make_config(**values), size)
+    model = build_model(name, MODELS[name], size)
     batch = make_batch(name, size)
     step = tf.function(model.train_step, jit_compile=jit_compile)
     return lambda: step(batch)
