@@ -72,7 +72,7 @@ class Score(nn.Conv2d):
 class FCN8s(nn.Module):
     """See tfmammo.baselines.fcn8s."""
 
-    def __init__(self, widths: Sequence[int], fc_width: int, dropout: float, classes: int) -> None:
+    def __init__(self, widths: Sequence[int], fc_width: int, dropout: float) -> None:
         super().__init__()
         self.blocks = nn.ModuleList()
         entering = 3
@@ -84,12 +84,12 @@ class FCN8s(nn.Module):
         self.fc2 = nn.Conv2d(fc_width, fc_width, 1)
         self.dropout = nn.Dropout(dropout)
         # in the order in which Keras lists the weights
-        self.score_fc7 = Score(fc_width, classes, 1)
-        self.up = nn.ConvTranspose2d(classes, classes, 4, 2, 1, bias=False)
-        self.score_pool4 = nn.Conv2d(widths[3], classes, 1)
-        self.up_again = nn.ConvTranspose2d(classes, classes, 4, 2, 1, bias=False)
-        self.score_pool3 = nn.Conv2d(widths[2], classes, 1)
-        self.last = nn.ConvTranspose2d(classes, classes, 16, 8, 4, bias=False)
+        self.score_fc7 = Score(fc_width, 2, 1)
+        self.up = nn.ConvTranspose2d(2, 2, 4, 2, 1, bias=False)
+        self.score_pool4 = nn.Conv2d(widths[3], 2, 1)
+        self.up_again = nn.ConvTranspose2d(2, 2, 4, 2, 1, bias=False)
+        self.score_pool3 = nn.Conv2d(widths[2], 2, 1)
+        self.last = nn.ConvTranspose2d(2, 2, 16, 8, 4, bias=False)
         self.pool = nn.MaxPool2d(2)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -106,7 +106,7 @@ class FCN8s(nn.Module):
         scores = self.up(self.score_fc7(x)) + self.score_pool4(pools[3])
         scores = self.up_again(scores) + self.score_pool3(pools[2])
         scores = self.last(scores).float()
-        return scores if scores.shape[1] == 1 else scores[:, 1:] - scores[:, :1]
+        return scores[:, 1:] - scores[:, :1]
 
 
 class Model(Trained):
@@ -140,5 +140,5 @@ def make_builder(build: Callable[[dict[str, Any]], nn.Module]) -> Callable[..., 
 make_unet = make_builder(lambda config: ConvolutionUNet(1, config["widths"], config["dropout"]))
 make_segnet = make_builder(lambda config: SegNet(config["widths"]))
 make_fcn8s = make_builder(
-    lambda config: FCN8s(config["widths"], config["fc_width"], config["dropout"], config["classes"])
+    lambda config: FCN8s(config["widths"], config["fc_width"], config["dropout"])
 )

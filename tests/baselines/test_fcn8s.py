@@ -10,8 +10,8 @@ SMALL = {"widths": (4, 4, 4, 4, 4), "fc_width": 8, "dropout": 0.0}
 
 
 def test_full_size(monkeypatch):
-    model = build_without_memory(lambda: build_network(FCN8sConfig(classes=1), 256), monkeypatch)
-    assert count_weights(model) == 134_265_699
+    model = build_without_memory(lambda: build_network(FCN8sConfig(), 256), monkeypatch)
+    assert count_weights(model) == 134_271_430
     shapes = [model.get_layer(f"pool{i}").output.shape[1:] for i in (3, 4, 5)]
     assert shapes == [(32, 32, 256), (16, 16, 512), (8, 8, 512)]
     assert model.get_layer("fc2").output.shape[1:] == (8, 8, 4096)
@@ -33,9 +33,9 @@ def test_bilinear_kernel_by_hand():
 
 @pytest.mark.parametrize("name", ["score_fc7", "score_pool4", "score_pool3"])
 def test_each_stride_adds_to_the_scores(name):
-    model = build_network(FCN8sConfig(**SMALL, classes=1), 32)
+    model = build_network(FCN8sConfig(**SMALL), 32)
     kernel, _ = model.get_layer(name).get_weights()
-    model.get_layer(name).set_weights([kernel, np.ones(1, np.float32)])
+    model.get_layer(name).set_weights([kernel, np.ones(2, np.float32)])
     image = np.random.default_rng(0).normal(size=(1, 32, 32, 1)).astype(np.float32)
     scores = np.asarray(model(image))
     # its map is one pixel here: border everywhere

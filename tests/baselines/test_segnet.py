@@ -11,14 +11,15 @@ from tfmammo.nn.normalization import SampleNormalization
 
 
 def test_full_size(monkeypatch):
-    model = build_without_memory(lambda: build_network(256, channels=3, classes=12), monkeypatch)
-    assert count_weights(model) == 29_449_932
+    model = build_without_memory(lambda: build_network(256), monkeypatch)
+    # of the paper's: its kernels of two more colours, and of eleven more classes with a bias each
+    assert count_weights(model) == 29_449_932 - 2 * 9 * 64 - 11 * (9 * 64 + 1)
     assert not model.non_trainable_variables  # no moving averages
-    assert model.output_shape == (None, 256, 256, 12)
+    assert model.output_shape == (None, 256, 256, 1)
     convolutions = [layer for layer in model.layers if isinstance(layer, keras.layers.Conv2D)]
     encoder = [64, 64, 128, 128, 256, 256, 256, 512, 512, 512, 512, 512, 512]
     decoder = [512, 512, 512, 512, 512, 256, 256, 256, 128, 128, 64, 64]
-    assert [c.filters for c in convolutions] == [*encoder, *decoder, 12]
+    assert [c.filters for c in convolutions] == [*encoder, *decoder, 1]
     # all but the classifier
     assert sum(isinstance(layer, SampleNormalization) for layer in model.layers) == 25
     assert model.get_layer("pool5").output[0].shape == (None, 8, 8, 512)

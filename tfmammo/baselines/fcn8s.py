@@ -11,8 +11,6 @@ random weights. A grey patch is repeated as three equal colours.
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
-
 import keras
 import numpy as np
 import tensorflow as tf
@@ -20,12 +18,13 @@ from pydantic import Field, model_validator
 
 from tfmammo.baselines import vgg16
 from tfmammo.baselines.segmenter import Segmenter
-from tfmammo.config import FIXED, Width
+from tfmammo.config import Width
 from tfmammo.nn.convolutions import Convolution
 from tfmammo.nn.layers import Dropout
 from tfmammo.nn.networks import halve
 
 FC_WIDTH = 4096
+CLASSES = 2  # background and lesion
 
 
 class FCN8sConfig(vgg16.VGG16Config):
@@ -35,8 +34,6 @@ class FCN8sConfig(vgg16.VGG16Config):
     """Channels of fc6 and fc7."""
     dropout: float = Field(default=0.5, ge=0, lt=1)
     """Share dropped after each of them."""
-    classes: Annotated[Literal[1, 2], FIXED] = 2
-    """2 is the paper's softmax over background and lesion, 1 a single logit."""
 
     @model_validator(mode="after")
     def _fc_width_fits(self) -> FCN8sConfig:
@@ -56,21 +53,18 @@ class FCN8s(Segmenter):
             self.pretrained = {"segmenter": vgg16.adopt(network, config.weights, fc=True)}
 
     def logits(self, image: tf.Tensor, training: bool = False) -> tf.Tensor:
-        """Compute the lesion's log-odds.
-
-        For two classes they are the difference of the scores, and their sigmoid is the lesion's
-        softmax.
-        """
+        """Compute the lesion's log-odds: their sigmoid is its softmax of the two scores."""
         scores = super().logits(image, training)
-        return scores if scores.shape[-1] == 1 else scores[..., 1:] - scores[..., :1]
+        return scores[..., 1:] - scores[..., :1]
 
 
 def build_network(config: FCN8sConfig, size: int) -> keras.Model:
     """Build the network.
 
-    image float32 [b, size, size, 1] in [0, 1] -> scores float32 [b, size, size, classes]
+    image float32 [b, size, size, 1] in [0, 1] -> scores of background and lesion, float32 [b, size,
+    size, 2]
 
-    134,271,430 parameters for two classes, 134,265,699 for one.
+    134,271,430 parameters.
 
     Source:
         Figure 3 and section 4.
@@ -88,12 +82,10 @@ def build_network(config: FCN8sConfig, size: int) -> keras.Model:
     for kernel, name in ((7, "fc1"), (1, "fc2")):
         features = _convolution(config.fc_width, kernel, name)(features)
         features = Dropout(config.dropout)(features)
-    scores = _score(config.classes, "score_fc7")(features)  # stride 32
+    scores = _score("score_fc7")(features)  # stride 32
     for pool, name in ((pools[3], "score_pool4"), (pools[2], "score_pool3")):  # strides 16 and 8
-        scores = keras.layers.Add()(
-            [_upsample(config.classes, 2)(scores), _score(config.classes, name)(pool)]
-        )
-    scores = _upsample(config.classes, 8, dtype="float32")(scores)
+        scores = keras.layers.Add()([_upsample(2)(scores), _score(name)(pool)])
+    scores = _upsample(8, dtype="float32")(scores)
     return keras.Model(image, scores, name="segmenter")
 
 
@@ -119,14 +111,14 @@ def _convolution(width: int, kernel: int, name: str) -> keras.layers.Layer:
     )
 
 
-def _score(classes: int, name: str) -> keras.layers.Layer:
+def _score(name: str) -> keras.layers.Layer:
     # zeros: section 4.3
-    return Convolution(classes, 1, kernel_initializer="zeros", name=name)
+    return Convolution(CLASSES, 1, kernel_initializer="zeros", name=name)
 
 
-def _upsample(classes: int, factor: int, **options: str) -> keras.layers.Layer:
+def _upsample(factor: int, **options: str) -> keras.layers.Layer:
     return keras.layers.Conv2DTranspose(
-        classes,
+        CLASSES,
         2 * factor,
         factor,
         padding="same",

@@ -43,15 +43,11 @@ class SegNet(Segmenter):
 
 
 def build_network(
-    size: int,
-    widths: tuple[int, ...] = vgg16.WIDTHS,
-    pretrained: bool = False,
-    channels: int = 1,
-    classes: int = 1,
+    size: int, widths: tuple[int, ...] = vgg16.WIDTHS, pretrained: bool = False
 ) -> keras.Model:
     """Build the network.
 
-    image float32 [b, size, size, channels] in [0, 1] -> logits float32 [b, size, size, classes]
+    image float32 [b, size, size, 1] in [0, 1] -> logits float32 [b, size, size, 1]
 
     29,442,433 trainable parameters at VGG-16's widths.
 
@@ -59,8 +55,8 @@ def build_network(
         Figure 2 and section 3.
     """
     halve("widths", size, len(widths))
-    image = keras.Input((size, size, channels), name="image")
-    features = vgg16.normalize(channels, pretrained)(image)
+    image = keras.Input((size, size, 1), name="image")
+    features = vgg16.normalize(1, pretrained)(image)
     indices = []
     for block, (width, depth) in enumerate(zip(widths, vgg16.DEPTHS, strict=True), 1):
         for index in range(1, depth + 1):
@@ -73,10 +69,8 @@ def build_network(
             features = _convolution(features, widths[block - 1], f"decode{block}_conv{index}")
         if block > 1:  # the last convolution of a block has the next block's width
             features = _convolution(features, widths[block - 2], f"decode{block}_conv1")
-    logits = keras.layers.Conv2D(classes, 3, padding="same", dtype="float32", name="logits")(
-        features
-    )
-    return keras.Model(image, logits, name="segmenter")
+    logits = keras.layers.Conv2D(1, 3, padding="same", dtype="float32", name="logits")
+    return keras.Model(image, logits(features), name="segmenter")
 
 
 @keras.saving.register_keras_serializable("tfmammo")
