@@ -347,6 +347,7 @@ def tiny_infilling(tmp_path_factory):
     import keras
     import tensorflow as tf
 
+    from tests.known_networks import KnownModel
     from tfmammo.nn.networks import export_function
 
     class Brighten(keras.layers.Layer):
@@ -361,22 +362,14 @@ def tiny_infilling(tmp_path_factory):
             added = self.added[0] * x[..., 1:2] + self.added[1] * margin + self.added[2]
             return tf.clip_by_value(tissue + added, 0.0, 1.0)
 
-    class Network(keras.Model):
-        def __init__(self, shape, offset):
-            super().__init__(name="infilling")
-            generator = keras.Sequential([keras.Input(shape), Brighten(offset)])
-            self.networks = {"generator": generator}
-
-        def functions(self):
-            network = self.networks["generator"]
-            infill = lambda tri_label: {"image": network(tri_label)}  # noqa: E731
-            return {"generator": export_function(infill, tri_label=network.input_shape[1:])}
-
     def make(size=64, margin=296, offset=0.0, **data):
-        network = Network((size, size, 3 if margin else 2), offset)
+        shape = (size, size, 3 if margin else 2)
+        generator = keras.Sequential([keras.Input(shape), Brighten(offset)])
+        infill = export_function(lambda tri_label: {"image": generator(tri_label)}, tri_label=shape)
+        model = KnownModel("infilling", {"generator": generator}, {"generator": infill})
         defaults = {"size": size, "frame": "padded", "padding": 40, "window": (0, 1)}
         folder = tmp_path_factory.mktemp("infilling")
-        return _export(network, folder, 3, {"margin": margin}, **defaults | data)
+        return _export(model, folder, 3, {"margin": margin}, **defaults | data)
 
     return make
 
@@ -417,38 +410,32 @@ def tiny_contextual(tmp_path_factory):
     empty, so that post-processing discards it, where the first random number is below -1 + 2 *
     idle.
     """
-    import keras
     import numpy as np
     import tensorflow as tf
 
-    from tests.known_networks import make_pixelwise
+    from tests.known_networks import KnownModel, make_pixelwise
     from tfmammo.models.contextual import KINDS, ContextualConfig
     from tfmammo.nn.networks import export_function
 
-    class Network(keras.Model):
-        def __init__(self, size, level, idle):
-            super().__init__(name="contextual")
-            centre = np.arange(size) - (size - 1) / 2
-            disc = (np.hypot(centre[:, None], centre) < size / 4).astype(np.float32)[..., None]
-            self.networks = {"average": make_pixelwise(size, level, 0.0)}
-            self.disc = tf.constant(disc)
-            self.idle = idle
+    def make_model(size, level, idle):
+        centre = np.arange(size) - (size - 1) / 2
+        disc = (np.hypot(centre[:, None], centre) < size / 4).astype(np.float32)[..., None]
+        network = make_pixelwise(size, level, 0.0)
 
-        def functions(self):
-            def average(image, noise):
-                active = tf.cast(noise[:, :1] >= -1 + 2 * self.idle, tf.float32)[..., None, None]
-                disc = tf.broadcast_to(self.disc, tf.shape(image))
-                lesion = active * self.networks["average"](disc)
-                return {"image": tf.clip_by_value(image + lesion / 2, 0.0, 1.0), "lesion": lesion}
+        def average(image, noise):
+            active = tf.cast(noise[:, :1] >= -1 + 2 * idle, tf.float32)[..., None, None]
+            lesion = active * network(tf.broadcast_to(disc, tf.shape(image)))
+            return {"image": tf.clip_by_value(image + lesion / 2, 0.0, 1.0), "lesion": lesion}
 
-            return {"average": export_function(average, image=self.disc.shape, noise=(3,))}
+        function = export_function(average, image=disc.shape, noise=(3,))
+        return KnownModel("contextual", {"average": network}, {"average": function})
 
     def make(target="mass", size=32, patients=(), idle=0.0, level=0.6, judge_seed=None, **data):
         sampling = {"scale": (0.25, 0.25), "offset": 10}
         defaults = {"size": size, "kinds": KINDS[target], "sampling": sampling}
         values = {"target": target, "judge_seed": judge_seed}
         model = ContextualConfig(**values, postprocess={"dilation": 1, "edge": 1})
-        network = Network(size, -level if target == "removal" else level, idle)
+        network = make_model(size, -level if target == "removal" else level, idle)
         folder = tmp_path_factory.mktemp("contextual")
         section = model.model_dump(mode="json")
         return _export(network, folder, 3, section, patients, **defaults | data)

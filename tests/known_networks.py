@@ -21,39 +21,43 @@ def make_pixelwise(
     return keras.Sequential([keras.Input((size, size, 1)), layer])
 
 
-class KnownCAN(keras.Model):
+class KnownModel(keras.Model):
+    """A model that can be exported: networks, and functions named after some of them."""
+
+    def __init__(self, name, networks, functions):
+        super().__init__(name=name)
+        self.networks = networks
+        self.exported = functions
+
+    def functions(self):
+        return self.exported
+
+
+class KnownCAN(KnownModel):
     """mask = sigmoid(steepness * (image - level)); image = bias + weight * mask.
 
     The weight is `level` where it is None; patches are of `size` px.
     """
 
     def __init__(self, name, size, level, weight=None, bias=0.2, steepness=100.0):
-        super().__init__(name=name)
-        weight = level if weight is None else weight
-        self.networks = {
+        networks = {
             "inverter": make_pixelwise(size, steepness, -steepness * level, "sigmoid"),
-            "generator": make_pixelwise(size, weight, bias),
+            "generator": make_pixelwise(size, level if weight is None else weight, bias),
         }
-
-    def functions(self):
-        functions = make_functions(self.networks, self.networks["inverter"].input_shape[1])
-        return {name: functions[name] for name in self.networks}
+        functions = make_functions(networks, size)
+        super().__init__(name, networks, {key: functions[key] for key in networks})
 
 
-class KnownSegmenter(keras.Model):
+class KnownSegmenter(KnownModel):
     """mask = sigmoid(weight * image + bias), by default 1 where the image is above 0.5."""
 
     def __init__(self, weight=200.0, bias=-100.0, size=64):
-        super().__init__(name="bright")
-        self.networks = {"generator": make_pixelwise(size, weight, bias, "sigmoid")}
-
-    def functions(self):
-        shape = self.networks["generator"].input_shape[1:]
-        segment = lambda image: {"mask": self.networks["generator"](image)}  # noqa: E731
-        return {"generator": export_function(segment, image=shape)}
+        network = make_pixelwise(size, weight, bias, "sigmoid")
+        segment = export_function(lambda image: {"mask": network(image)}, image=(size, size, 1))
+        super().__init__("bright", {"generator": network}, {"generator": segment})
 
 
-class Weightless(keras.Model):
+class Weightless(KnownModel):
     """A model of one function that needs no weights, named after a network that it does not use.
 
     Args:
@@ -63,13 +67,9 @@ class Weightless(keras.Model):
     """
 
     def __init__(self, name, call, **inputs):
-        super().__init__(name="known")
-        self.networks = {name: make_pixelwise(8, 1.0, 0.0)}
         specs = [tf.TensorSpec([None, *shape], tf.float32, key) for key, shape in inputs.items()]
-        self.made = {name: tf.function(call, input_signature=specs)}
-
-    def functions(self):
-        return self.made
+        function = tf.function(call, input_signature=specs)
+        super().__init__("known", {name: make_pixelwise(8, 1.0, 0.0)}, {name: function})
 
 
 def make_functions(networks, size: int) -> dict:

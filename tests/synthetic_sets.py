@@ -10,9 +10,11 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+from tests.known_networks import KnownModel
 from tfmammo.config import DataConfig
 from tfmammo.data import splits
 from tfmammo.mammogram import key_check
+from tfmammo.nn.networks import export_function
 from tfmammo.synthesis.recipe import TransformRecord
 from tfmammo.tracking.export import export
 
@@ -51,30 +53,25 @@ def save_split(file: Path, places: dict[str, Any], archive: str = "folder", **ch
     return file
 
 
-class TinyModel(keras.Model):
-    """A model of one network, named generator, which takes one input.
+def make_generator(name, takes, shape, layer, gives):
+    """Make a model of one network, named generator, which takes one input.
 
     Args:
         name: The model's.
-        takes: Name of the input.
+        takes: Name of the input, noise or mask.
         shape: Shape of the input without the batch.
         layer: Input -> [n, size, size, one channel for each output].
         gives: Names of the outputs.
     """
+    network = keras.Sequential([keras.Input(shape), layer])
 
-    def __init__(self, name, takes, shape, layer, gives):
-        super().__init__(name=name)
-        self.networks = {"generator": keras.Sequential([keras.Input(shape), layer])}
-        self.spec = tf.TensorSpec([None, *shape], tf.float32, takes)
-        self.gives = tuple(gives)
+    def answer(values):
+        channels = tf.split(network(values), len(gives), axis=-1)
+        return dict(zip(gives, channels, strict=True))
 
-    def functions(self):
-        def answer(values):
-            channels = tf.split(self.networks["generator"](values), len(self.gives), axis=-1)
-            return dict(zip(self.gives, channels, strict=True))
-
-        by_input = {"noise": lambda noise: answer(noise), "mask": lambda mask: answer(mask)}
-        return {"generator": tf.function(by_input[self.spec.name], input_signature=[self.spec])}
+    by_input = {"noise": lambda noise: answer(noise), "mask": lambda mask: answer(mask)}
+    function = export_function(by_input[takes], **{takes: shape})
+    return KnownModel(name, {"generator": network}, {"generator": function})
 
 
 class DrawPatch(keras.layers.Layer):

@@ -18,7 +18,7 @@ from tests.synthesis_archives import (
     make_mass,
     write_archive,
 )
-from tests.synthetic_sets import DrawPatch, TinyModel, export_trained
+from tests.synthetic_sets import DrawPatch, export_trained, make_generator
 from tfmammo.config import DataConfig
 from tfmammo.mammogram import Lesion
 from tfmammo.synthesis.config import SynthesisConfig
@@ -73,7 +73,7 @@ def can(tmp_path_factory):
         kernel, bias = (keras.initializers.Constant(value) for value in (0.6, 0.3))
         layer = keras.layers.Conv2D(1, 1, kernel_initializer=kernel, bias_initializer=bias)
         values = {"size": 32, "frame": "square", "context": 2.0, "window": (0, 1), **data}
-        model = TinyModel("can", "mask", (32, 32, 1), layer, ("image",))
+        model = make_generator("can", "mask", (32, 32, 1), layer, ("image",))
         return export_trained(model, tmp_path_factory.mktemp("can") / "export", ["p"], **values)
 
     return make
@@ -85,7 +85,7 @@ def vanilla(tmp_path_factory):
 
     def make(patients=(), model=None, **data):
         names = ("image", "mask")
-        model = model or TinyModel("vanilla_gan", "noise", (3,), DrawPatch(), names)
+        model = model or make_generator("vanilla_gan", "noise", (3,), DrawPatch(), names)
         values = {"size": 32, "frame": "square", "context": 2, "window": (0, 1), **data}
         folder = tmp_path_factory.mktemp("vanilla") / "export"
         return export_trained(model, folder, patients, 4, **values)

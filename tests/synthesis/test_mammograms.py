@@ -26,7 +26,7 @@ from tests.synthesis_archives import (
     write_archive,
     write_mask,
 )
-from tests.synthetic_sets import TinyModel, edit_card, read_files
+from tests.synthetic_sets import edit_card, make_generator, read_files
 from tfmammo import archives
 from tfmammo.archives import folder as archive
 from tfmammo.archives.files import make_pseudonym
@@ -272,7 +272,7 @@ class Discs(keras.layers.Layer):
 @pytest.mark.slow
 def test_shapes_of_a_mask_gan(config, tmp_path):
     """Masks at their patch's border and implausible ones are drawn again, unless all are wanted."""
-    model = TinyModel("mask_gan", "noise", (6,), Discs(), ("mask",))
+    model = make_generator("mask_gan", "noise", (6,), Discs(), ("mask",))
     gan = str(export(model, tmp_path / "gan", {"step": 7, "train_patients": []}))
 
     def list_extents(name, **shapes):

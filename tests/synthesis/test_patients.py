@@ -24,7 +24,7 @@ from tests.synthesis_archives import (
     write_archive,
     write_mask,
 )
-from tests.synthetic_sets import TinyModel, edit_card, save_split
+from tests.synthetic_sets import edit_card, make_generator, save_split
 from tfmammo import archives
 from tfmammo.archives import folder as archive
 from tfmammo.config import DataConfig
@@ -262,7 +262,7 @@ def test_who_networks_were_trained_on_is_told(
 ):
     generator = tiny_infilling(padding=20)
     edit_card(generator, '"train_patients": []', '"train_patients": ["b", "a"]')
-    model = TinyModel("mask_gan", "noise", (1,), Disc(), ("mask",))
+    model = make_generator("mask_gan", "noise", (1,), Disc(), ("mask",))
     gan = export(model, tmp_path / "gan", {"train_patients": ["c", "a"]})
     shapes = ShapeConfig(gan=str(gan))
     config = infilling(generator=str(generator), shapes=shapes, count=1)

@@ -18,7 +18,7 @@ from tests.synthesis_archives import (
     read_metadata,
     write_archive,
 )
-from tests.synthetic_sets import DrawPatch, TinyModel, edit_card, make_transform
+from tests.synthetic_sets import DrawPatch, edit_card, make_generator, make_transform
 from tfmammo.archives import folder as archive
 from tfmammo.archives.stored import Stored
 from tfmammo.baselines.vanilla_gan import VanillaGAN, VanillaGANConfig
@@ -252,7 +252,7 @@ def test_a_gan_that_draws_no_lesion_is_a_reason(noise_config, tmp_path):
         def call(self, z):
             return super().call(z) * [1.0, 0.0]
 
-    model = TinyModel("vanilla_gan", "noise", (3,), WithoutMask(), ("image", "mask"))
+    model = make_generator("vanilla_gan", "noise", (3,), WithoutMask(), ("image", "mask"))
     with pytest.raises(DataError, match="nothing of its mask"):
         synthesize(noise_config(model, count=1), tmp_path / "out")
     assert not (tmp_path / "out/images").exists()

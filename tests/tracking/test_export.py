@@ -10,9 +10,10 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from tests.known_networks import make_functions
+from tests.known_networks import KnownModel, make_functions
 from tfmammo.errors import ExportError
 from tfmammo.mammogram import key_check
+from tfmammo.nn.networks import export_function
 from tfmammo.tracking.export import assign, export, find_function, load, read_card
 from tfmammo.tracking.export.writing import _compare_answers
 
@@ -26,38 +27,34 @@ class Noise(keras.layers.Layer):
         return x + tf.random.uniform(tf.shape(x))
 
 
-class Model(keras.Model):
+class Model(KnownModel):
     """A generator from mask to image, an inverter from image to mask, and a critic of pairs."""
 
-    random = False
+    random = None
 
     def __init__(self, filters=1, dropout=0.0, extra=None, scale=1.0, name="tiny"):
-        super().__init__(name=name)
-        self.scale = scale
         critic = [keras.Input((SIZE, SIZE, 2)), keras.layers.Conv2D(1, 3)]
-        self.networks = {
-            "generator": self._network(filters, dropout, extra),
-            "inverter": self._network(filters, 0.0, None),
+        networks = {
+            "generator": make_network(filters, dropout, extra),
+            "inverter": make_network(filters, 0.0, None),
             "critic": keras.Sequential(critic),
         }
+        generator = networks["generator"]
         # A fresh convolution can be near 0; these values are known instead.
-        self.networks["generator"].layers[0].bias.assign(tf.fill([filters], 0.25))
+        generator.layers[0].bias.assign(tf.fill([filters], 0.25))
+        generate = export_function(
+            lambda mask: {"image": scale * generator(mask, training=self.random)},
+            mask=(SIZE, SIZE, 1),
+        )
+        super().__init__(name, networks, make_functions(networks, SIZE) | {"generator": generate})
 
-    @staticmethod
-    def _network(filters, dropout, extra):
-        layers = [keras.Input((SIZE, SIZE, 1)), keras.layers.Conv2D(filters, 1)]
-        layers += [keras.layers.BatchNormalization()]
-        layers += [keras.layers.Dropout(dropout)] * bool(dropout) + [extra] * bool(extra)
-        activation = keras.layers.Activation("sigmoid", dtype="float32")
-        return keras.Sequential([*layers, keras.layers.Conv2D(1, 1), activation])
 
-    def functions(self):
-        @tf.function(input_signature=[tf.TensorSpec([None, SIZE, SIZE, 1], tf.float32, "mask")])
-        def generator(mask):
-            training = True if self.random else None
-            return {"image": self.scale * self.networks["generator"](mask, training=training)}
-
-        return make_functions(self.networks, SIZE) | {"generator": generator}
+def make_network(filters, dropout, extra):
+    layers = [keras.Input((SIZE, SIZE, 1)), keras.layers.Conv2D(filters, 1)]
+    layers += [keras.layers.BatchNormalization()]
+    layers += [keras.layers.Dropout(dropout)] * bool(dropout) + [extra] * bool(extra)
+    activation = keras.layers.Activation("sigmoid", dtype="float32")
+    return keras.Sequential([*layers, keras.layers.Conv2D(1, 1), activation])
 
 
 class DropoutModel(Model):

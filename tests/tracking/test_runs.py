@@ -16,11 +16,12 @@ import keras
 import mlflow
 import numpy as np
 import pytest
-import tensorflow as tf
 
+from tests.known_networks import KnownModel
 from tests.ports import find_free_port, run_mlflow
 from tfmammo.config import Experiment, TrackingConfig
 from tfmammo.errors import ExportError, TrackingError
+from tfmammo.nn.networks import export_function
 from tfmammo.tracking import __main__ as listing
 from tfmammo.tracking import history, models, runs, store
 from tfmammo.tracking.export import export, load
@@ -30,26 +31,18 @@ from tfmammo.tracking.runs import Run
 from tfmammo.tracking.store import read_git_state, store_uri
 
 
-class Model(keras.Model):
-    """An inverter of one 1x1 convolution, 4x4 px."""
-
-    def __init__(self):
-        super().__init__(name="tiny")
-        layer = keras.layers.Conv2D(1, 1, activation="sigmoid")
-        self.networks = {"inverter": keras.Sequential([keras.Input((4, 4, 1)), layer])}
-
-    def functions(self):
-        @tf.function(input_signature=[tf.TensorSpec([None, 4, 4, 1], tf.float32, "image")])
-        def inverter(image):
-            return {"mask": self.networks["inverter"](image)}
-
-        return {"inverter": inverter}
+def make_model():
+    """Make an inverter of one 1x1 convolution, 4x4 px."""
+    layer = keras.layers.Conv2D(1, 1, activation="sigmoid")
+    network = keras.Sequential([keras.Input((4, 4, 1)), layer])
+    inverter = export_function(lambda image: {"mask": network(image)}, image=(4, 4, 1))
+    return KnownModel("tiny", {"inverter": network}, {"inverter": inverter})
 
 
 @pytest.fixture(scope="module")
 def exported(tmp_path_factory):
     card = {"name": "tiny", "git_commit": "c0ffee", "data_fingerprint": "0123456789ab"}
-    return export(Model(), tmp_path_factory.mktemp("exported") / "export", card)
+    return export(make_model(), tmp_path_factory.mktemp("exported") / "export", card)
 
 
 @pytest.fixture
@@ -303,7 +296,7 @@ def test_an_export_that_is_registered_again_stays_one_version(folder, tmp_path):
         "config": {"data": {"name": "inbreast", "size": 4, "frame": "square", "split": "patient"}},
         "git_commit": "c0ffee",
     }
-    exported = export(Model(), tmp_path / "export", card)
+    exported = export(make_model(), tmp_path / "export", card)
     run = Run(experiment(), folder / "output")
     assert run.register(exported, 1500, {}, best=False) == "1"
     # killed before it was noted: the alias, comes now
@@ -389,7 +382,7 @@ def test_a_version_keeps_its_weights_when_a_resumed_training_registers_the_same_
 ):
     run = Run(experiment(), folder / "output")
     run.register(exported, 500, {}, best=False)
-    run.register(export(Model(), tmp_path / "other", {}), 500, {}, best=False)
+    run.register(export(make_model(), tmp_path / "other", {}), 500, {}, best=False)
     batch = np.ones((1, 4, 4, 1), np.float32)
     first, second = (
         load(resolve(f"models:/tfmammo-tiny/{version}"), "inverter")(batch)["mask"]

@@ -10,12 +10,13 @@ from pathlib import Path
 import keras
 import numpy as np
 import pytest
-import tensorflow as tf
 
+from tests.known_networks import KnownModel
 from tfmammo import filesystem
 from tfmammo.apps.zoo import __main__ as command
 from tfmammo.apps.zoo import page
 from tfmammo.errors import ConfigError, ExportError, TrackingError
+from tfmammo.nn.networks import export_function
 from tfmammo.tracking import zoo
 from tfmammo.tracking.export import export, load, load_identified, read_card
 from tfmammo.tracking.models import resolve
@@ -31,42 +32,32 @@ ENTRY = {
 }
 
 
-class Tiny(keras.Model):
-    """One 3x3 convolution, and a discriminator that nobody needs afterwards."""
-
-    def __init__(self):
-        super().__init__(name="tiny")
-        self.networks = {name: self._make_network() for name in ("generator", "discriminator")}
-        kernel, bias = self.networks["generator"].weights
-        # 0.1 is none of the numbers of half precision; 1e-6 is smaller than its smallest steps
-        kernel.assign(np.full(kernel.shape, 0.1))
-        bias.assign(np.full(bias.shape, 1e-6))
-
-    @staticmethod
-    def _make_network():
+def make_model():
+    """Make a 3x3 convolution, and a discriminator that nobody needs afterwards."""
+    shape = (SIZE, SIZE, 1)
+    networks = {}
+    for name in ("generator", "discriminator"):
         layer = keras.layers.Conv2D(1, 3, padding="same", activation="sigmoid")
-        return keras.Sequential([keras.Input((SIZE, SIZE, 1)), layer])
-
-    def functions(self):
-        mask, image = (
-            tf.TensorSpec([None, SIZE, SIZE, 1], name=name) for name in ("mask", "image")
-        )
-
-        @tf.function(input_signature=[mask])
-        def generator(mask):
-            return {"image": self.networks["generator"](mask)}
-
-        @tf.function(input_signature=[image])
-        def discriminator(image):
-            return {"logits": self.networks["discriminator"](image)}
-
-        return {"generator": generator, "discriminator": discriminator}
+        networks[name] = keras.Sequential([keras.Input(shape), layer])
+    kernel, bias = networks["generator"].weights
+    # 0.1 is none of the numbers of half precision; 1e-6 is smaller than its smallest steps
+    kernel.assign(np.full(kernel.shape, 0.1))
+    bias.assign(np.full(bias.shape, 1e-6))
+    functions = {
+        "generator": export_function(
+            lambda mask: {"image": networks["generator"](mask)}, mask=shape
+        ),
+        "discriminator": export_function(
+            lambda image: {"logits": networks["discriminator"](image)}, image=shape
+        ),
+    }
+    return KnownModel("tiny", networks, functions)
 
 
 @pytest.fixture
 def exported(tmp_path):
     card = {"name": "tiny", "step": 5, "train_patients": ["ada"], "metrics": {"dice": 0.8167}}
-    return export(Tiny(), tmp_path / "export", card)
+    return export(make_model(), tmp_path / "export", card)
 
 
 @pytest.fixture
@@ -109,7 +100,7 @@ def test_a_packed_card_names_no_place(tmp_path):
     data = {"name": "cdd_cesm", "root": "/archives/ada", "size": 64}
     model = {"weights": "/archives/vgg19.npz", "filters": [8], "judge": "runs/judge"}
     config = {"data": data, "model": model}
-    export(Tiny(), tmp_path / "export", {"name": "tiny", "config": config})
+    export(make_model(), tmp_path / "export", {"name": "tiny", "config": config})
     packing.pack(tmp_path / "export", tmp_path / "tiny.zip")
     kept = packing.read_packed_card(tmp_path / "tiny.zip")["config"]
     assert kept["data"] == data | {"root": None}
