@@ -107,17 +107,6 @@ def test_workers_without_gpus_exchange_large_gradients_in_pieces(monkeypatch, sc
         np.testing.assert_array_equal(ours.numpy(), whole)
 
 
-def test_adam_survives_serialisation():
-    optimizer = Adam(0.003, 0.5, 0.9, 1e-5, name="generator")
-    expected = {"learning_rate": 0.003, "beta_1": 0.5, "beta_2": 0.9, "epsilon": 1e-5}
-    config = optimizer.get_config()
-    assert config.pop("name") == "generator" and config == pytest.approx(expected)
-    for kind in (lambda inner: inner, keras.optimizers.LossScaleOptimizer):
-        stored = keras.saving.serialize_keras_object(kind(optimizer))
-        copy = optimization.unwrap(keras.saving.deserialize_keras_object(stored))
-        assert type(copy) is Adam and copy.get_config() == optimizer.get_config()
-
-
 @pytest.mark.parametrize("scale", [1.0, 2.0**10, 2.0**20])
 def test_a_scaled_loss_makes_the_same_step(scale):
     x = np.array([[1, -2], [0.5, 3]], np.float32)
