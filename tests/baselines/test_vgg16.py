@@ -225,22 +225,11 @@ def write_encoder(folder, form):
     return save(random_vgg16(), folder, form)
 
 
-def write_part_of_vgg19(folder, _):
-    arrays = make_vgg19(4, KERAS_INPUT)
-    del arrays["block5_conv3/kernel"]
-    return save_vgg19(folder, arrays)
-
-
 @pytest.mark.parametrize(
     ("write", "form", "fc", "named"),
     [
-        (write_noise, "x.weights.h5", False, "x.weights.h5: contains no weights"),
-        (write_noise, "x.h5", False, "x.h5: contains no weights"),
         (write_noise, "x.npy", False, "x.npy: contains no weights"),
-        (write_other, "legacy.h5", False, "model.weights: .* contains no weights"),
         (write_other, ".keras", False, "model.weights: .* contains no weights"),
-        (write_part_of_vgg19, "", False, "block5_conv3/kernel is missing"),
-        (lambda folder, name: str(folder / name), "no.h5", False, "no.h5"),
         (write_encoder, ".weights.h5", True, "fully connected"),
     ],
 )

@@ -361,6 +361,7 @@ MAKE = {
     "vgg19": lambda weights: pretrained.vgg19(weights, ["block1_conv1"]),
     "heads": pretrained.lpips_heads,
     "resnet50": lambda weights: pretrained.resnet("resnet50", weights),
+    "vgg16": pretrained.vgg16,
 }
 
 
@@ -392,6 +393,8 @@ MAKE = {
         ("heads", "a.npz", write_npz, "lin0/kernel"),
         ("resnet50", "a.npz", write_npz, "Keras's .h5"),
         ("resnet50", "a.h5", None, "nor a file"),
+        ("vgg16", "a.npz", write_npz, "block1_conv1/kernel is missing"),
+        ("vgg16", "a.h5", None, "nor a file"),
     ],
 )
 def test_what_can_not_be_read_is_one_sentence(tmp_path, network, name, write, reason):
