@@ -65,10 +65,8 @@ class StudyConfig(Frozen):
     """How many patches, at most, each generator edits."""
     tsne: NonNegativeInt = 1000
     """How many patches, at most, of each group the t-SNE figure shows. Its synthetic patches are
-    test patches that the generators edited. 0: neither this figure nor those of single cases.
+    test patches that the generators edited. 0: no such figure.
     """
-    cases: NonNegativeInt = 5
-    """How many test patches of each choice the figures of single cases show; 0: no such figures."""
     level: float = Field(default=0.95, gt=0, lt=1)
     """Confidence level of intervals."""
     samples: PositiveInt = 10_000

@@ -410,14 +410,9 @@ def embed(
             if len(images)
         ]
     )
-    return names, compute_tsne(features, config.seed)
-
-
-def compute_tsne(features: NDArray[np.floating], seed: int) -> NDArray[np.float64]:
-    """Embed features [n, channels] in the plane by t-SNE, float64 [n, 2]."""
     perplexity = min(30.0, (len(features) - 1) / 3)
-    tsne = TSNE(perplexity=perplexity, init="pca", random_state=seed)
-    return np.asarray(tsne.fit_transform(features), np.float64)
+    tsne = TSNE(perplexity=perplexity, init="pca", random_state=config.seed)
+    return names, np.asarray(tsne.fit_transform(features), np.float64)
 
 
 @plot_style

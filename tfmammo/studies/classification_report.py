@@ -27,13 +27,7 @@ from tfmammo.metrics.summary import Table, count_sizes, format_p, format_spread
 from tfmammo.models.classifier import Control
 from tfmammo.studies import classification
 from tfmammo.studies.classification import Gate, StudyConfig, Subsets, name_share, predict_unseen
-from tfmammo.studies.classification_cases import (
-    add_moves,
-    compare_trainings,
-    draw_cases,
-    draw_moves,
-    draw_pairs,
-)
+from tfmammo.studies.classification_cases import add_moves
 from tfmammo.studies.classification_controls import IN_WORDS
 from tfmammo.studies.classification_effects import (
     AUC,
@@ -96,8 +90,6 @@ def run_study(config: StudyConfig, output: Path, allow: bool = False) -> Report:
         add_effects(report, effects, config)
         add_separation(report, effects, scores[config.shares[0]].mean(axis=0), test, config)
         report.files["effects.csv"] = make_effect_rows(effects)
-        if config.cases:
-            save_figure(draw_pairs(edits, effects, config.cases), folder / "figure-pairs.png")
     if gate and not gate.is_passed:
         failure = describe_failure(gate)
         report.tables = [replace(one, title=f"{failure} {one.title}") for one in report.tables]
@@ -108,13 +100,6 @@ def run_study(config: StudyConfig, output: Path, allow: bool = False) -> Report:
             {"group": group, "x": x, "y": y} for group, (x, y) in points_of_groups
         ]
         save_figure(draw_embedding(groups, points), folder / "figure-tsne.png")
-    cases = None
-    if config.tsne and config.cases:
-        cases = compare_trainings(folders, scores, test, config)
-    if cases:
-        report.files["moves.csv"] = cases.make_rows()
-        save_figure(draw_moves(cases), folder / "figure-moves.png")
-        save_figure(draw_cases(cases), folder / "figure-cases.png")
     report.write(folder)
     return report
 
