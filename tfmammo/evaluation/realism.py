@@ -29,7 +29,7 @@ from tfmammo.evaluation.printed import get_values
 from tfmammo.evaluation.report import ComparisonReport, Published
 from tfmammo.metrics import perceptual, synthesis
 from tfmammo.metrics.rows import Fact
-from tfmammo.metrics.summary import Measure, Table
+from tfmammo.metrics.summary import Measure
 from tfmammo.nn.layers import Margin, label_patches, parse_margin
 from tfmammo.training import image_grid
 
@@ -63,10 +63,6 @@ class RealismConfig(PerceptualConfig):
     """How many patches are evaluated, drawn by `seed`."""
     pairs: PositiveInt = 500
     """How many pairs MS-SSIM averages over."""
-    subsets: PositiveInt = 100
-    """How many subsets KID averages over."""
-    subset_size: int = Field(default=50, ge=2)
-    """Patches in a subset of KID."""
     copy_below: PositiveFloat = perceptual.COPY
     """The threshold below which a patch counts as a copy. It holds for any of its three distances
     to a training patch, each over the median of real patches' distances.
@@ -196,7 +192,6 @@ def add_comparison(
         *texture.summarize(textures, patches, config),
     ]
     report.add(comparison, scores, facts, (ONE_GREY_NOTE, texture.NOTE, *scorer.describe()))
-    add_kid(report, comparison, features, config, scorer)
     lpips = {name: distances[name]["lpips"] for name in comparison.outputs}
     sheets.write_comparison(comparison, lpips, config.rows, config.seed, output)
 
@@ -300,37 +295,6 @@ def make_statistics(
         values = perceptual.ms_ssim(images[pairs[:, 0]], images[pairs[:, 1]])
         variety[name] = partial(_average_pairs, pairs, values)
     return {**scorer.make_statistics(patches.images, features[REAL], sets), "ms_ssim": variety}
-
-
-def add_kid(
-    report: ComparisonReport,
-    comparison: Comparison,
-    features: Mapping[str, Features],
-    config: RealismConfig,
-    scorer: PerceptualScorer,
-) -> None:
-    """Add KID as it is usually reported, over subsets of the patches."""
-    measure = SET_MEASURES["kid"]
-    size = min(config.subset_size, len(features[REAL]))
-    body = []
-    for name, of_model in features.items():
-        if name == REAL or size < 2:
-            continue
-        values = perceptual.kid(
-            features[REAL], of_model, config.subsets, size, config.seed, paired=True
-        )
-        for key, value in zip(("kid", "kid_sd"), values, strict=True):
-            key = f"{scorer.mark_name('kid')}{key.removeprefix('kid')}"
-            counts = {"subset": comparison.subset} | comparison.counts
-            report.facts.append(measure.make_fact("kid_subsets", name, key, value, **counts))
-        body.append([name, *map(measure.show, values)])
-    note = f" ({scorer.inception.note})" if scorer.inception.note else ""
-    title = f"KID x 1000 over {config.subsets} subsets of {size} patches{note}"
-    warning = (
-        "The deviation is that of one subset's KID. Subsets share patches, so it bounds "
-        "nothing; the intervals above do."
-    )
-    report.tables.append(Table(title, ["", "mean", "standard deviation"], body, (warning,)))
 
 
 def write_nearest_sheet(

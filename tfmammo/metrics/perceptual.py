@@ -1,7 +1,7 @@
 """Realism and variety of synthetic patches: LPIPS, FID, KID, MS-SSIM, nearest training patches.
 
 The distances between sets (FID, KID) take features of any network, one row a patch. Row i of real
-and synthetic features may belong together (a mass rendered into the tissue of real patch i): `kid`
+and synthetic features may belong together (a mass rendered into the tissue of real patch i): `mmd`
 and the intervals keep such pairs together. Numbers of networks with random weights compare only
 with each other, at best: a network's `note` says so. Its `source` names weights and SHA-256.
 """
@@ -169,48 +169,18 @@ def mmd(real: Floats, synthetic: Floats, *, paired: bool = False) -> float:
             excluded, because it would bias the result.
 
     Source:
-        Gretton et al., A kernel two-sample test (2012), Eq. 3, and paired Eq. 4.
+        Gretton et al., A kernel two-sample test (2012), Eq. 3, and paired Eq. 4; the kernel is of
+        Binkowski et al., Demystifying MMD GANs (2018).
     """
     _check_features(real, synthetic)
     if paired and len(real) != len(synthetic):
         raise ValueError(f"pairs must be equally many, not {len(real)} and {len(synthetic)}")
-    return _mmd(*_compute_kernels(real, synthetic), paired)
-
-
-def kid(
-    real: Floats,
-    synthetic: Floats,
-    subsets: int = 100,
-    size: int = 50,
-    seed: int = 0,
-    *,
-    paired: bool = False,
-) -> tuple[float, float]:
-    """Compute the kernel inception distance as usually reported: `mmd` of random subsets.
-
-    Args:
-        real: As for `mmd`, like `synthetic` and `paired`.
-        synthetic: float [m, d].
-        subsets: Number of subsets.
-        size: Rows of each subset; all rows where there are fewer.
-        seed: Seed of the subsets.
-        paired: Whether row i of one belongs to row i of the other.
-
-    Returns:
-        (mean, standard deviation of one subset).
-
-    Source:
-        Binkowski et al., Demystifying MMD GANs (2018).
-    """
-    _check_features(real, synthetic)
-    random = np.random.default_rng(seed)
-    size = min(size, len(real), len(synthetic))
-    values = []
-    for _ in range(subsets):
-        first = random.permutation(len(real))[:size]
-        second = first if paired else random.permutation(len(synthetic))[:size]
-        values.append(_mmd(*_compute_kernels(real[first], synthetic[second]), paired))
-    return float(np.mean(values)), float(np.std(values))
+    x = np.asarray(real, np.float64)
+    y = np.asarray(synthetic, np.float64)
+    xx, yy, xy = ((a @ b.T / x.shape[1] + 1) ** 3 for a, b in ((x, x), (y, y), (x, y)))
+    within = sum((k.sum() - np.trace(k)) / (len(k) * (len(k) - 1)) for k in (xx, yy))
+    between = (xy.sum() - np.trace(xy)) / (len(xy) * (len(xy) - 1)) if paired else xy.mean()
+    return float(within - 2 * between)
 
 
 def ms_ssim(a: Floats, b: Floats) -> NDArray[np.float64]:
@@ -423,18 +393,6 @@ def _factorize(features: NDArray[np.float64]) -> NDArray[np.float64]:
     return (
         np.asarray(np.linalg.qr(centred, mode="r")) if len(centred) > centred.shape[1] else centred
     )
-
-
-def _compute_kernels(real: Floats, synthetic: Floats) -> tuple[Floats, Floats, Floats]:
-    x = np.asarray(real, np.float64)
-    y = np.asarray(synthetic, np.float64)
-    return tuple((a @ b.T / x.shape[1] + 1) ** 3 for a, b in ((x, x), (y, y), (x, y)))  # type: ignore[return-value]
-
-
-def _mmd(xx: Floats, yy: Floats, xy: Floats, paired: bool) -> float:
-    within = sum((k.sum() - np.trace(k)) / (len(k) * (len(k) - 1)) for k in (xx, yy))
-    between = (xy.sum() - np.trace(xy)) / (len(xy) * (len(xy) - 1)) if paired else xy.mean()
-    return float(within - 2 * between)
 
 
 def _check_features(real: Floats, synthetic: Floats) -> None:
