@@ -4,7 +4,7 @@ With x the logarithm of a stimulus (a contrast, a size), the probability of a hi
 
     P(x) = guess + (1 - guess - lapse) F(slope (x - middle))
 
-F is the logistic or the normal distribution function. `guess` is the share of hits where nothing
+F is the logistic distribution function. `guess` is the share of hits where nothing
 was inserted, which `blanks` observe, and 1 - lapse the share of hits of the plainest stimuli.
 
 The parameter of interest is the stimulus at which P is 0.5: of lesions like it every second one is
@@ -23,9 +23,7 @@ Source: Wichmann and Hill, The psychometric function I, Perception & Psychophysi
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -33,7 +31,6 @@ from scipy import optimize, special, stats
 
 from tfmammo.metrics.significance import FEWEST_PATIENTS
 
-Link = Literal["logistic", "probit"]
 Array = NDArray[np.float64]
 
 MOST = 0.45  # of guess and of lapse: both must leave P = 0.5 between them
@@ -41,12 +38,6 @@ SLOPES = (0.3, 30.0)  # from "rises over a factor of a thousand" to "a step"
 SLOPES_TRIED = (1.5, 6.0)  # where the search begins
 EDGE = 1e-6  # nearer to a bound, a parameter counts as fixed there
 TINY = 1e-9
-_ROOT = np.sqrt(2 * np.pi)
-# link: F, its density as a function of z and F(z), and its inverse; scipy.stats checks too much
-_DISTRIBUTIONS: dict[str, tuple[Callable, Callable, Callable]] = {
-    "logistic": (special.expit, lambda z, share: share * (1 - share), special.logit),
-    "probit": (special.ndtr, lambda z, share: np.exp(-(z**2) / 2) / _ROOT, special.ndtri),
-}
 
 
 @dataclass(frozen=True)
@@ -54,7 +45,6 @@ class Psychometric:
     """A fitted psychometric function.
 
     Attributes:
-        link: F.
         threshold: The stimulus at which every second lesion is found. It is infinite where the
             curve reaches a half at none of the tested stimuli, 0 where it is above at all of them.
         low: Lower bound of its interval, like `high`; 0 and infinite where the tested stimuli don't
@@ -66,7 +56,6 @@ class Psychometric:
         inflation: The ratio of variances, see the module; 1 of independent pairs.
     """
 
-    link: Link
     threshold: float
     low: float
     high: float
@@ -85,7 +74,7 @@ class Psychometric:
         parameters = np.array(
             [np.log(self.threshold), np.log(self.slope), self.guess, self.lapse], np.float64
         )
-        return _compute_curve(parameters, np.log(stimuli), self.link)[0]
+        return _compute_curve(parameters, np.log(stimuli))[0]
 
 
 @dataclass(frozen=True, eq=False)
@@ -98,7 +87,6 @@ class _Data:
     blanks: Array
     blank_members: NDArray[np.intp]
     patients: int
-    link: Link
 
 
 def fit(
@@ -107,7 +95,6 @@ def fit(
     patients: ArrayLike,
     blanks: ArrayLike = (),
     blank_patients: ArrayLike = (),
-    link: Link = "logistic",
     level: float = 0.95,
     interval: bool = True,
 ) -> Psychometric:
@@ -120,10 +107,9 @@ def fit(
         blanks: 0 or 1, whether something was found where nothing had been inserted, shape ``[m]``.
             Without any, `guess` is 0.
         blank_patients: The patient of each, shape ``[m]``.
-        link: F.
         interval: Whether to compute it; else its bounds are NaN, and the fit takes milliseconds.
     """
-    data = _check(stimuli, hits, patients, blanks, blank_patients, link)
+    data = _check(stimuli, hits, patients, blanks, blank_patients)
     best, loss = _search(data)
     inflation = _compare_variances(best, data)
     low = high = np.nan
@@ -137,9 +123,7 @@ def fit(
     elif best[0] < data.x.min():
         threshold = 0.0
     slope, guess, lapse = (float(value) for value in (np.exp(best[1]), *best[2:]))
-    return Psychometric(
-        link, threshold, low, high, slope, guess, lapse, level, data.patients, inflation
-    )
+    return Psychometric(threshold, low, high, slope, guess, lapse, level, data.patients, inflation)
 
 
 def _check(
@@ -148,10 +132,7 @@ def _check(
     patients: ArrayLike,
     blanks: ArrayLike,
     blank_patients: ArrayLike,
-    link: Link,
 ) -> _Data:
-    if link not in _DISTRIBUTIONS:
-        raise ValueError(f"a link is logistic or probit, not {link}")
     values = np.asarray(stimuli, np.float64)
     found = np.asarray(hits, np.float64)
     of_blanks = np.asarray(blanks, np.float64)
@@ -168,25 +149,24 @@ def _check(
         raise ValueError("hits must be 0 or 1")
     unique_names, members = np.unique(names, return_inverse=True)
     places = np.split(members, [len(values)])
-    return _Data(np.log(values), found, places[0], of_blanks, places[1], len(unique_names), link)
+    return _Data(np.log(values), found, places[0], of_blanks, places[1], len(unique_names))
 
 
-def _compute_curve(parameters: Array, x: Array, link: Link) -> tuple[Array, Array]:
+def _compute_curve(parameters: Array, x: Array) -> tuple[Array, Array]:
     """Compute P(x) [n] and its derivatives by the parameters [n, 4].
 
     These are the logarithms of threshold and slope, guess and lapse; x are logarithms of stimuli.
     """
     threshold, log_slope, guess, lapse = parameters
-    cumulate, differentiate, invert = _DISTRIBUTIONS[link]
     height = 1 - guess - lapse
     share = (0.5 - guess) / height  # of F at the threshold
-    shift = invert(share)
+    shift = special.logit(share)
     slope = np.exp(log_slope)
     z = slope * (x - threshold) + shift
-    cumulative = cumulate(z)
-    density = height * differentiate(z, cumulative)
+    cumulative = special.expit(z)
+    density = height * (cumulative * (1 - cumulative))
     # of the shift, by guess and lapse
-    turn = 1 / (differentiate(shift, share) * height**2)
+    turn = 1 / (share * (1 - share) * height**2)
     derivatives = np.stack(
         [
             -density * slope,
@@ -201,7 +181,7 @@ def _compute_curve(parameters: Array, x: Array, link: Link) -> tuple[Array, Arra
 
 def _compute_loss(parameters: Array, data: _Data) -> tuple[float, Array]:
     """Compute minus the logarithm of the likelihood, and its gradient [4]."""
-    p, derivatives = _compute_curve(parameters, data.x, data.link)
+    p, derivatives = _compute_curve(parameters, data.x)
     guess = float(np.clip(parameters[2], TINY, 1 - TINY))
     blanks = data.blanks.sum()
     others = len(data.blanks) - blanks
@@ -290,7 +270,7 @@ def _compare_variances(best: Array, data: _Data) -> float:
     free = (best > bounds[:, 0] + EDGE) & (best < bounds[:, 1] - EDGE)
     if not free[0] or data.patients < 2:
         return 1.0
-    p, derivatives = _compute_curve(best, data.x, data.link)
+    p, derivatives = _compute_curve(best, data.x)
     weights = 1 / (p * (1 - p))
     information = (derivatives * weights[:, None]).T @ derivatives
     scores = np.zeros((data.patients, 4))

@@ -60,7 +60,6 @@ def _fit(
         patients,
         [outcome.before > limit for outcome in outcomes],
         patients,
-        config.link,
         config.level,
         interval,
     )

@@ -16,7 +16,6 @@ from pydantic import (
 from tfmammo.config import DataConfig, Frozen
 from tfmammo.evaluation.comparison import Name
 from tfmammo.metrics.boxes import Criterion
-from tfmammo.metrics.psychometric import Link
 from tfmammo.synthesis.config import NETWORK_INPUTS, RenderMethod
 
 Tissue = Literal["fatty", "dense"]
@@ -93,8 +92,6 @@ class StressConfig(Frozen):
     """Mammograms with lesions that no detector saw, on which recall is compared with the stress
     score; needs three detectors. Patients in a detector's card are skipped, as in `data`.
     """
-    link: Link = "logistic"
-    """Shape of the psychometric function."""
     batch: PositiveInt = 16
     """Images that a command gets in one folder."""
     timeout: PositiveFloat = 600.0
