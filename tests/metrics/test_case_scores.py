@@ -3,20 +3,9 @@
 import numpy as np
 import pytest
 
-from tests.facts import find
+from tests.facts import find, write_study
 from tfmammo.metrics import case_scores
 from tfmammo.metrics.case_scores import SCORES
-from tfmammo.metrics.summary import write_csv
-
-
-def read(folder, lines):
-    """Write lines of (arm, model, seed, patient, case, Dice, fold or 0), and read them."""
-    names = ("arm", "model", "seed", "patient", "case", "dice", "fold")
-    others = {"fold": 0, "accuracy": 0.5, "jaccard": 0.5, "mcc": 0.5}
-    rows = [others | dict(zip(names, line, strict=False)) for line in lines]
-    write_csv(folder / SCORES, rows)
-    return case_scores.read_scores(folder / SCORES)
-
 
 LINES = [
     ("leak", "centred disc", 0, "p", "a~1", 0.1),
@@ -31,7 +20,7 @@ LINES = [
 
 
 def test_a_lesion_counts_once_whatever_copies_and_seeds_scored_it(tmp_path):
-    scores = read(tmp_path, LINES)
+    scores = case_scores.read_scores(write_study(tmp_path, LINES))
     assert scores.list_models("leak") == ["CAN", "centred disc"]
     cases = scores.collect("leak", {"CAN": None, "centred disc": None})
     assert cases.ids.tolist() == ["a", "b"] and cases.patients.tolist() == ["p", "q"]
@@ -42,7 +31,7 @@ def test_a_lesion_counts_once_whatever_copies_and_seeds_scored_it(tmp_path):
 
 
 def test_seeds_are_chosen_model_by_model(tmp_path):
-    scores = read(tmp_path, LINES)
+    scores = case_scores.read_scores(write_study(tmp_path, LINES))
     cases = scores.collect("leak", {"CAN": [1], "centred disc": None})
     assert cases.ids.tolist() == ["a"] and cases.scores["CAN"]["dice"] == pytest.approx([0.2])
     assert scores.collect("leak", {"CAN": [2]}) is None
@@ -50,7 +39,7 @@ def test_seeds_are_chosen_model_by_model(tmp_path):
 
 def test_a_fold_is_chosen(tmp_path):
     lines = [("unseen", "CAN", 0, f"p{fold}", f"a{fold}", 0.1 * fold, fold) for fold in range(3)]
-    scores = read(tmp_path, lines)
+    scores = case_scores.read_scores(write_study(tmp_path, lines))
     cases = scores.collect("unseen", {"CAN": None}, 2)
     assert cases.ids.tolist() == ["a2"] and cases.scores["CAN"]["dice"] == pytest.approx([0.2])
     assert len(scores.collect("unseen", {"CAN": None}).ids) == 3
@@ -62,7 +51,7 @@ def test_arms_are_compared_on_the_lesions_of_both(tmp_path):
     lines += [("leak", "CAN", 0, patient, f"{patient}-0~3", 0.9) for patient in patients[:8]]
     lines += [("leak", "CAN", 0, "other", "other-0~3", 0.1)]
     lines += [("far", "CAN", 0, "q", "q-0", 0.1)]
-    scores = read(tmp_path, lines)
+    scores = case_scores.read_scores(write_study(tmp_path, lines))
     unseen, leak, far = (scores.collect(arm, {"CAN": None}) for arm in ("unseen", "leak", "far"))
     facts = case_scores.compare_arms(leak, unseen, "arm=leak;less=unseen", 200)
     fact = find(facts, "CAN", "dice", "arms", "CAN", "arm=leak;less=unseen")
