@@ -122,14 +122,6 @@ def test_failures_show_several_masses_then_the_least_found(loose, tmp_path):
     assert sheet.shape == (HEADER + 3 * (SIZE + 3), 3 + 4 * (SIZE + 3), 3)
 
 
-def test_patches_are_drawn_then_sorted_by_their_gain():
-    before = np.array([0.5, 0.5, 0.5, 0.5])
-    after = np.array([0.6, 0.4, 0.9, 0.5])
-    rows = frames.choose_by_gain(before, after, 2, seed=3)
-    assert rows[2:4].tolist() == [2, 0] and rows[4:].tolist() == [1, 3]
-    assert rows[:2].tolist() == np.random.default_rng(3).permutation(4)[:2].tolist()
-
-
 def test_morphology_is_tested_within_each_model():
     random = np.random.default_rng(0)
     ids = [f"p{number}#0" for number in range(8)]

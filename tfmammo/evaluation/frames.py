@@ -25,6 +25,7 @@ from tfmammo.config import DataConfig
 from tfmammo.data import datasets
 from tfmammo.data.patches import Patches
 from tfmammo.errors import DataError
+from tfmammo.evaluation import sheets
 from tfmammo.evaluation.comparison import ModelURIs, Name, compare
 from tfmammo.evaluation.report import ComparisonReport, Report, average_runs, join_subset
 from tfmammo.evaluation.segmentation import (
@@ -244,15 +245,6 @@ def add_morphology(report: Report, results: Sequence[FrameResult], config: Frame
     report.tables += make_tables(named, MEASURES, title, samples=config.samples, level=config.level)
 
 
-def choose_by_gain(
-    before: NDArray[np.float64], after: NDArray[np.float64], count: int, seed: int
-) -> NDArray[np.intp]:
-    """Choose rows at random, then those that gain most, then those that lose most, `count` each."""
-    order = np.argsort(before - after, kind="stable")
-    random = np.random.default_rng(seed).permutation(len(order))[:count]
-    return np.concatenate([random, order[:count], order[::-1][:count]])
-
-
 def write_morphology(results: Sequence[FrameResult], config: FramesConfig, output: Path) -> None:
     """Write each crop mode's first model before and after morphology.
 
@@ -261,9 +253,8 @@ def write_morphology(results: Sequence[FrameResult], config: FramesConfig, outpu
     for result in results:
         model = result.networks[0]
         smooth = f"{model}{POSTPROCESSED}"
-        rows = choose_by_gain(
-            result.scores[model]["dice"], result.scores[smooth]["dice"], config.rows, config.seed
-        )
+        gain = result.scores[smooth]["dice"] - result.scores[model]["dice"]
+        rows = np.concatenate(sheets.choose(gain, config.rows, config.rows, config.seed))
         pair = {name: result.outputs[name] for name in (model, smooth)}
         panels = draw_panels(result.patches, rows, pair, config.threshold)
         image_grid.save_grid(panels, output / f"morphology-{result.frame}.png")

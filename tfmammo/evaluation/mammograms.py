@@ -30,6 +30,7 @@ from tfmammo.config import DataConfig, Frozen
 from tfmammo.data import sampling
 from tfmammo.data.patients import read_patients
 from tfmammo.errors import DataError
+from tfmammo.evaluation import sheets
 from tfmammo.evaluation.comparison import Name
 from tfmammo.evaluation.corners import compare_corners
 from tfmammo.evaluation.report import Report, save_figure
@@ -49,6 +50,7 @@ SEAM = Measure("seam", "", 1, 2)
 MEASURES = {"contrast": CONTRAST, "contrast_before": CONTRAST, "seam": SEAM, "seam_before": SEAM}
 AREA = Measure("corners distinguished from those of real masses, AUC", "", 1, 3)
 TEST = "bootstrap by patient of the mammogram and of the lesion"
+CHOICES = ("random", "largest contrast", "smallest contrast")  # as `sheets.choose` returns them
 NOTHING = (np.nan, np.nan)  # contrast and seam of what is not there
 
 
@@ -128,8 +130,9 @@ def evaluate(config: MammogramsConfig, output: Path) -> Report:
         contrasts = np.array(
             [np.mean([line["contrast"] for line in of_item]) for of_item in measured[name]]
         )
-        chosen = choose_items(contrasts, config.columns, config.seed)
-        save_figure(draw_items(of_set, contrasts, chosen), output / f"figure-{name}.png")
+        chosen = sheets.choose(contrasts, config.columns, 1, config.seed)
+        choices = dict(zip(CHOICES, chosen, strict=True))
+        save_figure(draw_items(of_set, contrasts, choices), output / f"figure-{name}.png")
     report.write(output)
     return report
 
@@ -313,22 +316,12 @@ def _draw(values: Sequence[Any], count: int, seed: int) -> list[Any]:
     return [values[place] for place in np.sort(order).tolist()]
 
 
-def choose_items(contrasts: NDArray[np.float64], count: int, seed: int) -> dict[str, list[int]]:
-    """Choose places in the set at random, and those of the largest and the smallest contrast."""
-    order = np.argsort(np.nan_to_num(contrasts), kind="stable")
-    return {
-        "random": np.random.default_rng(seed).permutation(len(order))[:count].tolist(),
-        "largest contrast": [int(order[-1])],
-        "smallest contrast": [int(order[0])],
-    }
-
-
 @plot_style
 def draw_items(
-    items: Sequence[Item], contrasts: NDArray[np.float64], chosen: Mapping[str, Sequence[int]]
+    items: Sequence[Item], contrasts: NDArray[np.float64], chosen: Mapping[str, NDArray[np.intp]]
 ) -> Figure:
     """Draw mask, mammogram before and mammogram after, one column an item, contrast above."""
-    columns = [(choice, place) for choice, places in chosen.items() for place in places]
+    columns = [(choice, place) for choice, places in chosen.items() for place in places.tolist()]
     figure = Figure(figsize=(1.8 * len(columns), 7), layout="constrained")
     grid = figure.subplots(3, len(columns), squeeze=False)
     for column, (choice, place) in enumerate(columns):

@@ -13,6 +13,18 @@ from tfmammo.evaluation.comparison import Comparison
 from tfmammo.training import image_grid
 
 
+def choose(
+    values: NDArray[np.float64], count: int, extremes: int, seed: int
+) -> tuple[NDArray[np.intp], NDArray[np.intp], NDArray[np.intp]]:
+    """Choose rows of values [n]: `count` at random, then `extremes` of the largest and smallest.
+
+    The largest and the smallest values come first; NaN comes last among both.
+    """
+    random = np.random.default_rng(seed).permutation(len(values))[:count]
+    largest, smallest = (np.argsort(keys, kind="stable")[:extremes] for keys in (-values, values))
+    return random, largest, smallest
+
+
 def choose_rows(
     scores: Mapping[str, NDArray[np.float64]], count: int, seed: int, is_higher_better: bool = False
 ) -> dict[str, NDArray[np.intp]]:
@@ -28,12 +40,11 @@ def choose_rows(
     Returns:
         "" -> a random choice; "-best-MODEL" and "-worst-MODEL" -> rows, the extreme ones first.
     """
-    patches = len(next(iter(scores.values())))
-    rows = {"": np.random.default_rng(seed).permutation(patches)[:count]}
+    rows: dict[str, NDArray[np.intp]] = {}
     for model, values in scores.items():
-        ascending = -values if is_higher_better else values
-        rows[f"-best-{model}"] = np.argsort(ascending, kind="stable")[:count]
-        rows[f"-worst-{model}"] = np.argsort(-ascending, kind="stable")[:count]
+        merit = values if is_higher_better else -values
+        chosen = choose(merit, count, count, seed)  # at random the same of each model
+        rows |= dict(zip(("", f"-best-{model}", f"-worst-{model}"), chosen, strict=True))
     return rows
 
 
