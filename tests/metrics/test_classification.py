@@ -7,11 +7,11 @@ from hypothesis import strategies as st
 from sklearn import metrics
 
 from tfmammo.metrics.classification import (
+    RATES,
     delong_test,
     delong_variance,
-    mean_roc,
-    one_versus_rest,
     roc_auc,
+    roc_by_fold,
     roc_curve,
 )
 
@@ -94,19 +94,31 @@ def test_each_class_against_the_others_as_scikit_learn_has_it():
     expected = [
         metrics.roc_auc_score(labels == number, probabilities[:, number]) for number in range(4)
     ]
-    np.testing.assert_allclose(one_versus_rest(labels, probabilities), expected, atol=1e-12)
-    rates = np.linspace(0, 1, 5001)
-    curve = mean_roc(labels, probabilities, rates)
+    classes = labels[:, None] == np.arange(4)
+    (curve,), (areas,) = roc_by_fold(classes, probabilities, np.zeros(200))
+    np.testing.assert_allclose(areas, expected, atol=1e-12)
     assert curve[0] == 0 and curve[-1] == 1 and (np.diff(curve) >= -1e-12).all()
-    assert np.trapezoid(curve, rates) == pytest.approx(np.mean(expected), abs=2e-3)
+    assert np.trapezoid(curve, RATES) == pytest.approx(np.mean(expected), abs=2e-3)
 
 
 def test_a_class_without_cases_has_no_area():
     probabilities = np.array([[0.9, 0.1, 0.0], [0.2, 0.7, 0.1], [0.8, 0.1, 0.1]])
-    rates = np.array([0.0, 0.5, 1.0])
-    for labels, areas, curve in (
-        ([0, 1, 0], [1, 1, np.nan], [0, 1, 1]),
-        ([0, 0, 0], [np.nan] * 3, [np.nan] * 3),
-    ):
-        np.testing.assert_array_equal(one_versus_rest(labels, probabilities), areas)
-        np.testing.assert_array_equal(mean_roc(labels, probabilities, rates), curve)
+    classes = np.array([0, 1, 0])[:, None] == np.arange(3)
+    (curve,), areas = roc_by_fold(classes, probabilities, np.zeros(3))
+    np.testing.assert_array_equal(areas, [[1, 1, np.nan]])
+    assert curve[0] == 0 and (curve[1:] == 1).all()
+
+
+def test_folds_have_curves_of_their_own():
+    """Two networks without a fault whose scales differ: pooled, their area would be less than 1."""
+    truth = np.tile([0, 1], 50)
+    folds = np.repeat([0, 1], 50)
+    scores = np.where(folds == 0, 0.1 + 0.1 * truth, 0.5 + 0.1 * truth)
+    assert roc_auc(truth, scores) == 0.75
+    curves, areas = roc_by_fold(truth[:, None] == 1, scores[:, None], folds)
+    assert areas.tolist() == [[1], [1]] and (curves[:, 0] == 0).all() and (curves[:, 1:] == 1).all()
+    truth[folds == 0] = 0  # a fold of one class
+    curves, areas = roc_by_fold(truth[:, None] == 1, scores[:, None], folds)
+    assert curves.shape == (1, len(RATES)) and areas.tolist() == [[1]]
+    none = roc_by_fold(np.zeros((4, 2), bool), np.zeros((4, 2)), np.zeros(4))
+    assert none[0].shape == (0, len(RATES)) and none[1].shape == (0, 2)

@@ -25,8 +25,9 @@ from tfmammo.evaluation.report import (
     join_subset,
     save_figure,
 )
-from tfmammo.metrics import classification, segmentation
+from tfmammo.metrics import segmentation
 from tfmammo.metrics.case_scores import CENTRED_DISC, MEASURES, POSTPROCESSED, WHOLE_PATCH
+from tfmammo.metrics.classification import RATES, roc_by_fold
 from tfmammo.metrics.plotting import make_roc_axes, plot_style
 from tfmammo.metrics.summary import Measure, Scores, Table, format_spread
 from tfmammo.models.cgan import PostprocessConfig, postprocess
@@ -49,7 +50,6 @@ PUBLISHED["cGAN"] = Published(
 )
 # A ROC curve over more pixels than this is drawn from a random sample of so many.
 MAX_PIXELS = 2_000_000
-RATES = np.linspace(0, 1, 1001)
 PIXEL_AUC = Measure("Area under the ROC curve", "", 1, 3)
 RUNS_NOTE = (
     "Other tables average each patch over the runs of a model. ROC curves, overlays and cases are "
@@ -289,21 +289,22 @@ def add_roc_curves(report: ComparisonReport, comparison: Comparison) -> Figure:
     if len(pixels) > MAX_PIXELS:
         random = np.random.default_rng(report.config.seed)
         pixels = np.sort(random.choice(len(pixels), MAX_PIXELS, replace=False))
-    truth = masks.ravel()[pixels]
+    truth = masks.ravel()[pixels, np.newaxis] == 1
     patch = pixels // masks[0].size
     figure = Figure(figsize=(4.2, 4), layout="constrained")
     axes = make_roc_axes(figure)
     body = []
     for name, probabilities in comparison.outputs.items():
         fold = comparison.folds.get(name, np.zeros(len(masks), np.intp))[patch]
-        curve, areas = compute_mean_roc(truth, probabilities.ravel()[pixels], fold)
+        curves, of_folds = roc_by_fold(truth, probabilities.ravel()[pixels, np.newaxis], fold)
+        areas = of_folds[:, 0]
         area = format_spread(areas)
         mean = float(np.mean(areas)) if len(areas) else np.nan
         for part, value in {"": mean, **{f"fold={n}": one for n, one in enumerate(areas)}}.items():
             counts = {"subset": join_subset(comparison.subset, part)} | comparison.counts
             report.facts.append(PIXEL_AUC.make_fact("roc", name, "auc", value, **counts))
         if len(areas):
-            axes.plot(RATES, curve, linewidth=1.2, label=f"{name}, area {area}")
+            axes.plot(RATES, curves.mean(axis=0), linewidth=1.2, label=f"{name}, area {area}")
         body.append([name, area])
     if len(axes.lines) > 1:
         axes.legend(loc="lower right", fontsize=8)
@@ -314,23 +315,3 @@ def add_roc_curves(report: ComparisonReport, comparison: Comparison) -> Figure:
     )
     report.tables.append(Table(title, ["", "area"], body, (note,)))
     return figure
-
-
-def compute_mean_roc(
-    truth: NDArray[np.integer], probabilities: NDArray[np.floating], fold: NDArray[np.integer]
-) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Average the ROC curves of folds at RATES, and list the folds' areas.
-
-    Folds with one class only have neither.
-    """
-    curves = []
-    areas = []
-    for number in np.unique(fold):
-        rows = fold == number
-        if len(np.unique(truth[rows])) > 1:
-            false, true, _ = classification.roc_curve(truth[rows], probabilities[rows])
-            curves.append(np.where(RATES > 0, np.interp(RATES, false, true), 0.0))
-            areas.append(classification.roc_auc(truth[rows], probabilities[rows]))
-    if not curves:
-        return np.full(len(RATES), np.nan), np.array([])
-    return np.mean(curves, axis=0), np.array(areas)

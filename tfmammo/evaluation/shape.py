@@ -18,7 +18,7 @@ from tfmammo.evaluation.report import (
     join_subset,
     save_figure,
 )
-from tfmammo.metrics import classification
+from tfmammo.metrics.classification import RATES, roc_by_fold
 from tfmammo.metrics.plotting import COLOURS, INK, make_roc_axes, plot_style
 from tfmammo.metrics.summary import Measure, Table, format_spread
 from tfmammo.models.shape import SHAPES
@@ -34,7 +34,6 @@ PUBLISHED = {
     name: Published(values, "ddsm") for name, values in get_values("cgan", "shape", 0.01).items()
 }
 MOST_FREQUENT = "most frequent"
-RATES = np.linspace(0, 1, 201)
 BLUE = COLOURS[-1]
 
 
@@ -44,6 +43,7 @@ def evaluate(config: EvaluationConfig, output: Path) -> ComparisonReport:
     report = ComparisonReport(config=config, measures=MEASURES, published=PUBLISHED)
     for comparison in compare(config, "mask", "shapes", make_shape_patches, (len(SHAPES),)):
         labels = comparison.patches.labels
+        classes = labels[:, np.newaxis] == np.arange(len(SHAPES))
         outputs = comparison.outputs | {MOST_FREQUENT: predict_most_frequent(comparison)}
         scores = {
             name: score_masks(labels, probabilities) for name, probabilities in outputs.items()
@@ -54,7 +54,7 @@ def evaluate(config: EvaluationConfig, output: Path) -> ComparisonReport:
             confusion = add_confusion(report, comparison, name, labels, predictions)
             figure = draw_confusion(name, confusion)
             save_figure(figure, output / f"figure-confusion-{name}.png")
-            curves, areas = compute_fold_curves(labels, probabilities, comparison.folds[name])
+            curves, areas = roc_by_fold(classes, probabilities, comparison.folds[name])
             if len(curves):
                 add_areas(report, comparison, name, areas)
                 figure = draw_roc_curves(name, curves, areas)
@@ -87,20 +87,6 @@ def score_masks(
     scores = {"accuracy": predictions == labels, "label": labels, "predicted": predictions}
     scores |= {f"p_{shape}": probabilities[:, number] for number, shape in enumerate(SHAPES)}
     return {name: values.astype(np.float64) for name, values in scores.items()}
-
-
-def compute_fold_curves(
-    labels: NDArray[np.integer], probabilities: Floats, fold: NDArray[np.integer]
-) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Compute the mean ROC curve of each fold at RATES, and the area of each shape [folds, shapes].
-
-    Folds with masks of a single shape have no curve and are skipped.
-    """
-    parts = [fold == number for number in np.unique(fold)]
-    parts = [rows for rows in parts if len(set(labels[rows])) > 1]
-    curves = [classification.mean_roc(labels[rows], probabilities[rows], RATES) for rows in parts]
-    areas = [classification.one_versus_rest(labels[rows], probabilities[rows]) for rows in parts]
-    return np.reshape(curves, (-1, len(RATES))), np.reshape(areas, (-1, len(SHAPES)))
 
 
 def add_confusion(

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from tfmammo.data.patches import Patches
 from tfmammo.metrics import synthesis
 from tfmammo.metrics.blending import background_error, seam_strength
-from tfmammo.metrics.classification import one_versus_rest, roc_auc
+from tfmammo.metrics.classification import roc_auc, roc_by_fold
 from tfmammo.metrics.synthesis import sliced_wasserstein
 from tfmammo.models.blending import paste
 from tfmammo.models.contextual import ContextualConfig
@@ -129,9 +129,11 @@ def validate_shapes(functions: Functions, held_out: Patches) -> dict[str, float]
     """
     masks = held_out.masks.astype(np.float32)
     probabilities = predict(functions["classifier"], {"mask": masks}, batch=64)["shapes"]
-    areas = one_versus_rest(held_out.labels, probabilities)
-    accuracy = float(np.mean(probabilities.argmax(axis=1) == held_out.labels))
-    if np.isnan(areas).all():
+    labels = held_out.labels
+    classes = labels[:, np.newaxis] == np.arange(probabilities.shape[1])
+    _, areas = roc_by_fold(classes, probabilities, np.zeros(len(labels)))
+    accuracy = float(np.mean(probabilities.argmax(axis=1) == labels))
+    if not len(areas):
         return {"accuracy": accuracy}
     return {"accuracy": accuracy, "auc": float(np.nanmean(areas))}
 

@@ -12,6 +12,8 @@ from numpy.typing import ArrayLike, NDArray
 from scipy import stats
 from sklearn import metrics
 
+RATES = np.linspace(0, 1, 1001)  # of false positives, at which curves of folds are averaged
+
 
 def roc_auc(labels: ArrayLike, scores: ArrayLike) -> float:
     """Compute the area under the ROC curve, 0 to 1.
@@ -84,39 +86,37 @@ def roc_curve(
     return metrics.roc_curve(positive, values, drop_intermediate=False)
 
 
-def one_versus_rest(labels: ArrayLike, probabilities: NDArray[np.floating]) -> NDArray[np.float64]:
-    """Compute `roc_auc` of each class against all others, from labels [n] and columns of classes.
+def roc_by_fold(
+    classes: ArrayLike, scores: ArrayLike, folds: ArrayLike
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Compute the ROC curve of each fold, whose scores need no common scale.
+
+    Args:
+        classes: bool [n, k], whether each case is of each class.
+        scores: float [n, k], each case's score of each class.
+        folds: The fold of each case [n].
 
     Returns:
-        float64 [classes], NaN where no case, or every case, is of the class.
+        True positive rates at RATES of false positives, the mean over the classes and 0 at 0,
+        float64 [folds, rates]; and `roc_auc` of each class, float64 [folds, k], NaN where no case,
+        or every case, is of the class. Folds in which all classes are so are left out.
     """
-    true = np.asarray(labels)
-    areas = np.full(probabilities.shape[1], np.nan)
-    for number in np.flatnonzero(_is_separable(true, len(areas))):
-        areas[number] = roc_auc(true == number, probabilities[:, number])
-    return areas
-
-
-def mean_roc(
-    labels: ArrayLike, probabilities: NDArray[np.floating], rates: NDArray[np.floating]
-) -> NDArray[np.float64]:
-    """Average the ROC curves of each class against all others, at rising false positive rates [m].
-
-    Returns:
-        True positive rates, float64 [m], 0 at a rate of 0; NaN where no class has an area.
-    """
-    true = np.asarray(labels)
-    curves = [np.full(len(rates), np.nan)]
-    for number in np.flatnonzero(_is_separable(true, probabilities.shape[1])):
-        false, true_rates, _ = roc_curve(true == number, probabilities[:, number])
-        curves.append(np.where(rates > 0, np.interp(rates, false, true_rates), 0.0))
-    return np.mean(curves[1:] or curves, axis=0)
-
-
-def _is_separable(labels: NDArray, classes: int) -> NDArray[np.bool_]:
-    """Mark the classes that some cases belong to and some do not: bool [classes]."""
-    counts = np.bincount(labels, minlength=classes)
-    return (counts > 0) & (counts < len(labels))
+    true, values = np.asarray(classes), np.asarray(scores)
+    curves, areas = [], []
+    for fold in np.unique(folds):
+        rows = np.flatnonzero(np.asarray(folds) == fold)
+        own = true[rows]
+        of_classes = []
+        area = np.full(true.shape[1], np.nan)
+        for number in np.flatnonzero(own.any(axis=0) & ~own.all(axis=0)):
+            case = own[:, number], values[rows, number]
+            area[number] = roc_auc(*case)
+            false_rates, true_rates, _ = roc_curve(*case)
+            of_classes.append(np.where(RATES > 0, np.interp(RATES, false_rates, true_rates), 0.0))
+        if of_classes:
+            curves.append(np.mean(of_classes, axis=0))
+            areas.append(area)
+    return np.reshape(curves, (-1, len(RATES))), np.reshape(areas, (-1, true.shape[1]))
 
 
 def check_scores(
