@@ -83,29 +83,19 @@ def test_a_ring_without_any_texture_gives_no_strength():
     assert np.isnan(seam_strength(image, mask)) and lesion_contrast(image, mask) == 1
 
 
-FUNCTIONS = [
-    seam_strength,
-    lesion_contrast,
-    lambda images, masks: background_error(images, images, masks),
-]
-
-
 @pytest.mark.parametrize(
     ("call", "named"),
     [
-        *(
-            (lambda function=function, pair=pair: function(*pair), named)
-            for function in FUNCTIONS
-            for *pair, named in (
-                (noise(), square()[:, 1:], r"images and masks .* \(1, 39, 40, 1\)"),
-                (noise() + 1, square(), "images"),
-                (noise() * np.float32(np.nan), square(), "images"),
-                (noise(), 255 * square(), "masks"),
-            )
+        (
+            lambda: seam_strength(noise(), square()[:, 1:]),
+            r"images and masks .* \(1, 39, 40, 1\)",
         ),
+        (lambda: seam_strength(noise() * np.float32(np.nan), square()), "images"),
+        (lambda: seam_strength(noise(), 255 * square()), "masks"),
+        (lambda: lesion_contrast(noise() + 1, square()), "images"),
+        (lambda: background_error(noise() + 1, noise(), square()), "images"),
         (lambda: background_error(noise(), noise() + 1, square()), "tissue"),
         (lambda: seam_strength(noise(), square(), ring=0), "ring .* not 0"),
-        (lambda: lesion_contrast(noise(), square(), ring=0), "ring .* not 0"),
     ],
 )
 def test_bad_input(call, named):

@@ -69,16 +69,10 @@ def test_areas_are_scikit_learns_and_the_variance_is_that_of_every_pair(case):
 @pytest.mark.parametrize(
     ("function", "labels", "scores", "said"),
     [
-        *(
-            (function, *case)
-            for function in (roc_auc, roc_curve, delong_variance)
-            for case in (
-                ([0, 1], [1.0], "same length"),
-                ([0, 2], [1.0, 2.0], "labels must be 0 or 1"),
-                ([1, 1], [1.0, 2.0], "positive and negative"),
-                ([0, 1], [np.nan, 1.0], "not a number"),
-            )
-        ),
+        (roc_auc, [0, 1], [1.0], "same length"),
+        (roc_auc, [0, 2], [1.0, 2.0], "labels must be 0 or 1"),
+        (roc_auc, [1, 1], [1.0, 2.0], "positive and negative"),
+        (roc_auc, [0, 1], [np.nan, 1.0], "not a number"),
         (delong_variance, [0, 1, 1], [1, 2, 3], "two positive and two negative"),
     ],
 )

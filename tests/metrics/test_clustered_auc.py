@@ -112,7 +112,6 @@ LABELS, PATIENTS, (SCORES, OTHERS) = clustered(0)
     ("function", "arguments", "named"),
     [
         (obuchowski_variance, (LABELS, SCORES, PATIENTS[1:]), "patients of shape"),
-        (rank_swap_test, (LABELS, SCORES, OTHERS, PATIENTS[1:]), "patients of shape"),
         (obuchowski_variance, (LABELS, SCORES, np.where(LABELS, 0, PATIENTS)), "two patients"),
         (rank_swap_test, (LABELS, SCORES, OTHERS * np.nan, PATIENTS), "not a number"),
     ],

@@ -23,6 +23,7 @@ from numpy.typing import NDArray
 from sklearn.model_selection import StratifiedGroupKFold
 
 from tfmammo.data.preprocess import resize_image, resize_mask
+from tfmammo.metrics.blending import check_patches
 from tfmammo.nn.optimization import Adam
 
 Images = NDArray[np.floating]
@@ -114,8 +115,11 @@ def two_sample(
     Source:
         Lopez-Paz and Oquab (2017), section 3.
     """
-    _check(real, real_groups, real_masks, "real")
-    _check(made, made_groups, made_masks, "made")
+    check_patches(real_masks, real=real)
+    check_patches(made_masks, made=made)
+    sizes = (len(real), len(made)), (len(real_groups), len(made_groups))
+    if sizes[0] != sizes[1]:
+        raise ValueError(f"{sizes[0]} real and made patches need as many groups, not {sizes[1]}")
     if size < MIN_SIZE:
         raise ValueError(f"patches of {size} px are too small for the network, it needs {MIN_SIZE}")
     labels = np.repeat([0, 1], [len(real), len(made)])
@@ -250,17 +254,3 @@ def _make_inputs(images: Images, masks: Masks, size: int) -> NDArray[np.float32]
         inputs[row, ..., 1] = small - cv2.GaussianBlur(small, (0, 0), BLUR)
         inputs[row, ..., 2:] = resize_mask(mask, size, size)
     return inputs
-
-
-def _check(images: Images, groups: Groups, masks: Masks, name: str) -> None:
-    if images.shape != masks.shape or images.ndim != 4 or images.shape[-1] != 1 or not len(images):
-        raise ValueError(
-            f"{name} images and masks must both be [n, s, s, 1], n from 1 up, not {images.shape} "
-            f"and {masks.shape}"
-        )
-    if np.shape(groups) != (len(images),):
-        raise ValueError(f"{len(images)} {name} images need as many groups, not {np.shape(groups)}")
-    if not np.all((images >= 0) & (images <= 1)):
-        raise ValueError(f"{name} images must be in [0, 1]")
-    if not np.all((masks == 0) | (masks == 1)):
-        raise ValueError(f"{name} masks must contain only 0 and 1")

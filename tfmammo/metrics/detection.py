@@ -202,11 +202,9 @@ def count_diseased(images: Sequence[Matches], patient_ids: Sequence[str]) -> int
 
 def rows_by_run(runs: Sequence[Run] | None, count: int) -> dict[Run, list[int]]:
     """Group the indices of `count` images by run; None: one run has them all."""
-    if runs is not None and len(runs) != count:
-        raise ValueError(f"{count} images need as many runs, not {len(runs)}")
     rows: dict[Run, list[int]] = {}
-    for row in range(count):
-        rows.setdefault((0, 0) if runs is None else runs[row], []).append(row)
+    for row, run in zip(range(count), [(0, 0)] * count if runs is None else runs, strict=True):
+        rows.setdefault(run, []).append(row)
     return rows
 
 
@@ -264,8 +262,6 @@ class _Ranked:
             raise ValueError(
                 f"a FROC curve needs lesions and images, and there are {lesions:g} and {images:g}"
             )
-        if not np.all(asked >= 0):
-            raise ValueError("numbers of false positives per image must be 0 or more")
         weights = times[self.patient]
         hits = np.cumsum(weights * self.hit)[self.ends]
         false_positives = np.cumsum(weights * ~self.hit)[self.ends]

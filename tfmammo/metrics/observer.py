@@ -83,8 +83,6 @@ def estimate_choices(right: ArrayLike, level: float = 0.95) -> Choices:
     in Macmillan and Creelman, p. 8, and its interval has no bound on that side.
     """
     is_right = np.asarray(right, bool)
-    if is_right.ndim != 1 or not is_right.size:
-        raise ValueError(f"choices must be a list of one or more, not {is_right.shape}")
     count = int(is_right.sum())
     n = len(is_right)
     enough = n >= FEWEST_PATIENTS
@@ -114,8 +112,6 @@ def pool_choices(
         level: Confidence level, in (0, 1).
     """
     given = np.asarray(right, np.float64)
-    if given.ndim != 2 or np.isnan(given).all():
-        raise ValueError(f"choices must be of observers and pairs, one or more, not {given.shape}")
     answered = ~np.isnan(given)
     correct = np.nan_to_num(given)
     random = np.random.default_rng(seed)

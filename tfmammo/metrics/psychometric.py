@@ -137,16 +137,10 @@ def _check(
     found = np.asarray(hits, np.float64)
     of_blanks = np.asarray(blanks, np.float64)
     names = np.concatenate([np.asarray(patients, np.str_), np.asarray(blank_patients, np.str_)])
-    if values.ndim != 1 or values.shape != found.shape or of_blanks.ndim != 1:
-        raise ValueError(f"{values.shape} stimuli don't fit {found.shape} hits")
-    if len(names) != len(values) + len(of_blanks):
-        raise ValueError(f"{len(names)} patients don't fit {len(values)} hits and their blanks")
     if not (np.isfinite(values).all() and np.all(values > 0)):
         raise ValueError("a stimulus must be above 0, as its logarithm is fitted")
     if len(np.unique(values)) < 2:
         raise ValueError("a curve needs two different stimuli at least")
-    if not np.isin(np.concatenate([found, of_blanks]), (0, 1)).all():
-        raise ValueError("hits must be 0 or 1")
     unique_names, members = np.unique(names, return_inverse=True)
     places = np.split(members, [len(values)])
     return _Data(np.log(values), found, places[0], of_blanks, places[1], len(unique_names))

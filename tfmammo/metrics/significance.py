@@ -156,8 +156,6 @@ def holm(p_values: ArrayLike) -> NDArray[np.float64]:
     """
     values = np.asarray(p_values, np.float64)
     is_test = ~np.isnan(values)
-    if values.ndim != 1 or not np.all((values[is_test] >= 0) & (values[is_test] <= 1)):
-        raise ValueError("p values must be a list of numbers from 0 to 1")
     order = np.argsort(values[is_test], kind="stable")
     factors = np.arange(len(order), 0, -1)
     raised = np.maximum.accumulate(values[is_test][order] * factors)
