@@ -1,8 +1,9 @@
-"""Networks of one 1x1 convolution, whose answers can be computed by hand."""
+"""Networks of one 1x1 convolution, whose answers can be computed by hand, and their cards."""
 
 import keras
 import tensorflow as tf
 
+from tfmammo.data import splits
 from tfmammo.nn.networks import export_function
 
 
@@ -87,4 +88,16 @@ def make_functions(networks, size: int) -> dict:
             mask=shape,
             image=shape,
         ),
+    }
+
+
+def make_card(patches, data, **config) -> dict:
+    """Make the card that a training run on these patches writes, with other parts of its config."""
+    train, held_out = splits.split(patches, data)
+    return {
+        "split": data.split,
+        "data_fingerprint": train.fingerprint(),
+        "train_patients": sorted(set(train.patient_ids.tolist())),
+        "held_out_ids": held_out.ids.tolist(),
+        "config": {"data": data.model_dump(mode="json"), **config},
     }

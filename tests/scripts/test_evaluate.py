@@ -14,7 +14,7 @@ import tensorflow as tf
 
 from tests.commands import run_script_here
 from tests.facts import find, read_csv, read_rows, read_scores
-from tests.known_networks import KnownCAN, Weightless
+from tests.known_networks import KnownCAN, Weightless, make_card
 from tests.small_mammograms import write_discs
 from tfmammo import config as configuration
 from tfmammo.config import DataConfig, Experiment, TrackingConfig
@@ -70,18 +70,6 @@ def runs(tmp_path_factory, data, patches):
             card = make_card(patches, data.model_copy(update=values))
             export.export(KnownCAN("known", SIZE, level), root / name / place / "export", card)
     return root
-
-
-def make_card(patches, data):
-    """The card that a training run writes."""
-    train, held_out = splits.split(patches, data)
-    return {
-        "split": data.split,
-        "data_fingerprint": train.fingerprint(),
-        "train_patients": sorted(set(train.patient_ids.tolist())),
-        "held_out_ids": held_out.ids.tolist(),
-        "config": {"data": data.model_dump(mode="json")},
-    }
 
 
 @pytest.fixture(scope="module")
@@ -162,7 +150,8 @@ def test_facts_and_tables_summarise_the_images(compared, patches):
 
 def test_post_processing_adds_a_row_for_each_model(run, models, patches):
     morphology = "postprocess={closing: 0, erosion: 0, dilation: 3}"
-    output = run("segmentation", models, morphology, "baselines=[]", "threshold=0.4")
+    settings = ("baselines=[]", "threshold=0.4", "groups=[pathology]")
+    output = run("segmentation", models, morphology, *settings)
     rows = read_csv(output / "per_image.csv")
     shown = ["CAN", "CAN + post-processing", "U-Net", "U-Net + post-processing"]
     assert list(dict.fromkeys(row["model"] for row in rows)) == shown
@@ -173,6 +162,9 @@ def test_post_processing_adds_a_row_for_each_model(run, models, patches):
         assert dice == pytest.approx(segmentation.dice(mask[..., 0], smooth), abs=1e-9)
     assert {row["fold"] for row in rows if row["model"] == "CAN + post-processing"} == {""}
     assert not (output / "figure-CAN + post-processing.png").exists()
+    group = patches.pathologies[0]
+    fact = find(read_rows(output), "CAN", "dice", "groups", subset=f"pathology={group}")
+    assert fact.images == np.sum(patches.pathologies == group)
 
 
 def test_overlays_boxes_and_roc_show_what_was_measured(patches, tmp_path, monkeypatch):

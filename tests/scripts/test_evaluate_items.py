@@ -1,5 +1,5 @@
 """The commands of single tables and figures, on the phantom and on exports of known networks:
-evaluate/defects.py, frames.py, detectors.py, mammograms.py and the groups of segmentation.py.
+evaluate/defects.py, frames.py, detectors.py and mammograms.py.
 """
 
 import json
@@ -11,9 +11,9 @@ import pytest
 from tests.commands import run_module_here
 from tests.exported_detectors import save_detector, write_ssd_card
 from tests.facts import find, read_csv, read_rows, read_scores
-from tests.known_networks import KnownCAN
+from tests.known_networks import KnownCAN, make_card
 from tfmammo.config import DataConfig
-from tfmammo.data import datasets, splits
+from tfmammo.data import datasets
 from tfmammo.errors import ConfigError, DataError
 from tfmammo.metrics import segmentation
 from tfmammo.metrics.rows import read_facts
@@ -56,18 +56,6 @@ def test_defects_of_an_image_without_texture(run, known):
     assert len(list(output.glob("sheet-*.png"))) == 3
 
 
-def test_segmentation_by_pathology(run, known):
-    output = run("segmentation", *SMALL, f"models={{CAN: {known}}}", "groups=[pathology]")
-    patches = datasets.load_all_patches(DATA)
-    facts = read_rows(output)
-    for group in set(patches.pathologies.tolist()):
-        members = np.flatnonzero(patches.pathologies == group)
-        dice = segmentation.per_image(patches.masks[members], patches.images[members])["dice"]
-        fact = find(facts, "CAN", "dice", "groups", subset=f"pathology={group}")
-        assert fact.value == pytest.approx(100 * dice.mean(), abs=0.5)
-        assert fact.images == len(members)
-
-
 def test_three_crop_modes_of_the_same_lesions(run, known):
     models = f"models={{full: {{A: {known}}}, loose: {{A: {known}}}, tight: {{A: {known}}}}}"
     output = run("frames", *SMALL, models, "rows=2", "data.preprocess.contrast=none")
@@ -107,13 +95,7 @@ def test_what_is_refused(run, known, tmp_path):
     leaky = tmp_path / "leaky"
     changes = {"split": "paper", "paper_samples": 30, "paper_test": 10, "frame": "loose"}
     split = DATA.model_copy(update=changes)
-    patches = datasets.load_all_patches(split)
-    card = {
-        "split": "paper",
-        "train_patients": sorted(set(patches.patient_ids.tolist())),
-        "held_out_ids": splits.split(patches, split)[1].ids.tolist(),
-        "config": {"data": split.model_dump(mode="json")},
-    }
+    card = make_card(datasets.load_all_patches(split), split)
     export.export(KnownCAN("known", SIZE, 0.5), leaky / "export", card)
     for name, models, others, error, key in (
         ("defects", f"{{real: {known}}}", (), ConfigError, "models: real"),

@@ -11,7 +11,7 @@ import scipy.stats
 import tensorflow as tf
 
 from tests.facts import find, read_rows, read_scores
-from tests.known_networks import Weightless
+from tests.known_networks import Weightless, make_card
 from tests.small_mammograms import write_discs
 from tfmammo.config import DataConfig
 from tfmammo.data import datasets, splits
@@ -75,16 +75,11 @@ def models(tmp_path_factory, data, patches):
     for name in MODELS:
         for fold in range(FOLDS):
             own = data.model_copy(update={"fold": fold})
-            train, held_out = splits.split(patches, own)
+            train, _ = splits.split(patches, own)
             model = know_infilling(2 if name == "G_unet-" else 3)
             model = know_copy(train.images[3]) if name == "copier" else model
             margin = {"margin": None if name == "G_unet-" else 316}
-            card = {
-                "split": own.split,
-                "train_patients": sorted(set(train.patient_ids.tolist())),
-                "held_out_ids": held_out.ids.tolist(),
-                "config": {"data": own.model_dump(mode="json"), "model": margin},
-            }
+            card = make_card(patches, own, model=margin)
             folders[name].append(str(export.export(model, root / name / f"fold{fold}", card)))
     return folders
 
