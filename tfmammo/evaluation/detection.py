@@ -7,6 +7,7 @@ import logging
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import compress
 from pathlib import Path
 from typing import Any, Literal
 
@@ -248,30 +249,33 @@ def _predict(
     start = time.perf_counter()
     detections = detector.predict(mammogram)
     seconds = time.perf_counter() - start
-    detections = detections.select(~mark_spared(detections.boxes, mammogram, lesions, config))
-    matches = match_kinds(
-        detections.boxes,
-        detections.scores,
-        detections.classes,
-        stack_boxes(lesions),
-        [lesion.kind for lesion in lesions],
-        config.threshold,
-        config.criterion,
-        config.data.kinds,
-    )
-    return Prediction(mammogram, lesions, detections, matches, index, seconds)
+    found = detections.boxes, detections.scores, detections.classes
+    counted, matches = match_counted(*found, mammogram, lesions, config)
+    return Prediction(mammogram, lesions, detections.select(counted), matches, index, seconds)
 
 
-def mark_spared(
+def match_counted(
     boxes: NDArray[np.floating],
+    scores: NDArray[np.floating],
+    kinds: Sequence[str],
     mammogram: Mammogram,
     lesions: Sequence[Lesion],
     config: MammogramsOfDetectors,
-) -> NDArray[np.bool_]:
-    """Mark the boxes on lesions that do not count, which are there all the same, bool [n]."""
+) -> tuple[NDArray[np.bool_], Matches]:
+    """Match boxes with lesions.
+
+    Boxes on lesions that do not count, which are there all the same, do not count either.
+
+    Returns:
+        Which boxes count, bool [n], and their matches.
+    """
+    truth = stack_boxes(lesions)
     unwanted = stack_boxes(sampling.list_unselected(mammogram, config.data))
     rule = config.threshold, config.criterion
-    return find_spared(boxes, stack_boxes(lesions), unwanted, *rule)
+    counted = ~find_spared(boxes, truth, unwanted, *rule)
+    found = boxes[counted], scores[counted], list(compress(kinds, counted))
+    true_kinds = [lesion.kind for lesion in lesions]
+    return counted, match_kinds(*found, truth, true_kinds, *rule, config.data.kinds)
 
 
 def add_precision(report: Report, detected: Detected, sets: Sets) -> None:

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
-from itertools import compress
 from pathlib import Path
 
 import numpy as np
@@ -23,7 +22,7 @@ from tfmammo.evaluation.detection import (
     MammogramsOfDetectors,
     Prediction,
     collect,
-    mark_spared,
+    match_counted,
     run_sets,
 )
 from tfmammo.evaluation.froc import (
@@ -35,8 +34,7 @@ from tfmammo.evaluation.froc import (
     tabulate_seconds,
 )
 from tfmammo.evaluation.report import Report, save_figure
-from tfmammo.mammogram import stack_boxes
-from tfmammo.metrics.boxes import Matches, match_kinds
+from tfmammo.metrics.boxes import Matches
 from tfmammo.metrics.rows import write_facts
 
 RANDOM_BOXES = "random boxes"
@@ -108,20 +106,8 @@ def match_random_boxes(predictions: Sequence[Prediction], config: DetectorsConfi
         random = random_stream(config.seed, prediction.mammogram.image_id, 0)
         boxes, kinds = draw_boxes(prediction, of_others, config.boxes, random)
         scores = random.random(len(boxes))
-        lesions = prediction.lesions
-        counted = ~mark_spared(boxes, prediction.mammogram, lesions, config)
-        matches.append(
-            match_kinds(
-                boxes[counted],
-                scores[counted],
-                list(compress(kinds, counted)),
-                stack_boxes(lesions),
-                [lesion.kind for lesion in lesions],
-                config.threshold,
-                config.criterion,
-                config.data.kinds,
-            )
-        )
+        shown = prediction.mammogram, prediction.lesions
+        matches.append(match_counted(boxes, scores, kinds, *shown, config)[1])
     return matches
 
 
