@@ -1,5 +1,6 @@
 """tfmammo.archives.mini_mias on archives in mini-MIAS's form, and rows of the real Info.txt."""
 
+import shutil
 from functools import partial
 from pathlib import Path
 
@@ -171,11 +172,14 @@ def test_an_image_of_another_size_is_noted(tmp_path):
     assert record.image_id == "mdb001" and "512 x 512 px" in reasons["mdb002.pgm"]
 
 
-def test_of_second_files_and_tables_the_nearest_to_the_root_count(tmp_path):
+def test_second_files_and_tables(tmp_path):
     real(tmp_path, "mdb001 D NORM")
-    (tmp_path / "copy").mkdir()
-    real(tmp_path / "copy", "mdb001 G NORM")
+    for name in ("copy", "other"):
+        shutil.copytree(tmp_path, tmp_path / name, ignore=shutil.ignore_patterns("copy"))
+    (tmp_path / "other" / "mdb001.pgm").unlink()
+    (tmp_path / "other" / "Info.txt").write_text("mdb001 G NORM", encoding="ascii")
     (tmp_path / "copy" / "._mdb001.pgm").write_bytes(b"macOS")
     (record,), reasons = read(tmp_path)
-    assert (record.file, record.density) == (tmp_path / "mdb001.pgm", "dense-glandular")
-    assert set(reasons) == {"copy/mdb001.pgm"}
+    # copy/Info.txt says the same
+    assert record.density == "dense-glandular"
+    assert set(reasons) == {"copy/mdb001.pgm", "other/Info.txt"}

@@ -29,6 +29,8 @@ def test_the_first_estimate_does_not_count_graph_building(clock, caplog):
     ]
 
 
-def test_the_whole_time_is_told(caplog):
+@pytest.mark.slow
+def test_the_whole_time_stands_in_a_frame(capsys):
     announce_duration(210_000, 0.6)
-    assert "takes about 35 h here (210,000 steps of 0.6 s)" in caplog.text
+    text = capsys.readouterr().err
+    assert text.startswith("╭") and "takes about 35 h here (210,000 steps of 0.6 s)" in text

@@ -34,7 +34,7 @@ from tfmammo.mammogram import (
 
 SIZE = 1024  # px
 SPACING = 0.2  # mm per px
-TABLE = ("Info.txt",)
+TABLE = "info.txt"
 
 _FILE = re.compile(r"mdb(\d{3,6})\.pgm", re.IGNORECASE | re.ASCII)
 _ROW = re.compile(
@@ -69,7 +69,7 @@ _Table = dict[int, list[_Row]]  # film number -> its rows
 def read(root: Path, skipped: Skipped | None = None) -> list[Mammogram]:
     """Read the table and the headers of the images, in the order of their numbers."""
     notes = Notes(root, skipped, "mini-MIAS")
-    paths, (info,) = notes.find((".pgm",), TABLE)
+    paths, _ = notes.find((".txt", ".pgm"))
     images: dict[int, Path] = {}
     for path in paths:
         name = _FILE.fullmatch(path.name)
@@ -77,11 +77,7 @@ def read(root: Path, skipped: Skipped | None = None) -> list[Mammogram]:
             notes.note(path, "is a second file of the same number")
     if not images:
         raise notes.fail("there is no mdb<number>.pgm")
-    table, fault = _parse_rows(info)
-    if not table:
-        raise notes.fail(f"{info.name} has no row like 'mdb001 G CIRC B 535 425 197'")
-    if fault:
-        notes.note(info, fault)
+    table = _choose_table(notes, [path for path in paths if path.name.lower() == TABLE])
     mammograms = []
     for number, path in sorted(images.items()):
         try:
@@ -93,6 +89,24 @@ def read(root: Path, skipped: Skipped | None = None) -> list[Mammogram]:
     return notes.finish(mammograms)
 
 
+def _choose_table(notes: Notes, paths: list[Path]) -> _Table:
+    """Choose the first table that has rows; note others where they differ from it."""
+    table: _Table = {}
+    for path in paths:
+        parsed, fault = _parse_rows(path)
+        if parsed and not table:
+            table = parsed
+            if fault:
+                notes.note(path, fault)
+        elif not parsed:
+            notes.note(path, "has no row of the form of mini-MIAS")
+        elif parsed != table:
+            notes.note(path, "is another table, and was not used")
+    if not table:
+        raise notes.fail("there is no Info.txt with rows like 'mdb001 G CIRC B 535 425 197'")
+    return table
+
+
 def _parse_rows(path: Path) -> tuple[_Table, str]:
     """Parse a table's rows; return one sentence for those that only begin like a row."""
     table: _Table = defaultdict(list)
@@ -100,7 +114,7 @@ def _parse_rows(path: Path) -> tuple[_Table, str]:
     try:
         lines = path.read_text(encoding="utf-8-sig", errors="replace").splitlines()
     except OSError as error:
-        raise ArchiveError(f"{path}: can't be read ({error.strerror})") from None
+        return {}, f"can't be read ({error.strerror})"
     for number, line in enumerate(lines, start=1):
         row = _ROW.fullmatch(line.strip())
         circle = row and _parse_circle(row[5] or "")

@@ -9,6 +9,10 @@ from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
+from rich.console import Console
+from rich.panel import Panel
+from rich.text import Text
+
 from tfmammo import cli, filesystem
 from tfmammo.archives import folder, read_mammograms
 from tfmammo.archives.files import remove_names
@@ -34,6 +38,7 @@ log = logging.getLogger(__name__)
 
 SPLIT = "split.json"
 QUICKSTART = "tfmammo train can --config quickstart"
+WIDEST_FRAME = 140  # columns
 
 
 def open_subsets(
@@ -179,7 +184,7 @@ def lacks_data(data: DataConfig) -> bool:
 
 
 def announce_phantom(data: DataConfig, training: bool = False) -> None:
-    """Log that the phantom replaces the data, if it does."""
+    """Print in a frame that the phantom replaces the data, if it does."""
     if not lacks_data(data):
         return
     lines = [
@@ -189,7 +194,7 @@ def announce_phantom(data: DataConfig, training: bool = False) -> None:
     if training:
         lines.insert(1, "Time:           measured here over the first steps, and told then")
         lines.append(f"Ten minutes:    {QUICKSTART}")
-    log.warning("\n".join(lines))
+    print_framed("\n".join(lines))
 
 
 def _read_command() -> str:
@@ -197,6 +202,12 @@ def _read_command() -> str:
     words = sys.argv[: sys.argv.index("--set")] if "--set" in sys.argv else sys.argv
     program = cli.name_program()
     return shlex.join([*(program.split() if program else ["python", words[0]]), *words[1:]])
+
+
+def print_framed(text: str) -> None:
+    """Print lines on stderr in a frame as wide as they are; commands can be copied whole."""
+    width = min(max(map(len, text.splitlines())) + 4, WIDEST_FRAME)
+    Console(stderr=True, width=width).print(Panel(Text(text)))
 
 
 def join_added(

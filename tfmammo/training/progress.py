@@ -16,7 +16,7 @@ from rich.progress import (
 )
 from rich.progress import Progress as Bar
 
-from tfmammo.data.datasets import QUICKSTART
+from tfmammo.data.datasets import QUICKSTART, print_framed
 
 log = logging.getLogger(__name__)
 SECONDS_BETWEEN_LINES = 30.0
@@ -112,16 +112,13 @@ class Progress:
 
 
 def announce_duration(steps: int, seconds_a_step: float) -> None:
-    """Log how long a whole training on the phantom takes on this machine."""
-    log.warning(
-        "No data: this training run on the built-in phantom takes about %s here (%s steps of "
-        "%.2g s).\n"
+    """Print in a frame how long a whole training on the phantom takes on this machine."""
+    print_framed(
+        "No data: this training run on the built-in phantom takes about "
+        f"{format_duration(steps * seconds_a_step)} here "
+        f"({steps:,} steps of {seconds_a_step:.2g} s).\n"
         "Ctrl-C stops it, and the same command goes on. With your own data: --set data.root=DIR\n"
-        "Ten minutes:    %s",
-        format_duration(steps * seconds_a_step),
-        f"{steps:,}",
-        seconds_a_step,
-        QUICKSTART,
+        f"Ten minutes:    {QUICKSTART}"
     )
 
 
