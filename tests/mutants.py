@@ -24,6 +24,7 @@ import argparse
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -93,18 +94,17 @@ def run_tests(tests: Sequence[str], limit: float, place: Path) -> int | None:
     environment["PYTHONDONTWRITEBYTECODE"] = "1"
     environment.pop("PYTEST_ADDOPTS", None)
     command = [sys.executable, "-m", "pytest", "-qx", "-p", "no:cacheprovider", *tests]
-    try:
-        done = subprocess.run(
-            command,
-            cwd=place,
-            env=environment,
-            timeout=limit,
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
-        )
-    except subprocess.TimeoutExpired:
-        return HANGS
-    return done.returncode
+    with (
+        (place / "mutants.log").open("w") as log,
+        subprocess.Popen(
+            command, cwd=place, env=environment, stdout=log, stderr=log, start_new_session=True
+        ) as process,
+    ):
+        try:
+            return process.wait(limit)
+        except subprocess.TimeoutExpired:
+            os.killpg(process.pid, signal.SIGKILL)  # with what the tests started
+            return HANGS
 
 
 def try_mutant(
@@ -131,7 +131,8 @@ def try_all(mutants: Sequence[Mutant], limit: float) -> bool:
         place = Path(folder)
         copy_tree(place)
         if run_tests(tests, limit * len(tests), place) != PASSED:
-            sys.exit(f"error: without a mutant, too, this fails: pytest -x {' '.join(tests)}")
+            said = (place / "mutants.log").read_text(encoding="utf-8")[-2000:]
+            sys.exit(f"{said}\nerror: without a mutant, too, this fails")
         for mutant in mutants:
             start = time.monotonic()
             result = try_mutant(mutant, limit, place)

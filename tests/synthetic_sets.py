@@ -74,6 +74,15 @@ def make_generator(name, takes, shape, layer, gives):
     return KnownModel(name, {"generator": network}, {"generator": function})
 
 
+class Disc(keras.layers.Layer):
+    """Noise [n, 1] -> a disc whose radius it moves."""
+
+    def call(self, noise):
+        row, col = np.mgrid[:64, :64] - 31.5
+        radius = 16 + 4 * noise[:, :, None]
+        return tf.cast(tf.constant(np.hypot(row, col), tf.float32) < radius, tf.float32)[..., None]
+
+
 class DrawPatch(keras.layers.Layer):
     """z [n, 3] -> patches of 32 px as a vanilla GAN makes them.
 

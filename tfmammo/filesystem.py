@@ -202,7 +202,7 @@ def _check_identity(output: Path, identity: Mapping[str, Any], file: str) -> Non
 
 def flatten(content: object, name: str = "") -> dict[str, object]:
     """Flatten nested dicts: ``{"a": {"b": 1}}`` -> ``{"a.b": 1}``."""
-    if not isinstance(content, dict):
+    if not isinstance(content, dict) or not content:
         return {name: content}
     return {
         key: value

@@ -154,6 +154,12 @@ def test_sheets_show_a_random_choice_and_each_models_own_best_and_worst(is_highe
     }
 
 
+def test_rows_are_chosen_at_random_of_the_largest_and_of_the_smallest_values():
+    random, largest, smallest = sheets.choose(np.array([0.1, -0.1, 0.4, 0.0]), 3, 2, seed=5)
+    assert random.tolist() == np.random.default_rng(5).permutation(4)[:3].tolist()
+    assert (largest.tolist(), smallest.tolist()) == ([2, 0], [1, 3])
+
+
 def test_a_sheet_holds_the_chosen_patches(tmp_path):
     images = np.arange(4, dtype=np.float32).reshape(4, 1, 1, 1) / 5 + np.zeros((4, 16, 16, 1))
     sheets.write_sheets({"A": images}, {"A": SCORES["A"]}, 1, 0, tmp_path / "sheet.png")

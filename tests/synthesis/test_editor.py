@@ -14,7 +14,7 @@ from tfmammo import archives
 from tfmammo.archives import phantom
 from tfmammo.archives.stored import Stored
 from tfmammo.archives.writers import synthetic
-from tfmammo.errors import ArchiveError, DataError
+from tfmammo.errors import ArchiveError, ConfigError, DataError
 from tfmammo.synthesis.editor import Editor, EditorConfig, EditRequest, open_mammogram
 
 MIDDLE = (100, 60)
@@ -199,6 +199,19 @@ def test_a_spacing_that_no_mammogram_has_is_refused(picture, spacing):
     """Lesions would have to be blurred, or be enlarged, over millions of pixels."""
     with pytest.raises(ArchiveError, match="mm per px"):
         open_mammogram(picture, "L", "CC", spacing)
+
+
+@pytest.mark.parametrize(
+    ("facts", "fault"),
+    [
+        ({"laterality": "left"}, "laterality: input should be 'L' or 'R'"),
+        ({"spacing": (np.nan, np.nan)}, "spacing.0: input should be a finite number"),
+        ({"spacing": 0.1}, "spacing: input should be a valid tuple"),
+    ],
+)
+def test_facts_that_are_none_are_named(picture, facts, fault):
+    with pytest.raises(ConfigError, match=fault):
+        open_mammogram(picture, **facts)
 
 
 def test_facts_of_a_file_come_before_stated_ones(picture, tmp_path, monkeypatch):

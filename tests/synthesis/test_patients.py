@@ -24,7 +24,7 @@ from tests.synthesis_archives import (
     write_archive,
     write_mask,
 )
-from tests.synthetic_sets import edit_card, make_generator, save_split
+from tests.synthetic_sets import Disc, edit_card, make_generator, save_split
 from tfmammo import archives
 from tfmammo.archives import folder as archive
 from tfmammo.config import DataConfig
@@ -245,15 +245,6 @@ def test_who_a_set_of_real_lesions_tells_of(poisson, both_sides, tmp_path):
     assert list(text) == sorted(text) and all(text[name] == sorted(text[name]) for name in known)
     synthesize(config.model_copy(update={"count": 8}), tmp_path / "out")
     assert len(told(tmp_path / "out")["mammograms"]) == 4
-
-
-class Disc(keras.layers.Layer):
-    """Noise [n, 1] -> a disc whose radius it moves."""
-
-    def call(self, noise):
-        row, col = np.mgrid[:64, :64] - 31.5
-        radius = 16 + 4 * noise[:, :, None]
-        return tf.cast(tf.constant(np.hypot(row, col), tf.float32) < radius, tf.float32)[..., None]
 
 
 @pytest.mark.slow

@@ -14,7 +14,7 @@ import tensorflow as tf
 
 from tests.small_mammograms import draw_breast
 from tests.synthesis_archives import MASSES, draw_mammogram, write_archive, write_mask
-from tests.synthetic_sets import read_files
+from tests.synthetic_sets import Disc, make_generator, read_files
 from tfmammo import archives
 from tfmammo.archives.stored import Stored
 from tfmammo.archives.writers import synthetic
@@ -137,6 +137,26 @@ def test_a_generator_that_is_replaced_during_the_work_stops_it(
     others[0] = patch_config(0.6).generators["mass"]
     with pytest.raises(DataError, match="export: was replaced"):
         patches.synthesize(patch_config(generators={"mass": str(folder)}), tmp_path / "patches")
+
+
+def test_a_mask_gan_that_is_replaced_during_the_work_stops_it(oval, tmp_path, monkeypatch):
+    def export_gan(step):
+        model = make_generator("mask_gan", "noise", (1,), Disc(), ("mask",))
+        return export(model, tmp_path / f"gan{step}", {"step": step, "train_patients": []})
+
+    run = runners.run
+    folder = shutil.copytree(export_gan(1), tmp_path / "gan")
+    other = export_gan(2)
+
+    def replace_first(*arguments):
+        replace_export(folder, other)
+        run(*arguments)
+
+    set_config = oval(shapes=ShapeConfig(gan=str(folder), plausible=False))
+    mammograms.synthesize(set_config, tmp_path / "whole")
+    monkeypatch.setattr(runners, "run", replace_first)
+    with pytest.raises(DataError, match="was replaced"):
+        mammograms.synthesize(set_config, tmp_path / "stopped")
 
 
 def test_the_hash_follows_values_order_and_signature(tmp_path):

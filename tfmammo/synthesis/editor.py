@@ -20,14 +20,22 @@ from typing import Any, Literal, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
+from pydantic import (
+    Field,
+    NonNegativeInt,
+    PositiveFloat,
+    PositiveInt,
+    ValidationError,
+    model_validator,
+)
 
 from tfmammo import archives
+from tfmammo import config as configuration
 from tfmammo.archives import coco, folder
 from tfmammo.archives.stored import Stored
 from tfmammo.archives.writers import synthetic
 from tfmammo.config import DataConfig, Frozen
-from tfmammo.errors import ArchiveError, DataError, name_key
+from tfmammo.errors import ArchiveError, ConfigError, DataError, name_key
 from tfmammo.mammogram import Box, Laterality, LesionKind, Mammogram, Skipped, View
 from tfmammo.synthesis import generators, patch_insertion
 from tfmammo.synthesis.config import (
@@ -62,17 +70,17 @@ class GivenFacts(Frozen):
 
     def add_to(self, mammogram: Mammogram) -> Mammogram:
         """Fill in what a record lacks; a spacing that no mammogram has is an ArchiveError."""
-        spacing = mammogram.spacing or self.spacing
-        if spacing and not all(SPACING[0] <= step <= SPACING[1] for step in spacing):
-            raise ArchiveError(
-                f"{spacing[0]:g} x {spacing[1]:g} mm per px is not the spacing of a mammogram; "
-                "most have 0.05 to 0.2"
-            )
+        for spacing in (mammogram.spacing, self.spacing):
+            if spacing and not all(SPACING[0] <= step <= SPACING[1] for step in spacing):
+                raise ArchiveError(
+                    f"{spacing[0]:g} x {spacing[1]:g} mm per px is not the spacing of a "
+                    "mammogram; most have 0.05 to 0.2"
+                )
         return replace(
             mammogram,
             laterality=mammogram.laterality or self.laterality,
             view=mammogram.view or self.view,
-            spacing=spacing,
+            spacing=mammogram.spacing or self.spacing,
         )
 
 
@@ -340,13 +348,20 @@ def open_mammogram(
 
     Args:
         spacing: mm per px (row, col), used where the file does not state it.
+
+    Raises:
+        ConfigError: Side, view or spacing are none.
+        ArchiveError: The file can't be read, is too large, or has a spacing of no mammogram.
     """
+    try:
+        given = GivenFacts(laterality=laterality, view=view, spacing=spacing)
+    except ValidationError as error:
+        raise ConfigError(configuration.describe(error)) from None
     mammogram = folder.read_one(Path(path))
     if mammogram.rows * mammogram.cols > LARGEST:
         raise ArchiveError(
             f"{path}: {mammogram.rows} x {mammogram.cols} px are more than {LARGEST}"
         )
-    given = GivenFacts(laterality=laterality, view=view, spacing=spacing)
     try:
         return given.add_to(mammogram)
     except ArchiveError as error:

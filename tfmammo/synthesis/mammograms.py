@@ -41,6 +41,7 @@ from tfmammo.synthesis.recipe import (
     describe_source,
 )
 from tfmammo.synthesis.renderers import LesionCandidate, PlacedLesion, Renderer, make_renderer
+from tfmammo.synthesis.shapes import GeneratedShapes
 from tfmammo.synthesis.sources import Sources, find_networks
 from tfmammo.synthesis.synthesizer import Synthesizer, render
 
@@ -102,7 +103,8 @@ def synthesize(
     order = np.random.default_rng(config.seed).permutation(len(mammograms))
     first = sets.make_first(Recipe, identity, config, generator, sizes=sizes)
     in_turn = [mammograms[place] for place in order]
-    plan = sets.Plan(first, in_turn, _open, (sources.folders, sources.gan_weights))
+    networks = sources.folders, _identify_gan(synthesizer)
+    plan = sets.Plan(first, in_turn, _open, networks)
     lesions = None if config.real_lesions else sources.size_patients
     return sets.synthesize(
         [plan],
@@ -120,15 +122,19 @@ def _make_synthesizer(sources: Sources) -> Synthesizer:
     return Synthesizer(sources.renderer, sources.lesion_bank, sources.shapes)
 
 
+def _identify_gan(synthesizer: Synthesizer) -> Mapping[str, object] | None:
+    shapes = synthesizer.shapes
+    return shapes.network.identity if isinstance(shapes, GeneratedShapes) else None
+
+
 def _open(job: sets.Job[Recipe]) -> sets.Draw[Recipe]:
     """Open the networks of a job; see `sets.Job`."""
     mammogram = job.mammogram
     first = job.recipes[0]
-    folders, gan_weights = job.networks
-    sources = _open_sources(first.config, folders)
-    if (sources.renderer.identity, sources.gan_weights) != (first.generator, gan_weights):
+    folders, gan = job.networks
+    synthesizer = _make_synthesizer(_open_sources(first.config, folders))
+    if (synthesizer.renderer.identity, _identify_gan(synthesizer)) != (first.generator, gan):
         raise DataError("a generator was replaced by another training run meanwhile")
-    synthesizer = _make_synthesizer(sources)
 
     def draw(recipe: Recipe) -> tuple[Recipe, sets.Contents]:
         stored = archives.read_stored(mammogram)

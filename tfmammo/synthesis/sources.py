@@ -99,7 +99,7 @@ class PatientSubset:
 class Sources:
     """What a config names. Each part is opened when it is first asked for, once.
 
-    Networks are opened anew where an export was replaced.
+    Networks alone are opened anew where an export was replaced.
 
     Args:
         folders: Where the networks are; else they are found.
@@ -164,12 +164,6 @@ class Sources:
         folder = self.folders[1]
         return load_mask_generator(folder) if folder else None
 
-    @property
-    def gan_weights(self) -> str | None:
-        """The hash of the mask GAN's weights, see export.load_identified."""
-        network = self.mask_gan
-        return network.identity["weights"] if network else None
-
     @cached_property
     def lesion_bank(self) -> LesionBank | None:
         """The real lesions to insert; None where masses are made up."""
@@ -179,14 +173,17 @@ class Sources:
         data = config.lesion_data
         return LesionBank.select(self.lesions, data, config.pathology, config.of_patients)
 
-    @cached_property
+    @property
     def shapes(self) -> ShapeSource | None:
         """The shapes of made-up masses; None where lesions are real."""
+        network = None if self.config.real_lesions else self.mask_gan
+        return GeneratedShapes(network, self.config.shapes.plausible) if network else self._shapes
+
+    @cached_property
+    def _shapes(self) -> ShapeSource | None:
         config = self.config
         if config.real_lesions:
             return None
-        if network := self.mask_gan:
-            return GeneratedShapes(network, config.shapes.plausible)
         if config.shapes.files:
             return ShapeFiles.find(config.shapes.files)
         if config.shapes.drawn:

@@ -144,6 +144,7 @@ def test_images_are_objects():
         (b'{"inputs": [' + b"9" * 5000 + b"]}", "valid JSON"),
         (b'{"inputs": ' + b"[" * 100_000, "valid JSON"),
         (b'{"input": []}', "key inputs"),
+        (b'{"inputs": [], "params": {}}', "key inputs alone"),
         (b'{"inputs": 3}', "inputs must be"),
         (b'{"inputs": [[NaN]]}', "NaN"),
         (b'{"inputs": [' + b"9" * 400 + b"]}", "inputs must be"),

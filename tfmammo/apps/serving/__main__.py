@@ -90,12 +90,12 @@ def _make_parser() -> cli.Parser:
     command.set_defaults(work=_register)
     command.add_config(ServiceConfig, example="network.handle=runs/can/fold0")
 
-    command = commands.add_parser("run", help="serve a model over HTTP")
+    command = commands.add_parser("run", help="serve a registered service over HTTP")
     command.set_defaults(work=_run)
     command.add_argument(
         "--model",
         required=True,
-        help="models:/NAME@ALIAS, models:/NAME/VERSION, or the folder of an MLflow model",
+        help="models:/NAME@ALIAS, models:/NAME/VERSION, or the folder of a service",
     )
     command.add_argument(
         "--host", default="127.0.0.1", help="address to listen on (127.0.0.1: this machine only)"

@@ -269,8 +269,8 @@ def parse(body: bytes | bytearray) -> list[dict[str, Any]]:
         ) from None
     except (ValueError, RecursionError):  # not UTF-8, a number of too many digits, too deep
         raise RequestRefused("the request is not valid JSON") from None
-    if not isinstance(request, dict) or "inputs" not in request:
-        raise RequestRefused("the request must be an object with the key inputs")
+    if not isinstance(request, dict) or request.keys() != {"inputs"}:
+        raise RequestRefused("the request must be an object with the key inputs alone")
     inputs = request["inputs"]
     if not isinstance(inputs, list) or not all(isinstance(item, dict) for item in inputs):
         raise RequestRefused("inputs must be a list of images, each an object with image or pixels")
