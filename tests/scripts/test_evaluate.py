@@ -251,7 +251,7 @@ def test_all_patients_on_demand(run, models, patches):
 def test_a_savedmodel_without_a_card(run, tmp_path, patches):
     foreign = {"foreign": str(tmp_path / "foreign")}
     sheet = Weightless("sheet", lambda image: {"mask": tf.ones_like(image)}, image=(None, None, 1))
-    tf.saved_model.save(tf.Module(), foreign["foreign"], signatures=sheet.made["sheet"])
+    tf.saved_model.save(tf.Module(), foreign["foreign"], signatures=sheet.exported["sheet"])
     with pytest.raises(DataError, match="foreign: .*patients=all"):
         run("segmentation", foreign)
     output = run("segmentation", foreign, "patients=all")
