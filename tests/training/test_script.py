@@ -3,11 +3,13 @@
 import logging
 import re
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from tests.known_networks import Weightless
 from tfmammo import cli, filesystem
 from tfmammo.config import DataConfig
 from tfmammo.data import build, datasets, splits
@@ -16,6 +18,7 @@ from tfmammo.data.patches import Patches
 from tfmammo.data.sampling import SHAPES
 from tfmammo.data.tfrecord import Records
 from tfmammo.errors import ConfigError, DataError, Interrupted, TrainingError
+from tfmammo.metrics.segmentation import centred_disc
 from tfmammo.models.can import CAN, CANConfig
 from tfmammo.training import folder, script
 
@@ -111,8 +114,27 @@ def test_records_are_split_like_the_archive_and_their_training_part_stays_on_dis
 def test_validation_of_a_model_that_does_both(tiny_can, random_patches):
     held_out = random_patches(3)
     metrics = script.compute_validation_metrics(CAN(tiny_can().model, 32).functions(), held_out)
-    assert list(metrics) == ["dice", "jaccard", "accuracy", "mcc", "ssim", "l1"]
+    names = ["dice", "jaccard", "accuracy", "mcc", "dice_of_disc", "ssim", "l1"]
+    assert list(metrics) == names
     assert 0 <= metrics["jaccard"] <= metrics["dice"] <= 1
+
+
+def test_a_segmenter_that_ignores_the_image_is_no_better_than_a_disc(
+    tiny_can, random_patches, tmp_path, caplog
+):
+    held_out = random_patches(3)
+    discs = np.stack([centred_disc(32, radius) for radius in (6, 9, 9)])
+    held_out = replace(held_out, masks=discs.astype(np.uint8))
+    same = Weightless("segmenter", lambda image: {"mask": 0 * image + discs[1]}, image=(32, 32, 1))
+    metrics = script.compute_validation_metrics(same.functions(), held_out)
+    small, large = discs[0].sum(), discs[1].sum()
+    assert metrics["dice_of_disc"] == pytest.approx((2 + 2 * small / (small + large)) / 3)
+    assert metrics["dice"] == pytest.approx(metrics["dice_of_disc"])
+    script.print_summary(tiny_can(), metrics, held_out, tmp_path)
+    assert "no better than a centred disc" in caplog.text
+    caplog.clear()
+    script.print_summary(tiny_can(), metrics | {"dice": 0.99}, held_out, tmp_path)
+    assert not caplog.text
 
 
 @pytest.mark.parametrize(
