@@ -29,10 +29,10 @@ def test_panels_stand_in_order_with_white_between():
     np.testing.assert_array_equal(sheet[HEADER:], expected[HEADER:])
 
 
-@pytest.mark.parametrize("value", [-0.5, 1.5, np.nan])
-def test_panels_beyond_0_to_1_are_refused(value):
-    with pytest.raises(ValueError, match="CAN"):
-        draw_grid({"real": plain(0.5), "CAN": plain(value)})
+@pytest.mark.parametrize("panel", [plain(-0.5), plain(1.5), plain(np.nan), plain(0.5)[..., 0]])
+def test_panels_of_another_form_are_refused(panel):
+    with pytest.raises(ValueError, match="panel CAN"):
+        draw_grid({"real": plain(0.5), "CAN": panel})
 
 
 def test_outlines_follow_masks_and_holes_over_each_other():

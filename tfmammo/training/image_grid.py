@@ -26,7 +26,7 @@ def draw_grid(panels: Mapping[str, NDArray[np.floating]]) -> NDArray[np.uint8]:
 
     Args:
         panels: Name -> float [n, h, w, 1] grey or [n, h, w, 3] RGB, in [0, 1], all of one n, h and
-            w, in the order of columns. A ValueError names one that is beyond [0, 1].
+            w, in the order of columns. A ValueError names one that is of another form.
 
     Returns:
         uint8 [rows, cols, 3], RGB.
@@ -93,6 +93,8 @@ def encode_rgb_png(image: NDArray[np.uint8]) -> bytes:
 
 
 def _tiles(name: str, images: NDArray[np.floating]) -> NDArray[np.uint8]:
+    if images.ndim != 4 or images.shape[3] not in (1, 3):
+        raise ValueError(f"panel {name} must be [n, h, w, 1] or [n, h, w, 3], not {images.shape}")
     if not np.all((images >= 0) & (images <= 1)):
         raise ValueError(f"panel {name} has values outside [0, 1]")
     return np.broadcast_to(
