@@ -41,6 +41,13 @@ class Listed:
     size: tuple[int, int] | None
     annotations: list[tuple[Finding | None, dict[str, Any]]] = field(default_factory=list)
 
+    def check_size(self, rows: int, cols: int, place: str) -> None:
+        """Raise Contradiction if another size than the image's is stated; `place` names both."""
+        if self.size not in (None, (rows, cols)):
+            raise Contradiction(
+                f"{place} has {(rows, cols)} rows and columns there, but {self.size} is stated"
+            )
+
 
 def load(path: Path, key: Callable[[str], str], note: Callable[[str], None]) -> dict[str, Listed]:
     """Read the images of a COCO file, each with its annotations.

@@ -189,9 +189,7 @@ def _open_coco(notes: Notes, images: dict[str, Path]) -> layouts.FindLesions:
         file = images[image]
         entry = listed[image]
         place = f"{path}: {file.relative_to(notes.root).as_posix()}"
-        if entry.size not in (None, (rows, cols)):
-            size = f"{(rows, cols)} rows and columns"
-            raise coco.Contradiction(f"{place} has {size} there, but {entry.size} is stated")
+        entry.check_size(rows, cols, place)
         found: list[Found] = []
         for number, (finding, annotation) in enumerate(entry.annotations, start=1):
             name = f"annotation {number}"

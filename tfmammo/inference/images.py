@@ -184,11 +184,10 @@ def _read_coco(
     listed = coco.load(path, lambda name: names.find(name) or name, log.warning)
     found: dict[str, list[Finding]] = {}
     for name in sorted(listed.keys() & sizes.keys()):
-        if listed[name].size not in (None, sizes[name]):
-            raise ConfigError(
-                f"{path}: {name} has {sizes[name]} rows and columns, but {listed[name].size} is "
-                f"stated there"
-            )
+        try:
+            listed[name].check_size(*sizes[name], f"{path}: {name}")
+        except coco.Contradiction as error:
+            raise ConfigError(str(error)) from None
         for number, (finding, annotation) in enumerate(listed[name].annotations, 1):
             if finding is None or finding.kind is None:
                 continue
