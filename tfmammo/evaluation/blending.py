@@ -332,12 +332,8 @@ def compare_sets(
     The classifier's area is also that of each fold, whose images one network of a method made.
     """
     features = {name: scorer.inception.features(values) for name, values in images.items()}
-    sets = {
-        name: PatchSample(values, features[name], is_paired=True)
-        for name, values in images.items()
-        if name != REAL
-    }
-    statistics = scorer.make_statistics(images[REAL], features[REAL], sets)
+    sets = {name: PatchSample(values, features[name], groups) for name, values in images.items()}
+    statistics = scorer.make_statistics(sets.pop(REAL), sets)
     count = len(set(groups.tolist()))
     if count < 2:
         log.warning("all images share patients, so that no classifier can be tested on unseen ones")

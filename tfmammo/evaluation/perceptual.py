@@ -75,13 +75,12 @@ class PatchSample:
     Attributes:
         images: float32 [n, s, s, 1] in [0, 1].
         features: Their Inception features.
-        is_paired: Whether row i of the set and of the real patches comes from the same real patch,
-            so that the two are not independent.
+        patient_ids: Patients, or those of the real patches that they were made of, str [n].
     """
 
     images: NDArray[np.float32]
     features: NDArray[np.float32]
-    is_paired: bool
+    patient_ids: NDArray[np.str_]
 
 
 @dataclass(frozen=True, eq=False)
@@ -157,16 +156,20 @@ class PerceptualScorer:
 
     def make_statistics(
         self,
-        real: NDArray[np.float32],
-        features: NDArray[np.float32],
+        real: PatchSample,
         sets: Mapping[str, PatchSample],
     ) -> dict[str, dict[str, Statistic]]:
         """Compare sets of n patches with the n real ones: SET_MEASURES -> set -> its statistic."""
         pairs: dict[str, Statistic] = {
-            name: partial(_average_off_diagonal, self.lpips.matrix(real, patches.images))
+            name: partial(
+                _average_apart,
+                self.lpips.matrix(real.images, patches.images),
+                real.patient_ids,
+                patches.patient_ids,
+            )
             for name, patches in sets.items()
         }
-        return {"lpips_pairs": pairs, **make_feature_statistics(features, sets)}
+        return {"lpips_pairs": pairs, **make_feature_statistics(real, sets)}
 
     def compare(
         self,
@@ -214,31 +217,31 @@ def load_published() -> PerceptualScorer | None:
 
 
 def make_feature_statistics(
-    features: NDArray[np.float32], sets: Mapping[str, PatchSample]
+    real: PatchSample, sets: Mapping[str, PatchSample]
 ) -> dict[str, dict[str, Statistic]]:
     """Compare the features of sets of patches with those of the real ones: "fid" and "kid"."""
     statistics: dict[str, dict[str, Statistic]] = {"fid": {}, "kid": {}}
     for name, patches in sets.items():
-        mmd = partial(perceptual.mmd, paired=patches.is_paired)
-        statistics["fid"][name] = partial(_measure_rows, perceptual.fid, features, patches.features)
-        statistics["kid"][name] = partial(_measure_rows, mmd, features, patches.features)
+        features = real.features, patches.features
+        patients = real.patient_ids, patches.patient_ids
+        statistics["fid"][name] = partial(_measure_rows, perceptual.fid, features)
+        statistics["kid"][name] = partial(_measure_rows, perceptual.mmd, (*features, *patients))
     return statistics
 
 
 def _measure_rows(
-    measure: Callable[..., float],
-    real: NDArray[np.float32],
-    synthetic: NDArray[np.float32],
+    measure: Callable[..., float], values: tuple[NDArray[Any], ...], rows: NDArray[np.intp]
+) -> float:
+    return measure(*(of_patches[rows] for of_patches in values)) if len(rows) > 1 else np.nan
+
+
+def _average_apart(
+    matrix: NDArray[np.float64],
+    patients: NDArray[np.str_],
+    others: NDArray[np.str_],
     rows: NDArray[np.intp],
 ) -> float:
-    return measure(real[rows], synthetic[rows]) if len(rows) > 1 else np.nan
-
-
-def _average_off_diagonal(matrix: NDArray[np.float64], rows: NDArray[np.intp]) -> float:
-    if len(rows) < 2:
-        return np.nan
-    part = matrix[np.ix_(rows, rows)]
-    return float((part.sum() - np.trace(part)) / (len(rows) * (len(rows) - 1)))
+    return perceptual.average_apart(matrix[np.ix_(rows, rows)], patients[rows], others[rows])
 
 
 def _subtract(statistic: Statistic, reference: Statistic, rows: NDArray[np.intp]) -> float:

@@ -280,7 +280,7 @@ def make_statistics(
     """
     count = len(patches)
     sets = {
-        name: PatchSample(images, features[name], is_paired=True)
+        name: PatchSample(images, features[name], patches.patient_ids)
         for name, images in outputs.items()
     }
     of_others = np.flatnonzero(~np.isin(pool.patches.patient_ids, patches.patient_ids))
@@ -288,13 +288,15 @@ def make_statistics(
         # In the archive's order, patient by patient: what a jackknife leaves out at once belongs to
         # one or two patients here.
         rows = np.sort(np.random.default_rng(config.seed).permutation(of_others)[:count])
-        sets[REAL] = PatchSample(pool.patches.images[rows], pool.features[rows], is_paired=False)
+        others = pool.patches
+        sets[REAL] = PatchSample(others.images[rows], pool.features[rows], others.patient_ids[rows])
     pairs = perceptual.draw_pairs(count, config.pairs, config.seed)
     variety: dict[str, Statistic] = {}
     for name, images in {**outputs, REAL: patches.images}.items():
         values = perceptual.ms_ssim(images[pairs[:, 0]], images[pairs[:, 1]])
         variety[name] = partial(_average_pairs, pairs, values)
-    return {**scorer.make_statistics(patches.images, features[REAL], sets), "ms_ssim": variety}
+    real = PatchSample(patches.images, features[REAL], patches.patient_ids)
+    return {**scorer.make_statistics(real, sets), "ms_ssim": variety}
 
 
 def write_nearest_sheet(

@@ -124,16 +124,16 @@ def compare_sets(
     outputs: Outputs, patches: Patches, config: SynthesisConfig, scorer: PerceptualScorer
 ) -> list[Fact]:
     """Compute FID and KID, means over the runs of a model, with intervals over patients."""
-    features = scorer.inception.features(patches.images)
+    patients = patches.patient_ids
+    real = PatchSample(patches.images, scorer.inception.features(patches.images), patients)
     statistics: dict[str, dict[str, Statistic]] = {"fid": {}, "kid": {}}
     for name, of_runs in outputs.items():
         sets = {
-            str(number): PatchSample(images, scorer.inception.features(images), is_paired=True)
+            str(number): PatchSample(images, scorer.inception.features(images), patients)
             for number, images in enumerate(of_runs)
         }
-        for measure, of_sets in make_feature_statistics(features, sets).items():
+        for measure, of_sets in make_feature_statistics(real, sets).items():
             statistics[measure][name] = partial(_average, tuple(of_sets.values()))
-    patients = patches.patient_ids
     return scorer.compare(statistics, patients, PERCEPTUAL_MEASURES, config, texture.REAL)
 
 

@@ -1,9 +1,10 @@
 """Realism and variety of synthetic patches: LPIPS, FID, KID, MS-SSIM, nearest training patches.
 
 The distances between sets (FID, KID) take features of any network, one row a patch. Row i of real
-and synthetic features may belong together (a mass rendered into the tissue of real patch i): `mmd`
-and the intervals keep such pairs together. Numbers of networks with random weights compare only
-with each other, at best: a network's `note` says so. Its `source` names weights and SHA-256.
+and synthetic features may belong together (a mass rendered into the tissue of real patch i): the
+intervals keep such pairs together, and `mmd` leaves them out. Numbers of networks with random
+weights compare only with each other, at best: a network's `note` says so. Its `source` names
+weights and SHA-256.
 """
 
 from __future__ import annotations
@@ -156,31 +157,48 @@ def fid(real: Floats, synthetic: Floats) -> float:
     return float(max(0.0, shift + sum(np.square(root).sum() for root in roots) - 2 * shared))
 
 
-def mmd(real: Floats, synthetic: Floats, *, paired: bool = False) -> float:
+def mmd(
+    real: Floats,
+    synthetic: Floats,
+    real_patients: NDArray[np.str_],
+    synthetic_patients: NDArray[np.str_],
+) -> float:
     """Compute the unbiased squared maximum mean discrepancy of two sets of features.
 
     The kernel is KID's, (x.y / d + 1)^3. The value is 0 on average where both are of one
-    distribution, so it may be negative.
+    distribution, so it may be negative. Kernels of two patches of one patient are excluded, because
+    they would bias it.
 
     Args:
         real: float [n, d], n at least 2.
         synthetic: float [m, d], m at least 2.
-        paired: Whether row i of one belongs to row i of the other. The kernel of these pairs is
-            excluded, because it would bias the result.
+        real_patients: Patients, str [n].
+        synthetic_patients: Patients, or those of the real patches that the synthetic ones were made
+            of, str [m].
+
+    Returns:
+        The value; NaN where a set is of one patient.
 
     Source:
-        Gretton et al., A kernel two-sample test (2012), Eq. 3, and paired Eq. 4; the kernel is of
-        Binkowski et al., Demystifying MMD GANs (2018).
+        Gretton et al., A kernel two-sample test (2012), Eq. 3; the kernel is of Binkowski et al.,
+        Demystifying MMD GANs (2018).
     """
     _check_features(real, synthetic)
-    if paired and len(real) != len(synthetic):
-        raise ValueError(f"pairs must be equally many, not {len(real)} and {len(synthetic)}")
-    x = np.asarray(real, np.float64)
-    y = np.asarray(synthetic, np.float64)
-    xx, yy, xy = ((a @ b.T / x.shape[1] + 1) ** 3 for a, b in ((x, x), (y, y), (x, y)))
-    within = sum((k.sum() - np.trace(k)) / (len(k) * (len(k) - 1)) for k in (xx, yy))
-    between = (xy.sum() - np.trace(xy)) / (len(xy) * (len(xy) - 1)) if paired else xy.mean()
-    return float(within - 2 * between)
+    x = np.asarray(real, np.float64), real_patients
+    y = np.asarray(synthetic, np.float64), synthetic_patients
+    xx, yy, xy = (
+        average_apart((a @ b.T / real.shape[1] + 1) ** 3, p, q)
+        for (a, p), (b, q) in ((x, x), (y, y), (x, y))
+    )
+    return xx + yy - 2 * xy
+
+
+def average_apart(
+    matrix: NDArray[np.float64], patients: NDArray[np.str_], others: NDArray[np.str_]
+) -> float:
+    """Average float [n, m] over the pairs of different patients, str [n] and [m]; NaN of none."""
+    apart = patients[:, np.newaxis] != others
+    return float(matrix[apart].mean()) if apart.any() else np.nan
 
 
 def ms_ssim(a: Floats, b: Floats) -> NDArray[np.float64]:
