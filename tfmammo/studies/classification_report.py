@@ -20,9 +20,10 @@ from tfmammo.evaluation.printed import get_values
 from tfmammo.evaluation.report import Report, save_figure
 from tfmammo.metrics.classification import delong_test, roc_auc, roc_curve
 from tfmammo.metrics.clustered_auc import estimate_auc, has_few_patients, rank_swap_test
+from tfmammo.metrics.perceptual import jackknife
 from tfmammo.metrics.plotting import COLOURS, make_roc_axes, plot_style
 from tfmammo.metrics.rows import Fact
-from tfmammo.metrics.significance import holm
+from tfmammo.metrics.significance import Estimate, holm
 from tfmammo.metrics.summary import Table, count_sizes, format_p, format_spread
 from tfmammo.models.classifier import Control
 from tfmammo.studies import classification
@@ -190,31 +191,27 @@ def score_runs(
     return {arm: np.stack(rows) for arm, rows in by_arm.items()}
 
 
-def compare_with_first(
-    scores: Mapping[AnyArm, NDArray[np.float64]], test: Patches, config: StudyConfig
-) -> dict[AnyArm, tuple[float, float]]:
-    """Compare each share or control with the first one; ranks are swapped by patient.
+def compare_areas(
+    scores: NDArray[np.float64],
+    reference: NDArray[np.float64],
+    test: Patches,
+    config: StudyConfig,
+) -> Estimate:
+    """Compare two models' areas: their difference, its jackknife interval, and p by swapped ranks.
 
-    Returns:
-        Share or control -> p, and p after Holm's correction; NaN where there are too few patients.
+    Interval and p are NaN where there are too few patients.
     """
-    first, *others = scores
+
+    def subtract(rows: NDArray[np.intp]) -> float:
+        own, other = (roc_auc(test.labels[rows], values[rows]) for values in (scores, reference))
+        return own - other
+
     if has_few_patients(test.labels, test.patient_ids):
-        p_values = [np.nan for _ in others]
-    else:
-        p_values = [
-            rank_swap_test(
-                test.labels,
-                scores[arm],
-                scores[first],
-                test.patient_ids,
-                config.samples,
-                config.seed,
-            )
-            for arm in others
-        ]
-    corrected = holm(p_values).tolist()
-    return dict(zip(others, zip(p_values, corrected, strict=True), strict=True))
+        return Estimate(subtract(np.arange(len(test))))
+    p = rank_swap_test(
+        test.labels, scores, reference, test.patient_ids, config.samples, config.seed
+    )
+    return replace(jackknife(subtract, test.patient_ids, config.level), p=p)
 
 
 def compute_delong_p(
@@ -269,29 +266,27 @@ def add_areas(report: Report, scores: Scores, test: Patches, config: StudyConfig
     for share, of_seeds in scores.items():
         model = name_share(share)
         areas = np.array([roc_auc(labels, of_run) for of_run in of_seeds])
-        comparison = ["-"] * 4
+        comparison = ["-"] * 3
         if share != first:
             change = find_fact(facts, "differences", model)
             by_seed = [
                 find_fact(facts, "differences", model, f"run={seed}") for seed in config.seeds
             ]
             comparison = [
-                AUC.format(change.value, "+"),
-                format_p(change.p_corrected),
+                AUC.format_fact(change),
                 format_p(find_fact(facts, "delong", model).p),
                 ", ".join(format_p(one.p_corrected) for one in by_seed),
             ]
         area_cell = AUC.format_fact(find_fact(facts, "means", model))
         spread = format_spread(areas)
         body.append([f"{100 * share:g} %", area_cell, spread, *comparison, format_published(share)])
-    body.append(["mean intensity alone", AUC.format_fact(fact), *["-"] * 6])
+    body.append(["mean intensity alone", AUC.format_fact(fact), *["-"] * 5])
     report.facts += [*facts, fact]
     columns = [
         "synthetic at first",
         "AUC of the mean score",
         f"AUC, {len(config.seeds)} seeds",
         "difference",
-        "p",
         "p, DeLong",
         "p by seed",
         "as printed (OPTIMAM)",
@@ -312,23 +307,26 @@ def _compare_areas(scores: Scores, test: Patches, config: StudyConfig) -> list[F
     first = config.shares[0]
     for subset, of_part in parts.items():
         settings: dict[str, Any] = {"subset": subset, **counts}
-        p_of = compare_with_first(of_part, test, config)
+        compared = {
+            share: compare_areas(own, of_part[first], test, config)
+            for share, own in of_part.items()
+            if share != first
+        }
+        p_corrected = holm([change.p for change in compared.values()]).tolist()
+        corrected = dict(zip(compared, p_corrected, strict=True))
         for share, own in of_part.items():
             model = name_share(share)
             area = estimate_auc(labels, own, patients, config.level)
             table = "runs" if subset else "means"
             facts.append(AUC.make_fact(table, model, "auc", area, test=OBUCHOWSKI, **settings))
-            if share not in p_of:
+            if share == first:
                 continue
-            p, corrected = p_of[share]
-            difference = area.value - roc_auc(labels, of_part[first])
-            compared = {"against": name_share(first), **settings}
-            tested = {"test": SWAPS, "p": p, "p_corrected": corrected}
-            facts.append(
-                AUC.make_fact("differences", model, "auc", difference, **compared, **tested)
-            )
+            change = compared[share]
+            against = {"against": name_share(first), **settings}
+            tested = {"test": SWAPS, "p": change.p, "p_corrected": corrected[share]}
+            facts.append(AUC.make_fact("differences", model, "auc", change, **against, **tested))
             tested = {"test": "DeLong", "p": compute_delong_p(own, of_part[first], test)}
-            facts.append(AUC.make_fact("delong", model, "auc", difference, **compared, **tested))
+            facts.append(AUC.make_fact("delong", model, "auc", change.value, **against, **tested))
     return facts
 
 
@@ -345,13 +343,17 @@ def add_controls(
     means: dict[str, NDArray[np.float64]] = {
         control: of_seeds.mean(axis=0) for control, of_seeds in controls.items()
     }
-    shares = config.shares[0], config.control_share
-    references = [scores[share].mean(axis=0) for share in shares]
-    area_alone, area_synthetic = (roc_auc(labels, reference) for reference in references)
-    alone, synthetic = (
-        compare_with_first({"reference": reference, **means}, test, config)
-        for reference in references
-    )
+    alone, synthetic = config.shares[0], config.control_share
+    of_alone, of_synthetic = (scores[share].mean(axis=0) for share in (alone, synthetic))
+    pairs: dict[tuple[str, str], Estimate] = {}
+    for control, mean in means.items():
+        for model, against, own, other in (
+            (control, name_share(alone), mean, of_alone),
+            (name_share(synthetic), control, of_synthetic, mean),
+        ):
+            pairs[model, against] = compare_areas(own, other, test, config)
+    p_corrected = holm([change.p for change in pairs.values()]).tolist()
+    corrected = dict(zip(pairs, p_corrected, strict=True))
     body = []
     for (control, mean), of_seeds in zip(means.items(), controls.values(), strict=True):
         area = estimate_auc(labels, mean, patients, config.level)
@@ -363,15 +365,13 @@ def add_controls(
             for seed, of_run in zip(config.seeds, of_runs, strict=True)
         ]
         cells = [control, AUC.format_fact(level), ", ".join(map(AUC.show, of_runs))]
-        for model, against, value, (p, corrected) in (
-            (control, name_share(shares[0]), area.value - area_alone, alone[control]),
-            (name_share(shares[1]), control, area_synthetic - area.value, synthetic[control]),
-        ):
-            tested = {"test": SWAPS, "p": p, "p_corrected": corrected}
-            report.facts.append(
-                AUC.make_fact("controls", model, "auc", value, against=against, **tested, **counts)
+        for pair in ((control, name_share(alone)), (name_share(synthetic), control)):
+            tested = {"test": SWAPS, "p": pairs[pair].p, "p_corrected": corrected[pair]}
+            fact = AUC.make_fact(
+                "controls", pair[0], "auc", pairs[pair], against=pair[1], **tested, **counts
             )
-            cells += [AUC.show(value, "+"), format_p(corrected)]
+            report.facts.append(fact)
+            cells.append(AUC.format_fact(fact))
         body.append(cells)
     share = f"{100 * config.control_share:g} %"
     columns = [
@@ -379,14 +379,12 @@ def add_controls(
         "AUC of the mean score",
         "AUC of each seed",
         "difference from real patches alone",
-        "p",
         f"synthetic patches ({share}) minus these",
-        "p of that",
     ]
     title = (
         "Controls, patches made of real training patches in place of the synthetic ones: "
         f"{', '.join(IN_WORDS[control] for control in controls)}; "
-        f"p with Holm's correction over {len(means)} controls"
+        f"p with Holm's correction over {len(pairs)} comparisons"
     )
     report.tables.append(Table(title, columns, body))
 
