@@ -330,7 +330,7 @@ def compare_merit(detected: Detected, name: str, reference: str, merit: Merit) -
 
 
 def add_runs(report: Report, detected: Detected) -> None:
-    """Add the figure of merit of each run, one column a fold, its seeds in order.
+    """Add figure of merit and recall of each run; a table shows the former, one column a fold.
 
     Intervals and p count patients. This table shows how much runs differ besides. What no run made,
     such as random boxes, is skipped where there are folds, because it is of all of them.
@@ -340,15 +340,19 @@ def add_runs(report: Report, detected: Detected) -> None:
     for name, (images, runs) in detected.matches.items():
         parts = parts_with_lesions(images, runs)
         merits[name] = {run: jafroc(part, merit) for run, part in parts.items()}
-        of_all = froc_by_run(images, runs, [ALL_DETECTIONS])
-        recalls[name] = {run: float(curve.tpr[0]) for run, curve in of_all.items()}
+        curves = froc_by_run(images, runs, detected.rates)
+        recalls[name] = {
+            name_rate("tpr", rate): {run: float(curve.tpr[place]) for run, curve in curves.items()}
+            for place, rate in enumerate(detected.rates)
+        }
     folds = sorted({fold for of_name in merits.values() for fold, _ in of_name})
     body = []
     for name, of_name in merits.items():
         if {fold for fold, _ in of_name} != set(folds):
             continue
         report.facts += list_repeats(MERIT, name, merit, of_name)
-        report.facts += list_repeats(RECALL, name, name_rate("tpr", ALL_DETECTIONS), recalls[name])
+        for key, of_rate in recalls[name].items():
+            report.facts += list_repeats(RECALL, name, key, of_rate)
         cells = [
             ", ".join(MERIT.show(of_name[one]) for one in sorted(of_name) if one[0] == fold)
             for fold in folds
