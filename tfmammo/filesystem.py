@@ -197,7 +197,9 @@ def _check_identity(output: Path, identity: Mapping[str, Any], file: str) -> Non
     differing = sorted(key for key in before.keys() | now.keys() if before.get(key) != now.get(key))
     if differing:
         names = dict.fromkeys(IN_WORDS.get(key, key.removeprefix("config.")) for key in differing)
-        raise ConfigError(f"{output}: was made with another {', '.join(names)}; name a new folder")
+        raise ConfigError(
+            f"{output}: was made with different {', '.join(names)}; name a new folder"
+        )
 
 
 def flatten(content: object, name: str = "") -> dict[str, object]:

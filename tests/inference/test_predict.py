@@ -91,18 +91,20 @@ def test_patches_of_a_messy_folder_and_what_a_second_run_does(models, tmp_path):
     kept = tmp_path / "out/masks/a.png"
     before = kept.stat().st_mtime_ns
     (tmp_path / "out/masks/more/3.png").unlink()
+    (tmp_path / "out/overviews/more/5.png").unlink()
     write_image(source / "bad.png", draw(9))
     write_image(source / "more/4.png", draw(44))
     again = run(models / "segmenter", source, "-o", tmp_path / "out", "--overview")
     assert again.returncode == 0, again.stderr
     assert kept.stat().st_mtime_ns == before and not (tmp_path / "out/failures.csv").exists()
     assert read_mask(tmp_path / "out/masks/more/3.png").any()
+    assert (tmp_path / "out/overviews/more/5.png").is_file()
     np.testing.assert_array_equal(
         read_mask(tmp_path / "out/masks/more/4.png") > 0,
         next(predict(models / "segmenter", source / "more/4.png")).mask,
     )
     refused = run(models / "segmenter", source, "-o", tmp_path / "out", "--threshold", "0.9")
-    assert refused.returncode == 2 and "was made with another settings" in refused.stderr
+    assert refused.returncode == 2 and "was made with different settings" in refused.stderr
 
 
 def test_boxes_of_a_detector_give_what_the_pipeline_gives(models, tmp_path):
@@ -191,7 +193,8 @@ def test_boxes_are_given_in_any_form(models, archive, tmp_path, form):
 @pytest.mark.parametrize(
     ("table", "said"),
     [
-        ("name,xmin\n", "lacks the columns file and row_min"),
+        ("name,xmin\n1,2\n", "lacks the columns file and row_min"),
+        ("file,row_min,col_min,row_max,col_max\n", "has no boxes"),
         ("file,row_min,col_min,row_max,col_max\n0.png,1,2,x,4\n", "line 2 is not a box"),
         ("file,row_min,col_min,row_max,col_max\n0.png,9,2,9,4\n", "line 2 is not a box"),
         ("file,row_min,col_min,row_max,col_max\n0.png,500,2,900,4\n", "line 2 is not a box"),

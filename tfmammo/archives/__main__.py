@@ -48,7 +48,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     sheet_help = "draw a contact sheet with the lesions' outlines"
     add("--sheet", type=Path, metavar="PNG", help=sheet_help)
     images_help = "how many mammograms the sheet shows (default 36, those with lesions first)"
-    add("--images", type=int, default=36, help=images_help)
+    add("--images", type=cli.parse_count, default=36, help=images_help)
     add("--seed", type=int, default=0, help="of their choice")
     list_help = "print which file is behind each pseudonym, and nothing else"
     add("--list", action="store_true", help=list_help)

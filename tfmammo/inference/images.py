@@ -208,8 +208,9 @@ def _read_table(
         rows = read_table(path, strict=True)
     except ArchiveError as error:
         raise ConfigError(str(error)) from None
-    header = {*rows[0][1]} if rows else set()
-    columns = next((each for each in BOX_COLUMNS if {*each, "file"} <= header), None)
+    if not rows:
+        raise ConfigError(f"{path}: has no boxes")
+    columns = next((each for each in BOX_COLUMNS if {*each, "file"} <= {*rows[0][1]}), None)
     if columns is None:
         raise ConfigError(f"{path}: lacks the columns file and {', '.join(BOX_COLUMNS[0])}")
     found: dict[str, list[Finding]] = {}

@@ -95,18 +95,23 @@ def _write_result(
     """Write the files of an image; return what its record holds."""
     mammogram = image.mammogram
     size = mammogram.rows, mammogram.cols
+    files = []
     if pipeline.gives_masks:
-        _write(part.output, f"masks/{image.name}.png", encode_mask(result))
+        files.append(f"masks/{image.name}.png")
+        _write(part.output, files[-1], encode_mask(result))
     if part.overview:
+        files.append(f"overviews/{image.name}.png")
         overview = draw_overlay(result, min(OVERVIEW, 4 * max(size)))
-        _write(part.output, f"overviews/{image.name}.png", encode_rgb_png(overview))
+        _write(part.output, files[-1], encode_rgb_png(overview))
     if mammogram.file and is_dicom(mammogram.file):
         path = part.output / f"segmentations/{image.name}.dcm"
         path.parent.mkdir(parents=True, exist_ok=True)
         path.unlink(missing_ok=True)  # of an image that was another one
-        write_segmentation(pipeline, result, mammogram.file, path)
+        if not write_segmentation(pipeline, result, mammogram.file, path):
+            files.append(f"segmentations/{image.name}.dcm")
     record: dict[str, Any] = {
         "identity": _identify(image),
+        "files": files,
         "findings": [
             describe_finding(finding, mammogram)
             | {"coco": coco.describe(finding.lesion or Lesion(finding.kind, finding.box), *size)}
@@ -132,16 +137,16 @@ def read_part(part: Part) -> list[dict[str, Any]] | None:
 
 
 def _read_record(part: Part, image: Image) -> dict[str, Any] | None:
-    """Read the record of an image; None unless it is of this file, with these boxes."""
+    """Read the record of an image; None unless it is of this file, with these boxes, and whole."""
     try:
         text = (part.output / f"findings/{image.name}.json").read_text(encoding="utf-8")
         record: dict[str, Any] = json.loads(text)
     except (OSError, ValueError):
         return None
-    is_whole = not part.config.segmenter or (part.output / f"masks/{image.name}.png").is_file()
-    if "failure" in record or (record["identity"] == _identify(image) and is_whole):
+    if "failure" in record:
         return record
-    return None
+    is_whole = all((part.output / file).is_file() for file in record["files"])
+    return record if is_whole and record["identity"] == _identify(image) else None
 
 
 def _identify(image: Image) -> list[Any]:

@@ -176,7 +176,8 @@ class Table:
     def markdown(self) -> str:
         """Format it as Markdown with its title as a heading; line breaks in cells become spaces."""
         lines = [self.header, ["---"] + ["---:"] * (len(self.header) - 1), *self.body]
-        table = "\n".join(f"| {' | '.join(line)} |".replace("\n", " ") for line in lines)
+        escaped = ([cell.replace("|", "\\|").replace("\n", " ") for cell in line] for line in lines)
+        table = "\n".join(f"| {' | '.join(line)} |" for line in escaped)
         return f"### {self.title}\n\n{table}\n" + "".join(f"\n{note}\n" for note in self.notes)
 
     def latex(self) -> str:

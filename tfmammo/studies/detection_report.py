@@ -123,7 +123,7 @@ def read_results(config: StudyConfig, output: Path) -> Detected:
     title = (
         f"{config.name}: {total.lesions // seeds} lesions in {total.images // seeds} unseen "
         f"mammograms, {normal} of them normal, of {count_patients(patients)}, "
-        f"fold{'s' * (len(folds) > 1)} {folds}, {seeds} seed{'s' * (seeds > 1)}"
+        f"fold{'s' * (len(config.held_out) > 1)} {folds}, {seeds} seed{'s' * (seeds > 1)}"
     )
     return Detected(
         matches,
