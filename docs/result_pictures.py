@@ -166,7 +166,7 @@ LIST = (
     Picture("cgan_samples", "cgan", "overlays.png",
             f"The cGAN's masks beside two trivial baselines; {OUTLINES}.", CBIS),
     Picture("cgan_croppings", "cgan_frames", "croppings.png",
-            "Three masses in their loose frames, with their true outlines.", CBIS),
+            "Three masses, in loose frames alone, with true outlines.", CBIS),
     Picture("cgan_morphology", "cgan_frames", "morphology-loose.png",
             f"The cGAN's masks before and after post-processing; {OUTLINES}.", CBIS),
     Picture("cgan_models", "cgan_frames", "overlays.png",

@@ -29,8 +29,8 @@ class PrintedItem(Frozen):
     """What the paper calls it."""
     shows: str
     """What it shows, in a sentence."""
-    values: dict[str, dict[str, float]]
-    """Row -> column -> the number as printed."""
+    values: dict[str, dict[str, int | float]]
+    """Row -> column -> the number as printed: 10 and 10.0 are rounded differently."""
 
 
 class Paper(Frozen):
