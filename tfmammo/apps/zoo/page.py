@@ -14,7 +14,7 @@ from tfmammo.tracking.zoo.packing import read_packed_card
 HEAD: tuple[Block, ...] = (
     Heading(1, "Networks that come with the package"),
     Text("Written by `tfmammo pretrained page docs/models/zoo.md`."),
-    Text("Commands and configs accept `models:/zoo/NAME` wherever they take a model:"),
+    Text("Commands and configs take `NAME` or `models:/zoo/NAME` as a model:"),
     Code(
         (
             "tfmammo pretrained list",
@@ -26,8 +26,8 @@ HEAD: tuple[Block, ...] = (
     Text(
         "These networks are small, so that they fit the package: narrow, for patches of 32 to 256 "
         "px and mammograms of 384 px, and stored in half precision. They show what each system "
-        "does, and are a starting point. They are not the papers' networks. All numbers below are "
-        "of patients that the network never saw; those in tables were measured with the packed "
+        "does, and are a starting point. They are not the papers' networks. All numbers below come "
+        "from patients that the network never saw; those in tables were measured with the packed "
         "files. "
         "[Measures](../guides/evaluation.md#measures) explains them."
     ),
@@ -81,7 +81,8 @@ def _describe(name: str, entry: Entry) -> Iterator[Block]:
     for result in entry.results:
         yield Text(f"{result.title}. `{result.command}`")
         yield Grid(result.header, result.body)
-        yield Text(" ".join(result.notes))
+        if result.notes:
+            yield Text(" ".join(result.notes))
 
 
 def _format_size(size: int) -> str:
