@@ -13,6 +13,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from graphlib import TopologicalSorter
 from typing import Any
 
 import numpy as np
@@ -151,18 +152,7 @@ def _order(operations: Sequence[Any]) -> list[Any]:
         operation: {tensor.op for tensor in operation.inputs} | {*operation.control_inputs}
         for operation in operations
     }
-    missing = {operation: len(before) for operation, before in needs.items()}
-    followers: dict[Any, list[Any]] = {operation: [] for operation in operations}
-    for operation, before in needs.items():
-        for one in before:
-            followers[one].append(operation)
-    ordered = [operation for operation in operations if not missing[operation]]
-    for operation in ordered:  # which grows meanwhile
-        for follower in followers[operation]:
-            missing[follower] -= 1
-            if not missing[follower]:
-                ordered.append(follower)
-    return ordered
+    return list(TopologicalSorter(needs).static_order())
 
 
 def _find_owners(operations: Iterable[Any]) -> dict[Any, Any]:

@@ -37,7 +37,7 @@ from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID
 from numpy.typing import NDArray
 
 from tfmammo.config import Experiment, TrackingConfig
-from tfmammo.filesystem import write_atomically
+from tfmammo.filesystem import flatten, write_atomically
 from tfmammo.tracking.export import format_card, locate, read_card
 from tfmammo.tracking.models import add_version, find_version
 from tfmammo.tracking.pyfunc import save_networks
@@ -294,7 +294,7 @@ def log_folder(
     folder: Path,
     uri: str,
     experiment: str,
-    parameters: Mapping[str, Any],
+    parameters: dict[str, Any],
     metrics: Mapping[str, float],
     run: str | None = None,
 ) -> None:
@@ -404,13 +404,11 @@ def _clean_name(name: str) -> str:
     return re.sub(r"[^\w .:/-]", "_", name)
 
 
-def _flatten(mapping: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
-    flat: dict[str, str] = {}
-    for key, value in mapping.items():
-        if isinstance(value, Mapping):
-            flat |= _flatten(value, f"{prefix}{key}.")
-        else:
-            flat[_clean_name(prefix + str(key))] = redact(
-                value if isinstance(value, str) else json.dumps(value, default=str)
-            )[:LONGEST_VALUE]
-    return flat
+def _flatten(mapping: dict[str, Any]) -> dict[str, str]:
+    return {
+        _clean_name(key): redact(
+            value if isinstance(value, str) else json.dumps(value, default=str)
+        )[:LONGEST_VALUE]
+        for key, value in flatten(mapping).items()
+        if key  # "" of an empty mapping
+    }
