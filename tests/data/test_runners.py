@@ -148,14 +148,12 @@ def test_jobs_and_runners_are_parsed():
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (["--count", "500"], "a key of the config is set by --set count=500"),
         (["--direct_num_workers", "2"], "unknown: --direct_num_workers 2"),
         (
             ["--runner=DirectRunner", "--direct_num_wokers", "2"],
             "unknown: --direct_num_wokers 2; did you mean --direct_num_workers?",
         ),
         (["--runner=DirectRunner", "--jobs", "2"], "not allowed with"),
-        (["--jobs", "0"], "0 is no whole number of 1 or more"),
     ],
 )
 def test_what_nobody_knows_is_refused(capsys, arguments, said):

@@ -23,10 +23,9 @@ from tfmammo.detection.light_head_rcnn import (
     write,
 )
 from tfmammo.detection.training import validate
-from tfmammo.errors import DetectionError, ExportError, WeightsError
+from tfmammo.errors import DetectionError, ExportError
 from tfmammo.mammogram import Skipped
 from tfmammo.metrics.boxes import iou
-from tfmammo.nn import pretrained
 from tfmammo.tracking import export as exporting
 from tfmammo.tracking.export import read_card
 from tfmammo.training import loop
@@ -137,14 +136,6 @@ def test_a_step_leaves_frozen_normalisations_as_they_are(monkeypatch):
     kept = {path for path in before if np.array_equal(before[path], after[path])}
     assert kept == {path for path in before if "_bn/" in path}
     assert len(kept) == 4 * sum("_bn/gamma" in path for path in before) > 0
-
-
-@pytest.mark.slow
-def test_pretrained_weights_of_another_network_are_refused(tmp_path):
-    with pytest.raises(WeightsError, match="nowhere.h5"):
-        pretrained.resnet("resnet101", str(tmp_path / "nowhere.h5"))
-    with pytest.raises(WeightsError, match="ResNet-101 is read from Keras's .h5 without top"):
-        pretrained.resnet("resnet101", "weights.npz")
 
 
 @pytest.mark.parametrize(

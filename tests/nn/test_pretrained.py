@@ -361,6 +361,7 @@ MAKE = {
     "vgg19": lambda weights: pretrained.vgg19(weights, ["block1_conv1"]),
     "heads": pretrained.lpips_heads,
     "resnet50": lambda weights: pretrained.resnet("resnet50", weights),
+    "resnet101": lambda weights: pretrained.resnet("resnet101", weights),
     "vgg16": pretrained.vgg16,
 }
 
@@ -370,6 +371,7 @@ MAKE = {
     ("network", "name", "write", "reason"),
     [
         ("alexnet", "a.npz", None, "neither imagenet nor none nor a file"),
+        ("resnet101", "a.npz", None, "ResNet-101 is read from Keras's .h5 without top"),
         ("alexnet", "a.npz", write_npz, "conv1/kernel is missing"),
         (
             "alexnet",

@@ -5,8 +5,6 @@ import sys
 
 import pytest
 
-from tests.commands import run_script_here
-
 ARGUMENTS = ("--scale", "smoke", "--only", "can_fig2")
 
 
@@ -25,10 +23,3 @@ def test_a_smoke_run_makes_facts_and_pages(repository, tmp_path):
     assert done.returncode == 0, done.stderr
     assert b"# CAN: results" in (tmp_path / "out/results/can.md").read_bytes()
     assert b"2 of 210,000 steps" in (tmp_path / "out/results/can_fig2.smoke.json").read_bytes()
-
-
-def test_a_wrong_name_is_one_sentence(repository, monkeypatch):
-    monkeypatch.chdir(repository)
-    script = repository / "evaluate/report.py"
-    done = run_script_here(script, "--scale", "smoke", "--only", "table1", "--plan")
-    assert done.returncode == 2 and "error: --only table1: is no paper and no item" in done.stderr

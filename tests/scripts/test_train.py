@@ -117,7 +117,6 @@ def test_two_steps_of_a_detector_on_a_canvas_and_in_tiles(train, tmp_path):
     [
         (["training.stepz=3"], "training.stepz: unknown key"),
         (["data.root=no/such/folder"], "data.root: no such folder: no/such/folder"),
-        ([*COMMON, *SMALL["can"], "data.canvas=[96,64]"], "data.canvas: is for detectors"),
     ],
 )
 def test_a_wrong_config_is_one_line(train, overrides, said):

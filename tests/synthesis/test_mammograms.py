@@ -327,15 +327,6 @@ def test_two_processes_make_what_one_makes(config, where, tmp_path):
     assert (tmp_path / "again" / image).read_bytes() == (tmp_path / "one" / image).read_bytes()
 
 
-def test_errors_of_the_command_are_one_line(tmp_path, repository):
-    nowhere = tmp_path / "nowhere"
-    arguments = ("--config", repository / "configs/synthesis_full.yaml", "--output", tmp_path / "o")
-    done = run_module_here("tfmammo.synthesis", *arguments, "--set", f"data.root={nowhere}")
-    assert done.returncode == 2 and "Traceback" not in done.stderr
-    assert done.stderr.splitlines()[-1] == f"error: data.root: no such folder: {nowhere}"
-    assert not (tmp_path / "o").exists()
-
-
 @pytest.mark.slow
 @pytest.mark.data
 def test_real_normal_mammograms(real_data, tiny_infilling, tmp_path):
