@@ -145,7 +145,10 @@ def build_page(paper: str, facts: AllFacts, captions: Captions = NO_CAPTIONS) ->
     measured = [item.key for item in items if item.key in facts and facts[item.key].rows]
     if measured:
         text += f" `--only {measured[0]}` repeats those behind `{facts[measured[0]].name}.csv`."
-    text += " `--set data.KEY.root=DIR` names an archive's folder. All files are in `docs/results`."
+    text += (
+        " `--set data.KEY.root=DIR` names an archive's folder. Files in `docs/results` are "
+        "replaced; `results=DIR readme=null` writes elsewhere."
+    )
     return "\n".join([*lines, "", *wrap(text)]) + "\n"
 
 
