@@ -95,7 +95,7 @@ def test_a_kill_at_the_first_write_does_not_shut_the_folder(tmp_path, repository
 @pytest.mark.parametrize(
     ("other", "named"),
     [
-        ({"config": {"a": 2, "b": {"c": 3}}, "archive": {"records": 3}}, "another a, b.c;"),
+        ({"config": {"a": 2, "b": {"c": 3}}, "archive": {"records": 3}}, "differs in a, b.c;"),
         ({"config": {"a": 1, "b": {"c": 2}}, "archive": {"records": 4}}, "content of the archive"),
     ],
 )

@@ -198,7 +198,7 @@ def _check_identity(output: Path, identity: Mapping[str, Any], file: str) -> Non
     if differing:
         names = dict.fromkeys(IN_WORDS.get(key, key.removeprefix("config.")) for key in differing)
         raise ConfigError(
-            f"{output}: was made with different {', '.join(names)}; name a new folder"
+            f"{output}: what is there differs in {', '.join(names)}; name a new folder"
         )
 
 

@@ -163,7 +163,7 @@ def test_each_item_is_made_again_and_a_second_run_writes_nothing(made, where, tm
         remake(root / f"recipes/{recipe.name}.json", tmp_path / "again", where(config))
     files = {name: before[name] for recipe in recipes for name in recipe.files}
     assert read_files(tmp_path / "again") == files
-    with pytest.raises(ConfigError, match="another places;"):
+    with pytest.raises(ConfigError, match="differs in places;"):
         synthesize(config.model_copy(update={"places": "breast"}), root)
 
 
