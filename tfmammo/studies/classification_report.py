@@ -23,8 +23,8 @@ from tfmammo.metrics.clustered_auc import estimate_auc, has_few_patients, rank_s
 from tfmammo.metrics.perceptual import jackknife
 from tfmammo.metrics.plotting import COLOURS, make_roc_axes, plot_style
 from tfmammo.metrics.rows import Fact
-from tfmammo.metrics.significance import Estimate, holm
-from tfmammo.metrics.summary import Table, count_sizes, format_p, format_spread
+from tfmammo.metrics.significance import Estimate
+from tfmammo.metrics.summary import Table, correct_p, count_sizes, format_p, format_spread
 from tfmammo.models.classifier import Control
 from tfmammo.studies import classification
 from tfmammo.studies.classification import Gate, StudyConfig, Subsets, name_share, predict_unseen
@@ -307,13 +307,7 @@ def _compare_areas(scores: Scores, test: Patches, config: StudyConfig) -> list[F
     first = config.shares[0]
     for subset, of_part in parts.items():
         settings: dict[str, Any] = {"subset": subset, **counts}
-        compared = {
-            share: compare_areas(own, of_part[first], test, config)
-            for share, own in of_part.items()
-            if share != first
-        }
-        p_corrected = holm([change.p for change in compared.values()]).tolist()
-        corrected = dict(zip(compared, p_corrected, strict=True))
+        changes: list[Fact] = []
         for share, own in of_part.items():
             model = name_share(share)
             area = estimate_auc(labels, own, patients, config.level)
@@ -321,12 +315,13 @@ def _compare_areas(scores: Scores, test: Patches, config: StudyConfig) -> list[F
             facts.append(AUC.make_fact(table, model, "auc", area, test=OBUCHOWSKI, **settings))
             if share == first:
                 continue
-            change = compared[share]
+            change = compare_areas(own, of_part[first], test, config)
             against = {"against": name_share(first), **settings}
-            tested = {"test": SWAPS, "p": change.p, "p_corrected": corrected[share]}
-            facts.append(AUC.make_fact("differences", model, "auc", change, **against, **tested))
+            tested = {"test": SWAPS, "p": change.p}
+            changes.append(AUC.make_fact("differences", model, "auc", change, **against, **tested))
             tested = {"test": "DeLong", "p": compute_delong_p(own, of_part[first], test)}
             facts.append(AUC.make_fact("delong", model, "auc", change.value, **against, **tested))
+        facts += correct_p(changes)
     return facts
 
 
@@ -345,15 +340,17 @@ def add_controls(
     }
     alone, synthetic = config.shares[0], config.control_share
     of_alone, of_synthetic = (scores[share].mean(axis=0) for share in (alone, synthetic))
-    pairs: dict[tuple[str, str], Estimate] = {}
+    changes: list[Fact] = []
     for control, mean in means.items():
         for model, against, own, other in (
             (control, name_share(alone), mean, of_alone),
             (name_share(synthetic), control, of_synthetic, mean),
         ):
-            pairs[model, against] = compare_areas(own, other, test, config)
-    p_corrected = holm([change.p for change in pairs.values()]).tolist()
-    corrected = dict(zip(pairs, p_corrected, strict=True))
+            change = compare_areas(own, other, test, config)
+            tested = {"against": against, "test": SWAPS, "p": change.p, **counts}
+            changes.append(AUC.make_fact("controls", model, "auc", change, **tested))
+    changes = correct_p(changes)
+    report.facts += changes
     body = []
     for (control, mean), of_seeds in zip(means.items(), controls.values(), strict=True):
         area = estimate_auc(labels, mean, patients, config.level)
@@ -365,14 +362,8 @@ def add_controls(
             for seed, of_run in zip(config.seeds, of_runs, strict=True)
         ]
         cells = [control, AUC.format_fact(level), ", ".join(map(AUC.show, of_runs))]
-        for pair in ((control, name_share(alone)), (name_share(synthetic), control)):
-            tested = {"test": SWAPS, "p": pairs[pair].p, "p_corrected": corrected[pair]}
-            fact = AUC.make_fact(
-                "controls", pair[0], "auc", pairs[pair], against=pair[1], **tested, **counts
-            )
-            report.facts.append(fact)
-            cells.append(AUC.format_fact(fact))
-        body.append(cells)
+        of_control = [fact for fact in changes if control in (fact.model, fact.against)]
+        body.append([*cells, *map(AUC.format_fact, of_control)])
     share = f"{100 * config.control_share:g} %"
     columns = [
         f"{share} at first of",
@@ -384,7 +375,7 @@ def add_controls(
     title = (
         "Controls, patches made of real training patches in place of the synthetic ones: "
         f"{', '.join(IN_WORDS[control] for control in controls)}; "
-        f"p with Holm's correction over {len(pairs)} comparisons"
+        f"p with Holm's correction over {len(changes)} comparisons"
     )
     report.tables.append(Table(title, columns, body))
 
