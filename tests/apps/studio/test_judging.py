@@ -173,9 +173,11 @@ def window_and_level_map_both_pictures_alike(page):
     page.get_by_text("Window and level", exact=True).click()
     for label, value, slope, intercept in (("Window", 50, 2, -0.5), ("Level", 40, 2, -0.3)):
         field = page.get_by_label(re.compile(f"number input for {label}", re.IGNORECASE))
-        for attempt in range(10):
-            # on a slow machine the first number can arrive before Gradio listens to the field
-            field.fill(str(value + attempt % 2))
+        for _ in range(10):
+            # On a slow machine the first number can arrive before Gradio listens to the field.
+            # Gradio ignores a number that it already has, so each attempt begins with another one.
+            field.fill(str(value + 1))
+            page.wait_for_timeout(500)
             field.fill(str(value))
             try:
                 page.wait_for_function(MAPS_BY, arg=[slope, intercept], timeout=9_000)
