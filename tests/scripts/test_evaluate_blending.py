@@ -165,12 +165,12 @@ def test_one_group_of_patients_leaves_the_classifier_out(caplog):
     scorer = SimpleNamespace(
         inception=SimpleNamespace(features=lambda images: images),
         make_statistics=lambda *_: {"fid": {}},
-        compare=lambda statistics, *_: list(statistics),
+        compare=lambda statistics, *_: [statistics["auc"]],
     )
     images = {"paste": np.zeros((3, 8, 8, 1)), "real patches": np.zeros((3, 8, 8, 1))}
     config = BlendingEvaluationConfig(models={"a": ("run",)})
     rows = compare_sets(images, images, scorer, config, np.array(["a", "a", "a"]), None)
-    assert rows == ["fid"] and "all images share patients" in caplog.text
+    assert rows == [{}] and "all images share patients" in caplog.text
 
 
 @pytest.mark.long

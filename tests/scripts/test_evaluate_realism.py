@@ -91,7 +91,7 @@ def run(data, run_evaluate):
     def call(models, *overrides):
         archive = {"name": data.name, "root": str(data.root), "size": SIZE}
         config = {"data": archive, "models": models, "samples": 200}
-        small = ("alexnet=none", "inception=none", "pairs=20")
+        small = ("alexnet=none", "inception=none", "pairs=20", "steps=60")
         return run_evaluate("realism", config, *small, *overrides)
 
     return call
@@ -158,7 +158,7 @@ def test_inside_the_mask_alone_the_real_tissue_is_around_every_model(run, models
 @pytest.mark.long
 def test_sets_have_intervals_and_differences(output, patches):
     facts = read_rows(output)
-    for measure in ("lpips_pairs_random", "fid_random", "kid_random", "ms_ssim"):
+    for measure in ("lpips_pairs_random", "fid_random", "kid_random", "auc", "ms_ssim"):
         fact, other = (find(facts, name, measure) for name in ("copier", "G_unet"))
         assert (fact.images, fact.patients) == (len(patches), PATIENTS)
         assert fact.low <= fact.value <= fact.high
@@ -166,6 +166,7 @@ def test_sets_have_intervals_and_differences(output, patches):
         assert difference == pytest.approx(fact.value - other.value, rel=1e-3, abs=1e-4)
     copies, real = (find(facts, name, "ms_ssim").value for name in ("copier", "real patches"))
     assert copies > real
+    assert find(facts, "one intensity", "auc").value > 0.9  # its masses have no grain
     inception = perceptual.Inception("none")
     features = [inception.features(one) for one in (patches.images, synthetic(patches, None))]
     fid, kid = (find(facts, "G_unet-", key) for key in ("fid_random", "kid_random"))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -10,7 +9,7 @@ from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import Field, PositiveFloat, PositiveInt
+from pydantic import PositiveFloat
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
@@ -31,7 +30,6 @@ from tfmammo.evaluation.perceptual import (
 )
 from tfmammo.evaluation.realism import make_tri_labels
 from tfmammo.evaluation.report import ComparisonReport
-from tfmammo.evaluation.two_sample import two_sample
 from tfmammo.metrics import blending
 from tfmammo.metrics.rows import Fact
 from tfmammo.metrics.summary import Measure
@@ -41,7 +39,6 @@ from tfmammo.nn.layers import sample_latent_noise
 from tfmammo.synthesis.compositing import blend_patch
 from tfmammo.tracking import export
 
-log = logging.getLogger(__name__)
 Images = NDArray[np.float32]
 Masks = NDArray[np.uint8]
 
@@ -54,7 +51,6 @@ MEASURES = {
     "l1_background": Measure("L1 of the background x 1000", "", 1000, 2),
     "gradient_background": Measure("gradient difference of the background x 1000", "", 1000, 2),
     **SET_MEASURES,
-    "auc": Measure("distinguished from real patches, AUC", "", 1, 3),
 }
 OF_LESION = ("seam", "contrast")
 OF_BACKGROUND = ("l1_background", "gradient_background")
@@ -78,12 +74,6 @@ class BlendingEvaluationConfig(PerceptualConfig):
     """Also score the networks' images as a synthesis inserts them: their change alone, fading
     within so many px around the mask; null: do not. The paper takes the whole image.
     """
-    folds: int = Field(default=5, ge=2)
-    """Folds of the classifier that distinguishes generated patches from real ones; no more than
-    groups of patients.
-    """
-    steps: PositiveInt = 200
-    """Training steps of the classifier that distinguishes generated patches from real ones."""
 
 
 def evaluate(config: BlendingEvaluationConfig, output: Path) -> ComparisonReport:
@@ -334,25 +324,7 @@ def compare_sets(
     features = {name: scorer.inception.features(values) for name, values in images.items()}
     sets = {name: PatchSample(values, features[name], groups) for name, values in images.items()}
     statistics = scorer.make_statistics(sets.pop(REAL), sets)
-    count = len(set(groups.tolist()))
-    if count < 2:
-        log.warning("all images share patients, so that no classifier can be tested on unseen ones")
-        return scorer.compare(statistics, groups, MEASURES, config, REAL)
-    tests = {
-        name: two_sample(
-            images[REAL],
-            images[name],
-            groups,
-            groups,
-            masks[REAL],
-            masks[name],
-            folds=min(config.folds, count),
-            seed=config.seed,
-            size=min(128, config.data.size),
-            steps=config.steps,
-        )
-        for name in sets
-    }
+    tests = config.distinguish(images, masks, groups, REAL)
     areas = {"auc": {name: test.measure_area for name, test in tests.items()}}
     facts = scorer.compare({**statistics, **areas}, groups, MEASURES, config, REAL)
     for fold in np.unique(networks_of):

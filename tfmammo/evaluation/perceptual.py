@@ -8,6 +8,7 @@ below every table names them with the SHA-256 of their weights.
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
@@ -16,21 +17,25 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import PositiveInt
+from pydantic import Field, PositiveInt
 
 from tfmammo.errors import ConfigError
 from tfmammo.evaluation.comparison import EvaluationConfig
+from tfmammo.evaluation.two_sample import Groups, Images, Masks, TwoSample, two_sample
 from tfmammo.metrics import perceptual
 from tfmammo.metrics.rows import Fact
 from tfmammo.metrics.significance import Estimate
 from tfmammo.metrics.summary import JACKKNIFE, Measure, count_sizes, list_comparisons
 from tfmammo.nn import published
 
+log = logging.getLogger(__name__)
+
 MIN_SIZE = 32  # px
 SET_MEASURES = {
     "lpips_pairs": Measure("LPIPS to other real patches", "", 1, 4),
     "fid": Measure("FID", "", 1, 1),
     "kid": Measure("KID x 1000", "", 1000, 2),
+    "auc": Measure("distinguished from real patches, AUC", "", 1, 3),
 }
 LPIPS_MEASURES = ("lpips", "lpips_pairs")
 INCEPTION_MEASURES = ("fid", "kid", "nearest_features", "copy")
@@ -54,6 +59,12 @@ class PerceptualConfig(EvaluationConfig):
     folder that TFMAMMO_WEIGHTS names; without it Keras's), a path, or "none"; see
     tfmammo.nn.pretrained.
     """
+    folds: int = Field(default=5, ge=2)
+    """Folds of the classifier that distinguishes generated patches from real ones; no more than
+    groups of patients.
+    """
+    steps: PositiveInt = 200
+    """Training steps of the classifier that distinguishes generated patches from real ones."""
     rows: PositiveInt = 6
     """Rows of each sheet: patches drawn by `seed`, and each model's best and worst, by LPIPS or by
     the seam of blended lesions.
@@ -66,6 +77,41 @@ class PerceptualConfig(EvaluationConfig):
                 f"data.size: LPIPS's network sees nothing in patches below {MIN_SIZE} px"
             )
         return PerceptualScorer.load(self.alexnet, self.heads, self.inception)
+
+    def distinguish(
+        self, images: Mapping[str, Images], masks: Mapping[str, Masks], groups: Groups, real: str
+    ) -> dict[str, TwoSample]:
+        """Let a classifier distinguish each set of n patches from the real ones, at up to 128 px.
+
+        Args:
+            images: Set -> float [n, s, s, 1] in [0, 1].
+            masks: Set -> {0, 1} [n, s, s, 1].
+            groups: Patients, or groups of patients who share patches, str [n] of all sets alike.
+            real: The set of the real patches.
+
+        Returns:
+            Every other set -> result; empty, with a warning, where all patches share patients.
+        """
+        count = len(set(groups.tolist()))
+        if count < 2:
+            log.warning("all images share patients, so no classifier can be tested on unseen ones")
+            return {}
+        return {
+            name: two_sample(
+                images[real],
+                images[name],
+                groups,
+                groups,
+                masks[real],
+                masks[name],
+                folds=min(self.folds, count),
+                seed=self.seed,
+                size=min(128, self.data.size),
+                steps=self.steps,
+            )
+            for name in images
+            if name != real
+        }
 
 
 @dataclass(frozen=True, eq=False)
@@ -159,7 +205,7 @@ class PerceptualScorer:
         real: PatchSample,
         sets: Mapping[str, PatchSample],
     ) -> dict[str, dict[str, Statistic]]:
-        """Compare sets of n patches with the n real ones: SET_MEASURES -> set -> its statistic."""
+        """Compare sets of n patches with the n real ones: measure -> set -> its statistic."""
         pairs: dict[str, Statistic] = {
             name: partial(
                 _average_apart,

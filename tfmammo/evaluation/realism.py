@@ -273,7 +273,7 @@ def make_statistics(
     features: Mapping[str, Features],
     pool: Pool,
 ) -> dict[str, dict[str, Statistic]]:
-    """Make the statistics of whole sets: LPIPS, FID, KID and MS-SSIM.
+    """Make the statistics of whole sets: LPIPS, FID, KID, a classifier's area and MS-SSIM.
 
     Real patches are compared with as many patches of other patients, where there are so many: FID
     grows as sets shrink.
@@ -296,7 +296,14 @@ def make_statistics(
         values = perceptual.ms_ssim(images[pairs[:, 0]], images[pairs[:, 1]])
         variety[name] = partial(_average_pairs, pairs, values)
     real = PatchSample(patches.images, features[REAL], patches.patient_ids)
-    return {**scorer.make_statistics(real, sets), "ms_ssim": variety}
+    tests = config.distinguish(
+        {REAL: patches.images, **outputs},
+        dict.fromkeys((REAL, *outputs), patches.masks),
+        patches.patient_ids,
+        REAL,
+    )
+    areas: dict[str, Statistic] = {name: test.measure_area for name, test in tests.items()}
+    return {**scorer.make_statistics(real, sets), "auc": areas, "ms_ssim": variety}
 
 
 def write_nearest_sheet(
