@@ -137,7 +137,10 @@ def test_a_study_goes_on_with_its_rows_alone(tmp_path, monkeypatch):
     config = make_config(rows, arms=arms, models=models)
     file = tmp_path / "study.yaml"
     file.write_text(config.model_dump_json(exclude_unset=True))
-    run_script_here(REPOSITORY / "evaluate/segmentation.py", "--study", "can", "--config", file)
+    script = REPOSITORY / "evaluate/segmentation.py"
+    store = ("--set", f"tracking_uri=sqlite:///{tmp_path}/store.db")
+    run_script_here(script, "--study", "can", "--config", file, *store)
+    assert (tmp_path / "store.db").exists() and not (tmp_path / "mlflow.db").exists()
     scores, runs = read_csv(rows / SCORES), read_csv(rows / RUNS)
     assert len(runs) == 3 and {run["steps"] for run in runs} == {"2"}
     by_run = [(row["arm"], row["model"], row["fold"], row["case"]) for row in scores]

@@ -122,6 +122,8 @@ class StudyConfig(Frozen):
     """Confidence level of intervals."""
     seed: NonNegativeInt = 0
     """Seed of these draws."""
+    tracking_uri: str | None = None
+    """The tracking store of the runs; null: the environment's."""
 
 
 @dataclass(frozen=True)
@@ -141,11 +143,11 @@ class Run:
         return self.arm, self.model, str(self.fold), str(self.seed)
 
     def hash_settings(self, root: str) -> str:
-        """Hash what decides its scores, wherever the archive and a file of weights are."""
+        """Hash what decides its scores, wherever archive, tracking store and weights are."""
         overrides = [
             re.sub(r"weights=.*/", "weights=", text)
             for text in self.train.overrides
-            if "root=" not in text
+            if "root=" not in text and not text.startswith("tracking.uri=")
         ]
         content = "\n".join([Path(self.train.command[0]).name, *overrides, root])
         return hashlib.sha256(content.encode()).hexdigest()[:12]
@@ -178,13 +180,14 @@ def _plan_run(
         data |= {"seed": seed}
     folder = f"{name}/{title}/fold{fold}/seed{seed}".replace(" ", "_")
     training = {"training": {**config.training, "seed": seed}}
+    tracking = {"experiment": f"tfmammo-{config.name}", "uri": config.tracking_uri}
     train = plan_training(
         output / folder,
         folder,
         root / "train" / f"{model.script}.py",
         model,
         [{"data": data}, training, arm.set, model.set],
-        {"experiment": f"tfmammo-{config.name}"},
+        tracking,
     )
     scored = (config.test or config.data).model_dump(mode="json", exclude_unset=True)
     scored |= {
@@ -279,7 +282,7 @@ def append_rows(config: StudyConfig, run: Run, output: Path) -> None:
             continue
         values = {measure: f"{float(line[measure]):.6f}" for measure in MEASURES}
         scores.append(key | {"patient": line["patient"][:8], "case": line["id"]} | values)
-    _, history = read_monitor(output / run.train.name)
+    _, history = read_monitor(output / run.train.name, config.tracking_uri)
     curve = [own | {"step": step, "dice": f"{value:.4f}"} for step, value in history.items()]
     folder = output / run.train.name / "export"
     card = export.read_card(folder)
