@@ -50,8 +50,8 @@ def crop_window(box: Box, mammogram: Mammogram, config: DataConfig) -> Box:
 
     Source:
         Singh et al., Breast tumor segmentation and shape classification in mammograms using cGAN
-        and CNN, section 3; "padded": Shen et al., Mass image synthesis in mammogram with contextual
-        information based on GANs, section 4.3.
+        and CNN, by Tsang's review, section 1.3; "padded": Shen et al., Mass image synthesis in
+        mammogram with contextual information based on GANs, section 4.3.
     """
     rows = mammogram.rows
     cols = mammogram.cols

@@ -31,8 +31,12 @@ Deviations, and what the texts leave open:
   frozen; Li et al. freeze the first, of photographs.
 - Objectness is one logit for each anchor, not two under a softmax: the same function. Anchors that
   cross the image's border are trained, because the breast touches it.
-- The large separable convolution has no activation, neither within nor after it.
-- Proposals: 1000 of the best 2000, in training and after it. The true boxes are added to them in
+- The large separable convolution has no activation, neither within nor after it; the code of Li et
+  al. has a ReLU after it.
+- The losses of boxes and classes have equal weights. Li et al.'s code doubles that of the second
+  stage's boxes.
+- Proposals: 1000 of the best 2000, in training and after it (2000 of 12,000 and 1000 of 6000 in
+  their code), and at most 20 detections (100 there). The true boxes are added to them in
   training, as in Faster R-CNN.
 - The box of the background class, which nothing reads, is not predicted.
 - Each draw of a mammogram is mirrored, turned by half or left as it is (`data.augment`). The study

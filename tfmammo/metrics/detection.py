@@ -63,7 +63,7 @@ def froc(images: Sequence[Matches], fppi: ArrayLike = FPPI) -> Froc:
     Source:
         MONAI's compute_froc_curve_data and compute_froc_score, except that the lowest score counts,
         too. The partial area is normalised, so that areas of different widths compare. The
-        infilling paper's .172 is not normalised, and the paper names no width.
+        infilling paper names no width of its area, .172, and does not say whether it is normalised.
     """
     return _Ranked(images, np.zeros(len(images), np.intp), 1).froc(np.ones(1), fppi)
 

@@ -18,7 +18,7 @@ Deviations and what the paper leaves open:
   does that. Under `responses` D hardly learns from patches of which it is wrongly sure. On
   CBIS-DDSM patches (7,000 steps at half width and 128 px, one seed, 112 unseen patients) both
   segment alike, Dice 88.7 % (p = 0.13). With `responses` synthetic patches are nearer to the real
-  ones, SSIM 0.281 to 0.264 (p < 0.001). See docs/measurements.md.
+  ones, SSIM 0.281 to 0.264 (p < 0.001). See docs/results/can_average.json.
 - Pix2Pix is compared "under the same experimental settings": configs/pix2pix_can.yaml.
 - ||M_r - I(Im_r)||_2 is read as the mean square (`l2: mean_square`); `norm` takes the Euclidean
   norm.

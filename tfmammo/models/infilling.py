@@ -13,8 +13,8 @@ R is the real image, phi_0 the image itself, phi_1 to phi_5 are layers of VGG-19
 Inside, images are in [-1, 1]; at every public border, and in L_fm, they are in [0, 1].
 
 Deviations and what the paper leaves open:
-- The margin: section 4.1 makes it by scaling, which is the default: the mask is "resized to 296 x
-  296". Here it is resized about the patch's centre by nearest neighbours and cropped back to 256 x
+- The margin: section 4.1 makes it by scaling, which is the default: the mask is resized to 296 x
+  296. Here it is resized about the patch's centre by nearest neighbours and cropped back to 256 x
   256; then the mask is subtracted. So the margin has no constant width. Around a centred disc of
   radius 60 px it is 9 px, of radius 15 px at 64 px 2 px. That of a mask off the centre is wider on
   the side away from the centre and narrow or missing on the other, and in bays of the outline.

@@ -26,9 +26,9 @@ Deviations and what the paper leaves open:
   so look at diversity and plausible at every checkpoint: docs/measurements.md.
 - log(1 - D(G(z))) hardly has a gradient while D wins: `adversarial: non_saturating` (default)
   minimises -log D(G(z)).
-- "Pre-processing to remove the white noise" from masks: thresholding at 0.5, a median filter of 5 x
-  5, the largest region, its holes filled. Outlines that people drew need no median filter: training
-  masks are cleaned without it.
+- The "pre-processing procedure to remove the white noise" from masks: thresholding at 0.5, a median
+  filter of 5 x 5, the largest region, its holes filled. Outlines that people drew need no median
+  filter: training masks are cleaned without it.
 - The filter for plausibility is ours. `shapes.plausible: false` of a synthesis inserts every mask,
   as the paper does.
 """

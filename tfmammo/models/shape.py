@@ -1,6 +1,7 @@
 """Shape CNN: the shape of a tumour from its 64 x 64 mask alone (Singh et al.).
 
-The paper's text reviews it.
+Sources: a review of the paper (Sik-Ho Tsang, 2022), whose sections are cited, and some facts from
+the article.
 
     conv 9x9x64 - max pool 4 - conv 5x5x128 - max pool 4 - conv 4x4x256 (valid) - FC 128, dropout
     0.5 - FC 4

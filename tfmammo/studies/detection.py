@@ -23,8 +23,8 @@ Deviations:
 - Both papers train as many epochs whatever the training set, so that a larger set gets more steps.
   With training.steps all arms get the same number, the Mask R-CNN's three stages together.
 - Neither paper gives intervals or tests. Lin et al. give the deviation over folds, which is given
-  here. Shen et al.'s recall, Eq. (6), is that of all detections. Their FROC area names no
-  width and is not normalised; the one here is the mean height from 0 to the largest `fppi`.
+  here. Shen et al. name no score from which a detection counts in Eq. (6); here all do. They name
+  no width of their FROC area; the one here is the mean height from 0 to the largest `fppi`.
 - Lin et al.'s study gets an arm of turned copies. Without it nobody knows whether synthetic
   masses or more mammograms made the difference.
 - Normal mammograms are evaluated (normal in configs/detection.yaml). In the papers' training sets

@@ -221,7 +221,7 @@ def test_a_config_that_names_what_is_not_there(repository, override, said):
     [
         ("small", "can", "12,000 of 210,000 steps; 128 of 256 px; 1/4 of the width", CBIS),
         ("paper", "can", "210,000 steps", "INbreast"),
-        ("small", "blending", "6,000 steps; 64 of 256 px; 1/8 of the width", "INbreast"),
+        ("small", "blending", "6,000 steps; 64 of 256 px; 1/4 of the width", "INbreast"),
         ("small", "cgan_loose", f"4,000 steps ({EPOCHS}); 64 of 256 px; 1/2 of the width", CESM),
         ("small", "flow_short", "1,040 steps", CBIS),
     ],

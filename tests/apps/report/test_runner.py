@@ -107,7 +107,7 @@ def test_a_finished_report_is_not_run_again_and_its_facts_stay(config, root, tmp
     first = {path.name: path.read_bytes() for path in (output / "results").glob("can_fig2*")}
     assert set(first) == {"can_fig2.smoke.json", "can_fig2.smoke.csv"}
     about = json.loads(first["can_fig2.smoke.json"])
-    assert about["work"] == "2 of 210,000 steps; 64 of 256 px; 1/64 of the width"
+    assert about["work"] == "2 of 210,000 steps; 64 of 256 px; 1/32 to 1/16 of the width"
     assert (about["data"], about["papers_data"]) == ("phantoms", "INbreast")
     assert about["trained"] == 2 and "tensorflow" in about["code"][0]
     assert str(tmp_path) not in str(about)

@@ -176,6 +176,16 @@ def test_a_printed_integer_is_rounded_to_integers():
         assert judge_claim(claim, facts, {"CAN": {"gain": 1}}).word == word
 
 
+def test_an_approximate_gain_is_refuted_below_the_range_that_it_may_mean():
+    claim = GAIN.model_copy(update={"printed_gain": ("CAN", "gain")})
+    printed = {"CAN": {"gain": 10, "gain, plus or minus": 5}}
+    for high, word in ((4.9, "does not hold"), (5.1, "not decided")):
+        facts = make_facts(
+            difference("x", "real", 0, -0.3, high, 0.6), data="INbreast", papers_data="INbreast"
+        )
+        assert judge_claim(claim, facts, printed).word == word
+
+
 def test_how_small_a_difference_could_have_been_seen():
     # an interval of +-1.96 standard errors of 0.5
     assert judge(CLAIM, lead(0.3, -0.68, 1.28, 0.5), *APART).seen == "1.4 points"

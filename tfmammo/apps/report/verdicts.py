@@ -146,7 +146,7 @@ class Difference(Frozen):
     """The train script of a rival that its own paper starts from ImageNet's weights."""
     printed: str = ""
     """Column of both models' printed values; "": the paper prints none."""
-    printed_gain: tuple[str, ...] = ()
+    printed_gain: tuple[str, str] | tuple[()] = ()
     """Row and column of the printed gain in our unit; (): the paper prints none."""
     beyond: Key | None = None
     """The row of what is gained beyond a trivial method."""
@@ -258,8 +258,10 @@ class Difference(Frozen):
         if math.isnan(low) or math.isnan(high):
             return None
         if self.printed_gain:
-            wanted = printed[self.printed_gain[0]][self.printed_gain[1]]
-            half = _round_off(wanted)
+            row_name, column = self.printed_gain
+            wanted = printed[row_name][column]
+            # of an approximate number, such as "about ten", printed.json says how approximate
+            half = printed[row_name].get(f"{column}, plus or minus", _round_off(wanted))
             return Gains(low, high, wanted, wanted - half, wanted + half, 1, "gain", "points")
         if not self.printed:
             return None

@@ -117,12 +117,15 @@ def _compare_sizes(small: DataConfig, large: DataConfig) -> str:
 
 
 def _compare_widths(small: Any, large: Any) -> Iterator[Fraction]:
-    """Give the parts of the paper's width, the largest number of filters, of narrower networks."""
+    """Give the parts of the paper's width, level by level, of narrower networks."""
     for key in ("filters", "widths"):
         if hasattr(small, key):
-            ours, papers = (np.max(getattr(model, key)).item() for model in (small, large))
-            if ours != papers:
-                yield Fraction(ours, papers)
+            both = (np.ravel(getattr(model, key)).tolist() for model in (small, large))
+            # from the level of the image on; a network for smaller patches has fewer
+            both = (levels[::-1] if levels[0] > levels[-1] else levels for levels in both)
+            for ours, papers in zip(*both, strict=False):
+                if ours != papers:
+                    yield Fraction(ours, papers)
 
 
 def _name_widths(widths: Collection[Fraction]) -> str:
