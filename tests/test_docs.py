@@ -119,8 +119,11 @@ def check_halvings(parsed):
     """Raise ConfigError where a network halves patches once per filter, and they are too small."""
     from tfmammo.nn.networks import halve
 
-    filters = getattr(getattr(parsed, "model", None), "filters", ())
-    if isinstance(filters, tuple) and filters:
+    model = getattr(parsed, "model", None)
+    filters = getattr(model, "filters", ())
+    if getattr(model, "generator", "") == "crn":
+        halve("widths", parsed.data.size, len(model.widths) - 1)
+    elif isinstance(filters, tuple) and filters:
         halve("filters", parsed.data.size, len(filters))
 
 
