@@ -56,6 +56,20 @@ def test_a_smaller_value_may_be_the_better_one():
     assert judge(claim, lead(-2, -3, -1), *fewer).word == "holds"
 
 
+@pytest.mark.parametrize("real", [89, Key(model="real", measure="dice")])
+def test_a_model_beyond_real_patches_is_not_better(real):
+    claim = CLAIM.model_copy(update={"real": real})
+    for dice, word in ((88.9, "holds"), (89.1, "not decided")):
+        evidence = judge(claim, lead(), level("CAN", dice), level("real", 89), *APART)
+        assert evidence.word == word
+    assert evidence.why == verdicts.BEYOND_REAL
+    claim = claim.model_copy(update={"higher": False})
+    fewer = repeats("folds", CAN=(1, 2), **{"U_Net": (3, 4)})
+    for dice, word in ((89.1, "holds"), (88.9, "not decided")):
+        rows = (lead(-2, -3, -1), level("CAN", dice), level("real", 89), *fewer)
+        assert judge(claim, *rows).word == word
+
+
 @pytest.mark.parametrize(
     ("table", "can", "unet", "why", "means"),
     [

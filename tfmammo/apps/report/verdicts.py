@@ -33,6 +33,7 @@ BELOW_TRIVIAL = "not better than the trivial baseline"
 SMALLER = "it depends on the patch size in pixels, and our patches are smaller than the paper's"
 OTHER_DATA = "a printed level, on other data than the paper's"
 BELOW_LEVEL = "below the printed level"
+BEYOND_REAL = "beyond what real patches have, which is not better"
 NO_MARGIN = "that nothing is gained cannot be shown without a margin"
 SEEN = 2.8 / (2 * 1.96)  # widths of a 95 % interval that a test sees with a probability of 80 %
 
@@ -152,6 +153,8 @@ class Difference(Frozen):
     """The row of what is gained beyond a trivial method."""
     trivial: Key | None = None
     """The row of a trivial method, beyond whose interval ours must be."""
+    real: Key | float | None = None
+    """The value of real patches, or its row, where a model that is beyond it is not better."""
 
     @property
     def named(self) -> tuple[str, ...]:
@@ -206,6 +209,12 @@ class Difference(Frozen):
             if not upper or not lower or not upper.low > lower.high:
                 numbers = f"has {_describe(rest)}" if rest else "was not measured"
                 return evidence.withhold(NOT_BEYOND, f"that method {numbers}")
+        if self.real is not None:
+            real = self.real.find(facts) if isinstance(self.real, Key) else self.real
+            real = real.value if isinstance(real, Fact) else real
+            ours = facts.find(self.model, self.measure, subset=self.subset)
+            if real is None or not ours or (ours.value > real) == self.higher:
+                return evidence.withhold(BEYOND_REAL)
         return evidence
 
     def _doubt_runs(self, facts: Facts, is_above: bool) -> tuple[str, ...]:
