@@ -200,6 +200,15 @@ def test_an_approximate_gain_is_refuted_below_the_range_that_it_may_mean():
         assert judge_claim(claim, facts, printed).word == word
 
 
+def test_a_printed_gain_of_an_auc_has_three_decimals():
+    claim = GAIN.model_copy(update={"printed_gain": ("CAN", "gain")})
+    for high, word in ((0.0175, "includes"), (0.0164, "excludes")):
+        row = replace(difference("x", "real", 0, -0.01, high, 0.6), unit="")
+        facts = make_facts(row, data="OPTIMAM", papers_data="OPTIMAM")
+        evidence = judge_claim(claim, facts, {"CAN": {"gain": 0.017}})
+        assert evidence.gain == f"the interval {word} the printed gain of 0.017"
+
+
 def test_how_small_a_difference_could_have_been_seen():
     # an interval of +-1.96 standard errors of 0.5
     assert judge(CLAIM, lead(0.3, -0.68, 1.28, 0.5), *APART).seen == "1.4 points"

@@ -106,18 +106,21 @@ class Gains(NamedTuple):
     def describe(self) -> str:
         """Say whether our interval excludes a gain as large as the printed one.
 
-        With two decimals where the difference would not be seen with one.
+        With one more decimal where the difference would not be seen without it.
         """
         is_inside = self.low <= self.printed <= self.high
-        low, high, printed = (round(value, 1) for value in (self.low, self.high, self.printed))
-        digits = 1 if (low <= printed <= high) == is_inside else 2
+        usual = 1 if self.unit else 3  # of an AUC
+        low, high, printed = (round(value, usual) for value in (self.low, self.high, self.printed))
+        digits = usual if (low <= printed <= high) == is_inside else usual + 1
         word = "includes" if is_inside else "excludes"
         if not is_inside and not self.is_excluded:
             word = "differs by rounding alone from"
-        if self.kind == "gain" and digits == 1:  # of the row itself
-            return f"the interval {word} the printed gain of {self.printed:.1f} {self.unit}"
-        ours = f"our {self.kind}, {self.low:.{digits}f} to {self.high:.{digits}f} {self.unit}"
-        return f"{ours}, {word} the printed {self.printed:.{digits}f} {self.unit}"
+        unit = f" {self.unit}" if self.unit else ""
+        printed_gain = f"{self.printed:.{digits}f}{unit}"
+        if self.kind == "gain" and digits == usual:  # of the row itself
+            return f"the interval {word} the printed gain of {printed_gain}"
+        ours = f"our {self.kind}, {self.low:.{digits}f} to {self.high:.{digits}f}{unit}"
+        return f"{ours}, {word} the printed {printed_gain}"
 
 
 class Difference(Frozen):
@@ -271,7 +274,8 @@ class Difference(Frozen):
             wanted = printed[row_name][column]
             # of an approximate number, such as "about ten", printed.json says how approximate
             half = printed[row_name].get(f"{column}, plus or minus", _round_off(wanted))
-            return Gains(low, high, wanted, wanted - half, wanted + half, 1, "gain", "points")
+            unit = "points" if row.unit == "%" else row.unit
+            return Gains(low, high, wanted, wanted - half, wanted + half, 1, "gain", unit)
         if not self.printed:
             return None
         level = facts.find(self.against, self.measure, subset=self.subset)
