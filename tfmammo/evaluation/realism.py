@@ -41,9 +41,7 @@ ONE_GREY = "one intensity"
 ONE_GREY_NOTE = f"{ONE_GREY}: the mean of real masses in the mask, the real patch around it."
 # Mean LPIPS on DDSM; "-": without margin.
 PUBLISHED = {
-    name: values["LPIPS, DDSM"]
-    for name, values in get_values("infilling", "table1").items()
-    if name.startswith("G_")
+    name: values["LPIPS, DDSM"] for name, values in get_values("infilling", "table1").items()
 }
 MEASURES = {
     "l1_mass": Measure("L1 to its real patch, inside the mass", "", 1, 3),

@@ -1,8 +1,8 @@
 """cGAN: breast tumour segmentation with a conditional adversarial network (Singh et al.).
 
 Sources: a review of the paper (Sik-Ho Tsang, 2022), whose sections are cited, and some facts from
-the article. A generator G maps a crop x of a mammogram to a mask, a discriminator D
-judges (x, mask) pairs:
+the article. A generator G maps a crop x of a mammogram to a mask, a discriminator D judges (x,
+mask) pairs:
 
     l_Dice(y, o) = 1 - 2 |y o| / (|y| + |o|)
     L_G = BCE(D(x, G(x, z)), 1) + lambda * l_Dice(y, G(x, z))

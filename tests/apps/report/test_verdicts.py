@@ -200,6 +200,16 @@ def test_an_approximate_gain_is_refuted_below_the_range_that_it_may_mean():
         assert judge_claim(claim, facts, printed).word == word
 
 
+def test_a_gain_of_two_printed_shares_has_the_rounding_of_both():
+    claim = GAIN.model_copy(update={"printed_gain": ("x", "real", "recall")})
+    printed = {"x": {"recall": 0.83}, "real": {"recall": 0.81}}  # two points, 1 to 3
+    for high, word in ((0.9, "does not hold"), (1.1, "not decided")):
+        row = difference("x", "real", 0, -0.3, high, 0.6)
+        facts = make_facts(row, data="INbreast", papers_data="INbreast")
+        evidence = judge_claim(claim, facts, printed)
+        assert evidence.word == word and evidence.gain.endswith("printed gain of 2.0 points")
+
+
 def test_a_printed_gain_of_an_auc_has_three_decimals():
     claim = GAIN.model_copy(update={"printed_gain": ("CAN", "gain")})
     for high, word in ((0.0175, "includes"), (0.0164, "excludes")):

@@ -150,8 +150,10 @@ class Difference(Frozen):
     """The train script of a rival that its own paper starts from ImageNet's weights."""
     printed: str = ""
     """Column of both models' printed values; "": the paper prints none."""
-    printed_gain: tuple[str, str] | tuple[()] = ()
-    """Row and column of the printed gain in our unit; (): the paper prints none."""
+    printed_gain: tuple[str, str] | tuple[str, str, str] | tuple[()] = ()
+    """Row and column of the printed gain in our unit, or two rows and their column of shares, whose
+    difference it is; (): the paper prints none.
+    """
     beyond: Key | None = None
     """The row of what is gained beyond a trivial method."""
     trivial: Key | None = None
@@ -270,10 +272,13 @@ class Difference(Frozen):
         if math.isnan(low) or math.isnan(high):
             return None
         if self.printed_gain:
-            row_name, column = self.printed_gain
-            wanted = printed[row_name][column]
+            first, *second, column = self.printed_gain
+            wanted = printed[first][column]
             # of an approximate number, such as "about ten", printed.json says how approximate
-            half = printed[row_name].get(f"{column}, plus or minus", _round_off(wanted))
+            half = printed[first].get(f"{column}, plus or minus", _round_off(wanted))
+            if second:
+                worse = printed[second[0]][column]
+                wanted, half = 100 * (wanted - worse), 100 * (half + _round_off(worse))
             unit = "points" if row.unit == "%" else row.unit
             return Gains(low, high, wanted, wanted - half, wanted + half, 1, "gain", unit)
         if not self.printed:

@@ -120,9 +120,8 @@ def _compare_widths(small: Any, large: Any) -> Iterator[Fraction]:
     """Give the parts of the paper's width, level by level, of narrower networks."""
     for key in ("filters", "widths"):
         if hasattr(small, key):
-            both = (np.ravel(getattr(model, key)).tolist() for model in (small, large))
-            # from the level of the image on; a network for smaller patches has fewer
-            both = (levels[::-1] if levels[0] > levels[-1] else levels for levels in both)
+            # The level of the image is the narrowest; a network for smaller patches has fewer.
+            both = (sorted(np.ravel(getattr(model, key)).tolist()) for model in (small, large))
             for ours, papers in zip(*both, strict=False):
                 if ours != papers:
                     yield Fraction(ours, papers)
