@@ -4,6 +4,7 @@ import hashlib
 import json
 import shutil
 from dataclasses import replace
+from functools import partial
 
 import cv2
 import keras
@@ -286,7 +287,8 @@ def test_shapes_of_a_mask_gan(config, tmp_path):
 
     assert list_extents("plausible") == pytest.approx([np.pi / 4] * 6, abs=0.08)
     limits = mask_gan.Plausibility(area=(0.9, 1), solidity=(0, 1), extent=(0, 1))
-    (tmp_path / "gan" / mask_gan.LIMITS).write_text(limits.model_dump_json())
+    write = partial(mask_gan.write, limits=limits)
+    export(model, tmp_path / "gan", {"step": 7, "train_patients": []}, write)
     with pytest.raises(DataError, match="mask GAN"):
         list_extents("none")
     assert list_extents("every", plausible=False) == pytest.approx([np.pi / 4] * 6, abs=0.08)

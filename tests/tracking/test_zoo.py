@@ -17,6 +17,7 @@ from tfmammo.apps.zoo import __main__ as command
 from tfmammo.apps.zoo import page
 from tfmammo.errors import ConfigError, ExportError, TrackingError
 from tfmammo.nn.networks import export_function
+from tfmammo.synthesis.generators import load_mask_generator
 from tfmammo.tracking import zoo
 from tfmammo.tracking.export import export, load, load_identified, read_card
 from tfmammo.tracking.models import resolve
@@ -224,6 +225,10 @@ def test_shipped_networks_are_small_and_whole():
         assert not re.search(r'"(/|~|\.\.)', text), "a place of the machine that trained it"
     assert max(sizes) <= 8 * 10**6 * 2
     assert sum(sizes) <= 40 * 10**6
+
+
+def test_the_shipped_mask_gan_knows_what_a_plausible_mask_is():
+    assert load_mask_generator(resolve("models:/zoo/mask_gan")).limits is not None
 
 
 def test_a_misspelt_network_gets_a_suggestion():

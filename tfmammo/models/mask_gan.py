@@ -55,7 +55,7 @@ from tfmammo.nn.networks import Trainable, export_function
 from tfmammo.nn.optimization import build_adam, count_batches, minimize_each
 from tfmammo.tracking.export import write_saved_models
 
-LIMITS = "plausibility.json"  # the file in an export that holds a Plausibility
+LIMITS = "plausibility"  # the key of a function's card that holds a Plausibility
 BLOCK = 256  # training masks compared at once: 64 MB of float32 at 256 x 256
 
 
@@ -259,6 +259,7 @@ def diversity(masks: NDArray[np.uint8]) -> float:
 
 
 def write(model: MaskGAN, folder: Path, limits: Plausibility) -> dict[str, Any]:
-    """Write the SavedModels, see `tracking.export`, and the limits of plausibility."""
-    (folder / LIMITS).write_text(limits.model_dump_json(), encoding="utf-8")
-    return write_saved_models(model, folder)
+    """Write the SavedModels, see `tracking.export`; G's part of the card has the limits, too."""
+    functions = write_saved_models(model, folder)
+    functions["generator"][LIMITS] = limits.model_dump(mode="json")
+    return functions
