@@ -17,6 +17,7 @@ from tests.facts import find, read_csv, read_rows
 from tfmammo import archives
 from tfmammo.archives.phantom import read
 from tfmammo.config import DataConfig, dump
+from tfmammo.data.patches import Patches
 from tfmammo.data.sampling import is_normal
 from tfmammo.errors import ConfigError, DataError
 from tfmammo.evaluation.report import Report
@@ -133,6 +134,7 @@ def test_one_command_trains_tests_and_draws(config, subsets, tmp_path, run):
         assert area == pytest.approx(roc_auc(labels, own), abs=1e-5)
     assert find(facts, "pasted", "auc", "controls").images == len(labels)
     assert {fact.table for fact in facts} >= {"gate", "effects", "separation", "moves", "delong"}
+    assert find(facts, "mass", "auc", "realism").images
     said = (folder / "table.md").read_text(encoding="utf-8")
     assert "| 50 % |" in said and "0.846 (p 1e-04)" in said and "| removal |" in said
     assert "| mean intensity alone |" in said and "| synthetic lesion | 6 |" in said
@@ -199,6 +201,41 @@ def test_the_effect_is_the_paired_change_of_what_is_kept(config, subsets, genera
     effects.add_effects(report, [effect], study)
     fact = find(report.facts, "removal", "change", "effects")
     assert fact.images == len(change) and fact.value == pytest.approx(change.mean())
+
+
+@pytest.mark.slow
+def test_an_added_mass_is_compared_with_real_masses_and_a_removed_one_with_real_tissue(config):
+    """Masses brighten a patch; the network's do so, too, and its removal leaves a checkerboard."""
+    random = np.random.default_rng(0)
+    patients = np.array([f"{number:02d}" for number in range(20)])
+    tissue = random.normal(0.3, 0.02, (3, 20, 32, 32, 1)).astype(np.float32)
+    masses = tissue[0] + np.float32(0.3)
+    test = Patches(
+        np.concatenate([masses, tissue[1]]),
+        np.zeros((40, 32, 32, 1), np.uint8),
+        np.tile(patients, 2),
+        np.arange(40).astype(str),
+        kinds=np.repeat(["mass", "normal"], 20),
+        labels=np.repeat([1, 0], 20).astype(np.int32),
+    )
+    before = replace(test.take(np.arange(20, 40)), images=tissue[2])
+    checkerboard = np.indices((32, 32)).sum(0)[..., None] % 2 * np.float32(0.2)
+    edits = [
+        effects.EditedPatches("mass", before, before.images + np.float32(0.3), 0.0),
+        effects.EditedPatches("removal", test.take(np.arange(20)), tissue[2] + checkerboard, 0.0),
+    ]
+    found = Report(config=None)
+    effects.add_realism(found, edits, test, config(effects=20))
+    unedited, edited = (
+        find(found.facts, name, "auc", "realism") for name in ("mass_before", "mass")
+    )
+    assert unedited.value > 0.95 and edited.low < 0.5 < edited.high and edited.value < 0.8
+    mass, removed = (
+        find(found.facts, name, "auc", "realism") for name in ("removal_before", "removal")
+    )
+    assert mass.value > 0.95 and removed.value > 0.95
+    (table,) = found.tables
+    assert [row[:3] for row in table.body] == [["mass", "20", "20"], ["removal", "20", "20"]]
 
 
 def test_the_trivial_edit_adds_as_much_at_the_same_place():

@@ -14,11 +14,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tfmammo.data.preprocess import resize_image
-from tfmammo.evaluation.two_sample import Images, two_sample
+from tfmammo.evaluation.two_sample import Images, distinguish
 from tfmammo.mammogram import Mammogram
 from tfmammo.metrics.boxes import intersection
-from tfmammo.metrics.perceptual import jackknife_area
-from tfmammo.metrics.significance import FEWEST_PATIENTS, Estimate
+from tfmammo.metrics.significance import Estimate
 
 SIZE = 64  # px that a corner is resampled to
 SHARE = 8  # a corner is a square with a side of this part of the shorter side
@@ -44,27 +43,9 @@ def compare_corners(
     """
     real_corners, real_groups = _cut_all(real, [one.patient_id for one in real])
     made_corners, made_groups = _cut_all(made, made_patients)
-    patients = min(len(set(groups.tolist())) for groups in (real_groups, made_groups))
-    if patients < FEWEST_PATIENTS:
-        return Estimate(np.nan)
-    test = two_sample(
-        real_corners,
-        made_corners,
-        real_groups,
-        made_groups,
-        np.zeros_like(real_corners),
-        np.zeros_like(made_corners),
-        folds=min(5, patients // 2),
-        seed=seed,
-        size=SIZE,
+    return distinguish(
+        real_corners, made_corners, real_groups, made_groups, size=SIZE, level=level, seed=seed
     )
-    count = len(real_corners)
-
-    def measure_area(rows: NDArray[np.intp]) -> float:
-        return test.measure_area(rows[rows < count], rows[rows >= count] - count)
-
-    groups = np.concatenate([real_groups, made_groups])
-    return jackknife_area(measure_area, groups, patients, level)
 
 
 def cut_corners(mammogram: Mammogram) -> Images:

@@ -24,6 +24,8 @@ from sklearn.model_selection import StratifiedGroupKFold
 
 from tfmammo.data.preprocess import resize_image, resize_mask
 from tfmammo.metrics.blending import check_patches
+from tfmammo.metrics.perceptual import jackknife_area
+from tfmammo.metrics.significance import FEWEST_PATIENTS, Estimate
 from tfmammo.nn.optimization import Adam
 
 Images = NDArray[np.floating]
@@ -139,6 +141,52 @@ def two_sample(
         fold_of[test] = fold
     is_made = labels == 1
     return TwoSample(scores[~is_made], scores[is_made], fold_of[~is_made], fold_of[is_made])
+
+
+def distinguish(
+    real: Images,
+    made: Images,
+    real_groups: Groups,
+    made_groups: Groups,
+    *,
+    size: int,
+    level: float = 0.95,
+    seed: int = 0,
+) -> Estimate:
+    """Estimate the AUC of a classifier of two sets of images without masks; see `two_sample`.
+
+    With fewer than FEWEST_PATIENTS on a side all are NaN.
+
+    Args:
+        real: float [n, s, s, 1] in [0, 1].
+        made: float [m, s, s, 1] in [0, 1].
+        real_groups: Patients, str [n].
+        made_groups: Patients, str [m].
+        size: px that images are resampled to.
+        level: Confidence level, in (0, 1).
+        seed: Of the classifier.
+    """
+    patients = min(len(set(groups.tolist())) for groups in (real_groups, made_groups))
+    if patients < FEWEST_PATIENTS:
+        return Estimate(np.nan)
+    test = two_sample(
+        real,
+        made,
+        real_groups,
+        made_groups,
+        np.zeros_like(real),
+        np.zeros_like(made),
+        folds=min(5, patients // 2),
+        seed=seed,
+        size=size,
+    )
+    count = len(real)
+
+    def measure_area(rows: NDArray[np.intp]) -> float:
+        return test.measure_area(rows[rows < count], rows[rows >= count] - count)
+
+    groups = np.concatenate([real_groups, made_groups])
+    return jackknife_area(measure_area, groups, patients, level)
 
 
 def _split(

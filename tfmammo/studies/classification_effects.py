@@ -19,6 +19,7 @@ from sklearn.manifold import TSNE
 from tfmammo.data.patches import Patches
 from tfmammo.errors import DataError
 from tfmammo.evaluation.report import Report
+from tfmammo.evaluation.two_sample import distinguish
 from tfmammo.metrics.clustered_auc import chance_test, estimate_auc
 from tfmammo.metrics.plotting import plot_style
 from tfmammo.metrics.rows import Fact
@@ -179,6 +180,54 @@ def measure_effect(edited: EditedPatches, baseline: Sequence[Path], config: Stud
         patches.ids,
         edited.discarded,
     )
+
+
+def add_realism(
+    report: Report, edits: Sequence[EditedPatches], test: Patches, config: StudyConfig
+) -> None:
+    """Add how well a new classifier distinguishes edited patches from real ones of their new class.
+
+    Real lesions for what added lesions, normal patches for what removed them; at most
+    `config.effects` of each. The same patches before the edit show how far it had to go.
+    """
+    body = [_add_realism(report, edited, test, config) for edited in edits]
+    title = (
+        "How well a classifier that learns it distinguishes patches from real ones of the class "
+        "that the edit leads to, unseen patients; AUC, 0.5 is best; in brackets: intervals by "
+        "patient"
+    )
+    columns = ["generator", "patches", "real patches", "before the edit", "after it"]
+    report.tables.append(Table(title, columns, body))
+
+
+def _add_realism(
+    report: Report, edited: EditedPatches, test: Patches, config: StudyConfig
+) -> list[str]:
+    kind = "normal" if edited.target == "removal" else edited.target
+    is_real = test.kinds == kind
+    if kind != "normal":
+        is_real &= test.labels == 1
+    rows = np.random.default_rng(config.seed).permutation(np.flatnonzero(is_real))
+    real = test.take(rows[: config.effects])
+    before = edited.before.take(np.arange(min(config.effects, len(edited.before))))
+    facts = []
+    for name, images in (
+        (f"{edited.target}_before", before.images),
+        (edited.target, edited.after[: len(before)]),
+    ):
+        area = distinguish(
+            real.images,
+            images,
+            real.patient_ids,
+            before.patient_ids,
+            size=min(128, config.experiment.data.size),
+            level=config.level,
+            seed=config.seed,
+        )
+        facts.append(AUC.make_fact("realism", name, "auc", area, **count_sizes(before.patient_ids)))
+    report.facts += facts
+    cells = [AUC.format_fact(fact) for fact in facts]
+    return [edited.target, str(len(before)), str(len(real)), *cells]
 
 
 def add_effects(report: Report, effects: Sequence[Effect], config: StudyConfig) -> None:

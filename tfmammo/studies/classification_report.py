@@ -35,6 +35,7 @@ from tfmammo.studies.classification_effects import (
     OBUCHOWSKI,
     SCORE,
     add_effects,
+    add_realism,
     add_separation,
     draw_embedding,
     edit_patches,
@@ -90,6 +91,7 @@ def run_study(config: StudyConfig, output: Path, allow: bool = False) -> Report:
         effects = [measure_effect(edited, baseline, config) for edited in edits]
         add_effects(report, effects, config)
         add_separation(report, effects, scores[config.shares[0]].mean(axis=0), test, config)
+        add_realism(report, edits, test, config)
         report.files["effects.csv"] = make_effect_rows(effects)
     if gate and not gate.is_passed:
         failure = describe_failure(gate)
