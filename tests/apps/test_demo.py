@@ -52,7 +52,7 @@ def test_files_of_the_demo_are_an_archive(phantom_case):
     assert lesion.kind == "mass"
     original = phantom.read(count=1)[0]
     side = max(original.rows, original.cols) * original.spacing[0]
-    assert phantom_case.spacing * scenes.SIDE == pytest.approx(side)
+    assert mammogram.spacing[0] * scenes.SIDE == pytest.approx(side)
     assert phantom_case.describe_size((0, 0, scenes.SIDE, 9)) == f"about {side:.0f} mm"
     image = mammogram.pixels()[..., 0]
     inside = image[phantom_case.mask[..., 0] > 0].mean()

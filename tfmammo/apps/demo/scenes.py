@@ -57,7 +57,6 @@ class Case:
 
     name: str  # of its folder and file, and on the page
     title: str
-    spacing: float  # mm per px, about
     root: Path  # an archive of the kind `folder`
     mammogram: Mammogram
 
@@ -74,7 +73,9 @@ class Case:
 
     def describe_size(self, box: Sequence[int]) -> str:
         """Describe the longer side of a box."""
-        return f"about {max(box[2] - box[0], box[3] - box[1]) * self.spacing:.0f} mm"
+        assert self.mammogram.spacing
+        length = max(box[2] - box[0], box[3] - box[1]) * self.mammogram.spacing[0]
+        return f"about {length:.0f} mm"
 
 
 @dataclass(frozen=True)
@@ -182,11 +183,11 @@ def _write_case(
     for folder_name, content in (("images", image), ("masks", 255 * mask)):
         (root / folder_name).mkdir(parents=True)
         cv2.imwrite(str(root / folder_name / f"{name}.png"), content)
-    columns = ("file", "patient", "laterality", "view", "pathology", "kind")
-    values = (f"{name}.png", name, *side, "malignant", "mass")
+    columns = ("file", "patient", "laterality", "view", "pathology", "kind", "spacing")
+    values = (f"{name}.png", name, *side, "malignant", "mass", spacing)
     write_csv(root / "metadata.csv", [dict(zip(columns, values, strict=True))])
     (mammogram,) = folder.read(root)
-    return Case(name, title, spacing, root, mammogram)
+    return Case(name, title, root, mammogram)
 
 
 def _show_cases(cases: Sequence[Case], pictures: dict[str, bytes]) -> Iterator[Block]:
