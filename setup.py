@@ -54,7 +54,7 @@ EXTRAS = {
     "serve": SERVE,
     "pacs": PACS,
     "onnx": ONNX,
-    "benchmark": [*ONNX, "torch", "onnxscript", "monai", "lpips"],
+    "benchmark": [*ONNX, "torch", "onnxscript", "lpips"],
     "docs": DOCS,
     "test": [
         *BEAM,
@@ -71,7 +71,6 @@ EXTRAS = {
         *ONNX,
         "h5py",
         "packaging",
-        "pandas",
         "pycocotools",
         "ruff==0.17.*",
         "mypy==2.4.*",

@@ -285,9 +285,6 @@ class TooLarge(Small):
         raise tf.errors.ResourceExhaustedError(None, None, "OOM when allocating tensor")
 
 
-TWO_REPLICAS = {"strategy": SimpleNamespace(num_replicas_in_sync=2)}
-
-
 @pytest.mark.parametrize(
     ("values", "classes", "error", "named"),
     [
@@ -295,7 +292,6 @@ TWO_REPLICAS = {"strategy": SimpleNamespace(num_replicas_in_sync=2)}
         ({"model": TwiceUpdated, "accumulate": 2}, 1, ConfigError, "training.accumulate"),
         ({"model": WithKerasAdam, "exchange": "bfloat16"}, 1, ConfigError, "training.exchange"),
         ({"model": Misnamed}, 1, TrainingError, "Misnamed.functions"),
-        ({"options": TWO_REPLICAS}, 1, TrainingError, "batch_size"),
         ({"batch_size": 4}, 3, TrainingError, "training.batch_size"),
     ],
 )
@@ -308,6 +304,14 @@ def test_what_can_not_be_trained_is_refused_before_anything_is_written(
 
     with pytest.raises(error, match=named):
         fit(patches=make, **values)
+    assert not run.exists()
+
+
+def test_a_batch_that_its_devices_cant_share_is_refused(fit, run, monkeypatch):
+    two = SimpleNamespace(num_replicas_in_sync=2)
+    monkeypatch.setattr(loop.devices, "choose_strategy", lambda *_: two)
+    with pytest.raises(TrainingError, match="batch_size"):
+        fit()
     assert not run.exists()
 
 
@@ -495,13 +499,12 @@ def test_steps_follow_from_epochs(values, patches, steps):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("mode", "step", "score"), [("max", 4, 0.75), ("min", 6, 0.25)])
-def test_the_monitored_metric_chooses_the_best_checkpoint(fit, run, mode, step, score):
+def test_the_monitored_metric_chooses_the_best_checkpoint(fit, run):
     scores = iter([0.5, 0.75, 0.25, 0.6])
-    validate = lambda *_: {"other": 1.0, "error": next(scores)}  # noqa: E731
-    fit(validate=validate, options={"mode": mode}, monitor="error", steps=8, validate_every=2)
+    validate = lambda *_: {"other": 1.0, "dice": next(scores)}  # noqa: E731
+    fit(validate=validate, monitor="dice", steps=8, validate_every=2)
     card = export.read_card(run / "best")
-    assert card["metrics"] == {"error": score} and card["step"] == step
+    assert card["metrics"] == {"dice": 0.75} and card["step"] == 4
 
 
 @pytest.mark.slow

@@ -287,7 +287,6 @@ class MaskRCNN:
     ) -> None:
         self.config = config or MaskRCNNConfig()
         self.shape = image_shape(size)
-        self.classes = classes
         self.api = _import_api()
         task = self.api.get_exp_config("maskrcnn_resnetfpn_coco").task
         task.override(make_settings(self.config, self.shape, classes), is_strict=True)

@@ -485,15 +485,14 @@ class Contextual(Trainable):
             trained, config.learning_rate, config.beta_1, config.beta_2, config.epsilon
         )
 
-    def grow(self, small: Mapping[str, Encoder]) -> Contextual:
-        """Take over the weights of the stage before and return this model.
+    def grow(self, small: Mapping[str, Encoder]) -> None:
+        """Take over the weights of the stage before.
 
         `build_networks` made its networks, for half the size, and `export.assign` filled them.
         Networks for another size, or not faded in yet themselves, are a ConfigError.
         """
         for name, network in self.networks.items():
             network.grow(small[name])
-        return self
 
     def generate(self, network: Generator, image: tf.Tensor, noise: tf.Tensor) -> tf.Tensor:
         """Compute lesion, input and input + lesion, float32 [batch, size, size, 3] in [-1, 1]."""

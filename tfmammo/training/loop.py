@@ -59,13 +59,10 @@ class Training:
         output: The run's folder: config.yaml, checkpoints/, samples/, best/ and export/
             (SavedModels), mlflow_run_id.
         validate: Computes metrics of the model's functions on the held-out patches.
-        monitor: The metric by which the best checkpoint is chosen.
-        mode: Whether a higher ("max") or a lower ("min") value of `monitor` is better.
+        monitor: The metric by which the best checkpoint is chosen; higher is better.
         seen_patients: Patients, besides those of `train` and of training.initial, that the weights
             were already trained on when `build` made them. The folder records them at step 0; a
             training that resumes goes by the record.
-        strategy: None takes the workers that the config asks for, else all GPUs when there are
-            several, as `training.devices` says.
         write: Writes the SavedModels; see tfmammo.tracking.export.export.
 
     Raises:
@@ -82,19 +79,16 @@ class Training:
     validate: Validate
     _: KW_ONLY
     monitor: str
-    mode: Literal["max", "min"] = "max"
     seen_patients: Iterable[str] = ()
-    strategy: tf.distribute.Strategy | None = None
     write: Write = export.write_saved_models
 
     def __post_init__(self) -> None:
         self.config = self.experiment.training
         self.steps = count_steps(self.config, len(self.train))
-        self.sign = 1 if self.mode == "max" else -1
         self.signals: list[int] = []
         self.run_log: Run  # of the chief, once it has started
         classes = self.train.balanced_classes
-        strategy = self.strategy or devices.choose_strategy(self.config, classes)
+        strategy = devices.choose_strategy(self.config, classes)
         devices.check_batch(self.config, strategy.num_replicas_in_sync, classes)
         self.group = workers.WorkerGroup(strategy)
         keras.utils.set_random_seed(self.config.seed)
@@ -349,7 +343,7 @@ class Training:
             )
         named = {f"validation_{name}": value for name, value in metrics.items()}
         self.run_log.log_metrics(named, step)
-        self.state.save_if_best(self.sign * metrics[self.monitor])
+        self.state.save_if_best(metrics[self.monitor])
         return metrics
 
     def _write_grid(self, step: int) -> None:
@@ -404,8 +398,7 @@ class Training:
         try:
             self.state.best_checkpoints.restore()
             # of these weights: a later best may have been lost
-            score = self.sign * float(self.state.best)
-            self._export(place, {self.monitor: score})
+            self._export(place, {self.monitor: float(self.state.best)})
         except TrainingError as error:
             log.warning(
                 "the best weights are lost, and the last ones are exported alone: %s", error

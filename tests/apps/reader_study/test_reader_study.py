@@ -387,7 +387,10 @@ def test_damaged_sets_are_named(archives, config, tmp_path, damage):
 def test_results_are_those_of_the_answers(study):
     read(study, "Anna", right=lambda number: number != 0)
     read(study, "Ben", right=lambda number: number < 4, rate=lambda real: 4)
-    results = {(result.system, result.reader): result for result in study.compute_results()}
+    results = {
+        (result.system, result.reader): result
+        for result in compute_results(study.config, study.answers)
+    }
     assert set(results) == {
         (system, reader) for system in SYSTEMS for reader in ("Anna", "Ben", ALL)
     }

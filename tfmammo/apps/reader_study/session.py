@@ -17,7 +17,7 @@ from tfmammo.apps.reader_study.cases import (
     hash_cases,
     load_sources,
 )
-from tfmammo.apps.reader_study.results import ALL, Result, compute_results
+from tfmammo.apps.reader_study.results import ALL
 from tfmammo.errors import DataError
 
 
@@ -70,10 +70,6 @@ class ReaderStudy:
     def images(self, case: Case) -> tuple[bytes, ...]:
         """Return the PNGs of a case, from left to right, of equal size in pixels and in bytes."""
         return tuple(self._images[key] for key in case.shown)
-
-    def compute_results(self) -> list[Result]:
-        """Compute the results of the answers so far."""
-        return compute_results(self.config, self.answers)
 
 
 def parse_reader_name(text: str) -> str:

@@ -66,7 +66,6 @@ class _Report:
     """A planned report."""
 
     config: ReportConfig
-    options: Options
     output: Path
     root: Path
     items: list[Item]
@@ -105,7 +104,7 @@ def plan_report(config: ReportConfig, options: Options, output: Path, root: Path
     plan = make_plan(config, options.scale, output, root, wanted)
     names = dict.fromkeys(one.command for one in plan.planned)
     papers = make_plan(complete(config), "paper", output, root, names)
-    return _Report(config, options, output, root, items, plan, papers)
+    return _Report(config, output, root, items, plan, papers)
 
 
 def print_plan(config: ReportConfig, options: Options, root: Path) -> list[str]:

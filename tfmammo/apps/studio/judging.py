@@ -16,7 +16,13 @@ import gradio as gr
 
 from tfmammo.apps.reader_study.answers import write_answers
 from tfmammo.apps.reader_study.cases import SCALE, Case
-from tfmammo.apps.reader_study.results import FEW, plot_roc, results_table, write_results
+from tfmammo.apps.reader_study.results import (
+    FEW,
+    compute_results,
+    plot_roc,
+    results_table,
+    write_results,
+)
 from tfmammo.apps.reader_study.session import ReaderStudy, parse_reader_name
 from tfmammo.apps.studio.uploads import QUICK, Updates, new_folder
 from tfmammo.errors import ConfigError, DataError
@@ -152,7 +158,7 @@ class StudyTab:
 
     def _show_results(self) -> Updates:
         study = self.study
-        results = study.compute_results()
+        results = compute_results(study.config, study.answers)
         table = results_table(results, study.config.name)
         with new_folder("reader_study_") as folder:
             write_results(results, folder / "results.csv")
