@@ -4,11 +4,12 @@ python docs/result_pictures.py --patches PATCHES --copy COPY --films FILMS [--on
 [--work FOLDER]
 
 PATCHES are the patches of CBIS-DDSM, COPY is the scaled copy of CDD-CESM with normal/ beside
-images/, as docs/archives tells, and FILMS are films of CBIS-DDSM with its official split. The
-networks are those of the package, and no patient of a picture has trained them. Cases are drawn at
-random with a fixed seed; "best" and "worst" are by the score that the caption names. A JSON file
-beside each picture has the caption, the command and the SHA-256 of the networks. Evaluations that
-FOLDER holds are not repeated. Time: some ten minutes.
+images/, as docs/archives tells, and FILMS are films of CBIS-DDSM of 800 rows with its official
+split, and 0.3 in the column `spacing` of metadata.csv (about; mm per px). The networks are those of
+the package, and no patient of a picture has trained them. Cases are drawn at random with a fixed
+seed; "best" and "worst" are by the score that the caption names. A JSON file beside each picture
+has the caption, the command and the SHA-256 of the networks. Evaluations that FOLDER holds are not
+repeated. Time: some ten minutes.
 """
 
 from __future__ import annotations
@@ -44,7 +45,7 @@ FILMS = ("data.name=folder", "data.root=FILMS", "data.split=official")
 COPY = ("data.name=cdd_cesm", "data.root=COPY", "data.stratify=none")
 CBIS = "CBIS-DDSM (Sawyer-Lee et al., DOI 10.7937/K9/TCIA.2016.7O02S9CY, CC BY 3.0), reduced"
 CESM = "CDD-CESM (Khaled et al., Scientific Data 9, 2022, DOI 10.7937/29kw-ae92), reduced"
-AROUND = 128  # px of the scaled copy that a panel shows
+AROUND = 160  # px of a film that a panel shows
 BLUE, ORANGE = (0.34, 0.71, 0.91), (0.9, 0.62, 0.0)
 SCORE = 0.5
 SMALL = 400  # px: narrower pictures are enlarged
@@ -92,7 +93,7 @@ EVALUATIONS = {
         *RANDOM_NETWORKS,
     ),
     "contiguous": evaluate(
-        "contiguous", "contiguous", ("contextual_mass",), *COPY, "data.size=32", "count=3",
+        "contiguous", "contiguous", ("contextual_mass",), *FILMS, "data.size=64", "count=3",
         "generator=models:/zoo/contextual_mass",
     ),
     "cgan": evaluate(
@@ -160,7 +161,7 @@ LIST = (
     Picture("blending_fig5-worst", "blending", "sheet-worst-blending.png",
             "The blended lesions with the strongest seams.", CESM),
     Picture("contextual_fig3", "contiguous", "figure-contiguous.png",
-            "Masses added to three adjacent patches of a normal mammogram.", CESM),
+            "Masses added to three adjacent patches of a mammogram.", CBIS),
     Picture("cgan_table", "cgan", "figure-cGAN.png",
             "The cGAN's best, median and worst outlines by Dice (orange; truth: blue).", CBIS),
     Picture("cgan_samples", "cgan", "overlays.png",
@@ -232,45 +233,35 @@ def draw_contextual(options: argparse.Namespace, path: Path) -> Drawn:
         Editor.load(EditorConfig(renderer="contextual", generator=f"{zoo.PREFIX}{name}"))
         for name in networks
     )
+    cards = [export.read_card(models.resolve(f"{zoo.PREFIX}{name}")) for name in networks]
+    known = {patient for card in cards for patient in card["train_patients"]}
+    films = [film for film in read_films(options.films) if film.patient_id not in known]
+    order = iter(np.random.default_rng(SEED).permutation(len(films)))
     rows, labels = [], []
-    for seed, mammogram in enumerate(draw_normal(options.copy, 3)):
-        rows.append(crop(adding.edit(mammogram, EditRequest(seed=seed))))
-        labels.append("added")
-    known = set(
-        export.read_card(models.resolve(f"{zoo.PREFIX}contextual_removal"))["train_patients"]
-    )
-    with_mass = [
-        one
-        for one in archives.read_mammograms(find_copy(options.copy), Skipped())
-        if one.patient_id not in known and any(lesion.kind == "mass" for lesion in one.lesions)
-    ]
-    order = np.random.default_rng(SEED).permutation(len(with_mass))
-    for mammogram in (with_mass[number] for number in order):
-        top, left, bottom, right = mammogram.lesions[0].box
-        request = EditRequest(centre=((top + bottom) // 2, (left + right) // 2))
-        try:  # editors avoid lesions that they know
-            rows.append(crop(removing.edit(replace(mammogram, lesions=()), request)))
+    while len(rows) < 6:
+        film = films[next(order)]
+        top, left, bottom, right = film.lesions[0].box
+        centre = ((top + bottom) // 2, (left + right) // 2)
+        try:
+            if len(rows) < 3:
+                rows.append(crop(adding.edit(film, EditRequest(seed=len(rows)))))
+            else:  # editors avoid lesions that they know
+                film = replace(film, lesions=())
+                rows.append(crop(removing.edit(film, EditRequest(centre=centre))))
         except DataError:  # too near to the border
             continue
-        labels.append("removed")
-        if len(rows) == 6:
-            break
+        labels.append("removed" if len(rows) > 3 else "added")
     save_grid(rows, ("before", "after", "changed region"), path, labels)
     return (
-        "Masses added to normal tissue, and lesions removed, drawn at random.",
-        CESM,
+        "Masses added to tissue without any, and masses removed, drawn at random.",
+        CBIS,
         networks,
     )
 
 
 def draw_detections(options: argparse.Namespace, path: Path) -> Drawn:
     """Draw the boxes of the package's detector on test films."""
-    data = DataConfig(name="folder", root=options.films)
-    films = [
-        one
-        for one in archives.read_mammograms(data, Skipped())
-        if one.official_split == "test" and one.lesions
-    ]
+    films = [film for film in read_films(options.films) if film.official_split == "test"]
     detector = Detector.load(f"{zoo.PREFIX}light_head")
     order = np.random.default_rng(SEED).permutation(len(films))[:8]
     panels = []
@@ -286,14 +277,15 @@ def draw_detections(options: argparse.Namespace, path: Path) -> Drawn:
     return f"{caption} drawn at random.", CBIS, ("light_head",)
 
 
-def find_copy(root: Path) -> DataConfig:
-    """Describe the scaled copy of CDD-CESM."""
-    return DataConfig(name="cdd_cesm", root=root)
+def read_films(root: Path) -> list[Mammogram]:
+    """Read the films with a mass."""
+    data = DataConfig(name="folder", root=root)
+    return [film for film in archives.read_mammograms(data, Skipped()) if film.lesions]
 
 
 def draw_normal(root: Path, count: int) -> list[Mammogram]:
     """Draw normal mammograms of the scaled copy."""
-    found = archives.read_mammograms(find_copy(root), Skipped())
+    found = archives.read_mammograms(DataConfig(name="cdd_cesm", root=root), Skipped())
     normal = [one for one in found if one.pathology == "normal" and not one.lesions]
     order = np.random.default_rng(SEED).permutation(len(normal))[:count]
     return [normal[number] for number in order]
