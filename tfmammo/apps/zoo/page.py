@@ -27,8 +27,8 @@ HEAD: tuple[Block, ...] = (
         "These networks are small, so that they fit the package: narrow, for patches of 64 to 256 "
         "px and mammograms of 384 px, and stored in half precision. They show what each system "
         "does, and are a starting point. They are not the papers' networks. All numbers below come "
-        "from patients that the network never saw; those in tables were measured with the packed "
-        "files. "
+        "from patients that the network was not trained on; the cards name the exceptions. Those "
+        "in tables were measured with the packed files. "
         "[Measures](../guides/evaluation.md#measures) explains them."
     ),
 )
