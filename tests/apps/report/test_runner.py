@@ -84,7 +84,7 @@ def test_at_other_scales_the_reason_is_a_fact_that_names_no_place(config, root, 
         "can_pix2pix_long/seed1: failed with exit code 1 (error: DIR/1.dcm)"
     )
     assert found["contextual_fig3"].about.reason == (
-        "needs CDD-CESM, scaled to 512 px: set data.cdd_cesm.root"
+        "needs CBIS-DDSM films of 800 rows: set data.films.root"
     )
     text = (tmp_path / "results/can_fig2.small.json").read_text()
     assert str(tmp_path) not in text and "DOE" not in text

@@ -20,7 +20,12 @@ from tfmammo.studies.workflow import parse_step
 COMPARED = ("models", "sets", "detectors")  # name -> run: which are compared is a command's choice
 ARMS = ("generators", "methods")  # name -> config: an arm may be skipped, but loses no key
 # Arms of a study, or generators of a set, that a scale above smoke leaves out.
-LEFT_OUT = {"blending_study": {"noise_prior", "vanilla"}}
+LEFT_OUT = {
+    "blending_study": {"noise_prior", "vanilla"},
+    # the films have annotations of masses alone
+    "contextual_patches": {"calcification"},
+    "contextual_study": {"calcification"},
+}
 # Their networks come from packages of other people, and keep to no size of ours.
 FOREIGN = ("SSDConfig", "MaskRCNNConfig")
 
