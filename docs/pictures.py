@@ -211,13 +211,20 @@ def insert_both(
     return [*crop_panels(filled, centre), *crop_panels(blended, centre)[1:]]
 
 
-def crop_panels(result: EditResult, centre: tuple[int, int]) -> list[NDArray[np.float32]]:
-    """Crop tissue, mask and result around a place, float32 [SIDE, SIDE] in [0, 1]."""
+def crop_panels(
+    result: EditResult, centre: tuple[int, int], side: int = WINDOW
+) -> list[NDArray[np.float32]]:
+    """Crop tissue, mask and result around a place, float32 [SIDE, SIDE] in [0, 1].
+
+    Args:
+        side: px of the mammogram that a panel shows.
+    """
     before, after = result.before.image()[..., 0], result.after.image()[..., 0]
-    rows, cols = before.shape
-    top = min(max(centre[0] - WINDOW // 2, 0), rows - WINDOW)
-    left = min(max(centre[1] - WINDOW // 2, 0), cols - WINDOW)
-    window = np.s_[top : top + WINDOW, left : left + WINDOW]
+    top, left = (
+        min(max(place - side // 2, 0), size - side)
+        for place, size in zip(centre, before.shape, strict=True)
+    )
+    window = np.s_[top : top + side, left : left + side]
     low, high = np.percentile(before[window], (0.5, 99.9))
     tissue, changed = (
         np.clip((image[window] - low) / (high - low), 0, 1) for image in (before, after)

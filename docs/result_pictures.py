@@ -25,7 +25,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 from numpy.typing import NDArray
-from pictures import SEED, SIDE, save_grid
+from pictures import SEED, SIDE, crop_panels, save_grid
 
 from tfmammo import archives
 from tfmammo.config import DataConfig
@@ -237,20 +237,26 @@ def draw_contextual(options: argparse.Namespace, path: Path) -> Drawn:
     known = {patient for card in cards for patient in card["train_patients"]}
     films = [film for film in read_films(options.films) if film.patient_id not in known]
     order = iter(np.random.default_rng(SEED).permutation(len(films)))
-    rows, labels = [], []
-    while len(rows) < 6:
+    edits: list[EditResult] = []
+    while len(edits) < 6:
         film = films[next(order)]
         top, left, bottom, right = film.lesions[0].box
         centre = ((top + bottom) // 2, (left + right) // 2)
         try:
-            if len(rows) < 3:
-                rows.append(crop(adding.edit(film, EditRequest(seed=len(rows)))))
+            if len(edits) < 3:
+                edits.append(adding.edit(film, EditRequest(seed=len(edits))))
             else:  # editors avoid lesions that they know
                 film = replace(film, lesions=())
-                rows.append(crop(removing.edit(film, EditRequest(centre=centre))))
+                edits.append(removing.edit(film, EditRequest(centre=centre)))
         except DataError:  # too near to the border
             continue
-        labels.append("removed" if len(rows) > 3 else "added")
+    rows = []
+    for edit in edits:
+        top, left, bottom, right = edit.box
+        centre = ((top + bottom) // 2, (left + right) // 2)
+        before, region, after = crop_panels(edit, centre, AROUND)
+        rows.append([before, after, region])
+    labels = ["added"] * 3 + ["removed"] * 3
     save_grid(rows, ("before", "after", "changed region"), path, labels)
     return (
         "Masses added to tissue without any, and masses removed, drawn at random.",
@@ -289,22 +295,6 @@ def draw_normal(root: Path, count: int) -> list[Mammogram]:
     normal = [one for one in found if one.pathology == "normal" and not one.lesions]
     order = np.random.default_rng(SEED).permutation(len(normal))[:count]
     return [normal[number] for number in order]
-
-
-def crop(result: EditResult) -> list[NDArray[np.float32]]:
-    """Crop tissue before and after an edit, and the changed region."""
-    top, left, bottom, right = result.box
-    centre = ((top + bottom) // 2, (left + right) // 2)
-    before, after = result.before.image()[..., 0], result.after.image()[..., 0]
-    corner = [
-        min(max(place - AROUND // 2, 0), size - AROUND)
-        for place, size in zip(centre, before.shape, strict=True)
-    ]
-    window = np.s_[corner[0] : corner[0] + AROUND, corner[1] : corner[1] + AROUND]
-    low, high = np.percentile(before[window], (0.5, 99.9))
-    panels = [np.clip((image[window] - low) / (high - low), 0, 1) for image in (before, after)]
-    panels.append(result.mask[window].astype(np.float32))
-    return [cv2.resize(panel, (SIDE, SIDE), interpolation=cv2.INTER_AREA) for panel in panels]
 
 
 def mark(

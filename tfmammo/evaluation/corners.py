@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tfmammo.data.preprocess import resize_image
-from tfmammo.evaluation.two_sample import Images, distinguish
+from tfmammo.evaluation.two_sample import Images, estimate_area
 from tfmammo.mammogram import Mammogram
 from tfmammo.metrics.boxes import intersection
 from tfmammo.metrics.significance import Estimate
@@ -43,7 +43,7 @@ def compare_corners(
     """
     real_corners, real_groups = _cut_all(real, [one.patient_id for one in real])
     made_corners, made_groups = _cut_all(made, made_patients)
-    return distinguish(
+    return estimate_area(
         real_corners, made_corners, real_groups, made_groups, size=SIZE, level=level, seed=seed
     )
 

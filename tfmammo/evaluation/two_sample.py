@@ -143,7 +143,7 @@ def two_sample(
     return TwoSample(scores[~is_made], scores[is_made], fold_of[~is_made], fold_of[is_made])
 
 
-def distinguish(
+def estimate_area(
     real: Images,
     made: Images,
     real_groups: Groups,

@@ -19,7 +19,7 @@ from sklearn.manifold import TSNE
 from tfmammo.data.patches import Patches
 from tfmammo.errors import DataError
 from tfmammo.evaluation.report import Report
-from tfmammo.evaluation.two_sample import distinguish
+from tfmammo.evaluation.two_sample import estimate_area
 from tfmammo.metrics.clustered_auc import chance_test, estimate_auc
 from tfmammo.metrics.plotting import plot_style
 from tfmammo.metrics.rows import Fact
@@ -215,7 +215,7 @@ def _add_realism(
         (f"{edited.target}_before", before.images),
         (edited.target, edited.after[: len(before)]),
     ):
-        area = distinguish(
+        area = estimate_area(
             real.images,
             images,
             real.patient_ids,

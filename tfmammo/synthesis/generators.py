@@ -275,10 +275,9 @@ def measure_rectangularity(mask: NDArray[np.uint8]) -> float:
 def load_mask_generator(folder: Path) -> MaskGenerator:
     """Load a mask GAN, once in each process."""
     opened = export.load_identified(folder, {"noise"}, {"mask"})
-    function = opened.card["functions"][export.find_function(folder, {"noise"}, {"mask"})]
-    limits = None
-    if mask_gan.LIMITS in function:
-        limits = mask_gan.Plausibility.model_validate(function[mask_gan.LIMITS])
+    limits = opened.description.get(mask_gan.LIMITS)
+    if limits is not None:
+        limits = mask_gan.Plausibility.model_validate(limits)
     z = opened.shapes["noise"][1]
     return MaskGenerator(folder, opened.call, z, limits, opened.patients, _identify(opened))
 

@@ -42,7 +42,7 @@ class LoadedFunction:
     Attributes:
         call: As `load` returns it, but it gives arrays alone.
         card: The export's.
-        shapes: Of its inputs, by name; None for any size.
+        description: The function's part of the card.
         patients: Those that the export's networks were trained on. None where the card does not
             say, or where a network of the zoo meets pseudonyms of another TFMAMMO_ID_KEY.
         weights: A hash; see `load_identified`.
@@ -50,9 +50,14 @@ class LoadedFunction:
 
     call: Callable[..., Tensors]
     card: dict[str, Any]
-    shapes: dict[str, list[int]]
+    description: dict[str, Any]
     patients: frozenset[str] | None
     weights: str
+
+    @property
+    def shapes(self) -> dict[str, list[int]]:
+        """Shapes of its inputs, by name; None for any size."""
+        return {name: tensor["shape"] for name, tensor in self.description["inputs"].items()}
 
 
 def load(
@@ -111,7 +116,7 @@ def load_identified(
     return LoadedFunction(
         _make_caller(_make_answer(loaded, gives_tensors=False), directory, function, card),
         card,
-        {name: tensor["shape"] for name, tensor in description["inputs"].items()},
+        description,
         find_patients(card, directory),
         _hash_weights(loaded, description),
     )
