@@ -8,8 +8,7 @@ functions take `runs`, the run behind the matches in each image.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -24,24 +23,16 @@ ALL_DETECTIONS = np.inf
 FPPI = (0.25, 0.5, 1.0, 2.0, 4.0, 8.0)
 
 
-@dataclass(frozen=True, eq=False)
-class Froc:
-    """A free-response ROC curve, and its values at given false positives per image (FPPI).
+class Froc(NamedTuple):
+    """A free-response ROC curve at given numbers of false positives per image (FPPI).
+
     Attributes:
-        fppi: The given numbers, float64 [k].
         tpr: Sensitivity there, float64 [k] in [0, 1].
         areas: Mean sensitivity from 0 to there, which is the partial area over its width [k].
-        thresholds: Lowest scores of the operating points, falling from infinity, float64 [p].
-        curve_fppi: False positives per image of the operating points, rising, float64 [p].
-        curve_tpr: Sensitivity of the operating points, rising, float64 [p].
     """
 
-    fppi: NDArray[np.float64]
     tpr: NDArray[np.float64]
     areas: NDArray[np.float64]
-    thresholds: NDArray[np.float64]
-    curve_fppi: NDArray[np.float64]
-    curve_tpr: NDArray[np.float64]
 
 
 def froc(images: Sequence[Matches], fppi: ArrayLike = FPPI) -> Froc:
@@ -247,7 +238,6 @@ class _Ranked:
         self.hit = order < len(joined.hits)
         # The last detection of each score.
         self.ends = np.flatnonzero(np.append(ranked[1:] != ranked[:-1], True)[: len(ranked)])
-        self.thresholds = np.append(np.inf, ranked[self.ends])
         sizes = [
             [len(getattr(image, name)) for image in images] for name in ("hits", "false_positives")
         ]
@@ -269,7 +259,7 @@ class _Ranked:
         y = np.append(0.0, hits / lesions)
         # Of several points at one x, interp takes the last, which is the highest.
         tpr = np.interp(asked, x, y)
-        return Froc(asked, tpr, _average_height(x, y, asked, tpr), self.thresholds, x, y)
+        return Froc(tpr, _average_height(x, y, asked, tpr))
 
 
 def _average_height(

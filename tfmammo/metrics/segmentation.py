@@ -35,41 +35,19 @@ BATCH = 1000  # draws of a bootstrap that are in memory at once
 Counts = tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64], NDArray[np.float64]]
 
 
-def accuracy(target: ArrayLike, output: ArrayLike) -> float:
-    """Compute the share of pixels on which two masks of one image agree, in [0, 1].
+def dice(target: ArrayLike, output: ArrayLike) -> float:
+    """Compute twice the common area of two masks of one image over the sum of their areas.
 
     Args:
         target: The true mask, {0, 1}, bool or number.
         output: The other mask, of the same shape.
-    """
-    return _measure("accuracy", target, output)
-
-
-def dice(target: ArrayLike, output: ArrayLike) -> float:
-    """Compute twice the common area of two masks over the sum of their areas.
-
-    Otherwise as `accuracy`.
 
     Examples:
         >>> dice([1, 1, 0, 0], [1, 0, 0, 0])
         0.6666666666666666
     """
-    return _measure("dice", target, output)
-
-
-def jaccard(target: ArrayLike, output: ArrayLike) -> float:
-    """Compute the common area of two masks over their joint area; otherwise as `accuracy`."""
-    return _measure("jaccard", target, output)
-
-
-def mcc(target: ArrayLike, output: ArrayLike) -> float:
-    """Compute Matthews's correlation of two masks, in [-1, 1]; otherwise as `accuracy`.
-
-    Examples:
-        >>> mcc([1, 1, 0, 0], [1, 1, 0, 0]), mcc([1, 1, 0, 0], [0, 0, 1, 1])
-        (1.0, -1.0)
-    """
-    return _measure("mcc", target, output)
+    pair = _to_binary(target, "target")[np.newaxis], _to_binary(output, "output")[np.newaxis]
+    return float(_compute_all(_count_pixels(*pair))["dice"][0])
 
 
 def per_image(
@@ -283,11 +261,6 @@ def _to_binary(values: ArrayLike, name: str) -> NDArray[np.bool_]:
     if values.dtype != np.bool_ and not np.all((values == 0) | (values == 1)):
         raise ValueError(f"{name} must hold nothing but 0 and 1")
     return values.astype(np.bool_)
-
-
-def _measure(name: str, target: ArrayLike, output: ArrayLike) -> float:
-    pair = _to_binary(target, "target")[np.newaxis], _to_binary(output, "output")[np.newaxis]
-    return float(_compute_all(_count_pixels(*pair))[name][0])
 
 
 def _count_pixels(targets: NDArray[np.bool_], outputs: NDArray[np.bool_]) -> Counts:
