@@ -21,10 +21,11 @@ from typing import Any
 
 import gpu_step
 import numpy as np
-import step as steps
+from cases import MODELS, make_batch
 from processes import MeasuredProcess, serve
+from step import measure_difference
 
-COMPARED = tuple(name for name in steps.MODELS if name != "light_head")
+COMPARED = tuple(name for name in MODELS if name != "light_head")
 
 
 def main() -> None:
@@ -65,11 +66,11 @@ def export(options: argparse.Namespace, name: str) -> None:
 
     keras.utils.set_random_seed(0)
     keras.config.set_dtype_policy(gpu_export.PRECISIONS[options.precision])
-    paper = steps.MODELS[name]
+    paper = MODELS[name]
     size, batch_size = options.size or paper.size, options.batch or paper.batch
     model = models.build_model(name, {**paper.config, **options.config}, size)
     models.switch_dropout_off(model)
-    batch = steps.make_batch(argparse.Namespace(model=name, size=size, batch=batch_size))
+    batch = make_batch(argparse.Namespace(model=name, size=size, batch=batch_size))
     tensors = {key: tf.constant(value) for key, value in batch.items()}
     draws = models.draw_numbers(name, model, tensors, 0)
     folder = options.folder / f"{name}-{options.precision}"
@@ -89,9 +90,7 @@ def make_ours(folder: Path) -> Callable[[Any], Any]:
     # its reader takes the arrays of a network in their order in the file
     ordered = sorted(owned, key=lambda name: int(name.rpartition("/")[2]))
     np.savez(folder / "weights.npz", **{name: owned[name] for name in ordered})  # type: ignore[arg-type]
-    batch = [
-        step.put(value) for value in steps.make_batch(argparse.Namespace(**step.meta)).values()
-    ]
+    batch = [step.put(value) for value in make_batch(argparse.Namespace(**step.meta)).values()]
 
     def answer(question: str | int) -> Any:
         if question == "losses":
@@ -149,7 +148,7 @@ def compare_step(folder: Path, faster: str, options: argparse.Namespace) -> dict
         "peer_milliseconds": round(1e3 * statistics.median(b for _, b in rounds), 3),
         "ratio": round(statistics.median(b / a for a, b in rounds), 3),
         "rounds": [[round(1e3 * a, 3), round(1e3 * b, 3)] for a, b in rounds],
-        "losses_apart": float(f"{steps.measure_difference(*losses):.2g}"),
+        "losses_apart": float(f"{measure_difference(*losses):.2g}"),
         "compile_seconds": round(ours.ask("compile"), 1),
         "step_mb": round(ours.ask("memory")),
         "gflop": float(f"{torch.ask('flops') / 1e9:.4g}"),

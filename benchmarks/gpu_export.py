@@ -14,7 +14,7 @@ from typing import Any
 
 import gpu_step
 import models  # the first to import TensorFlow, because it keeps that quiet
-import step as steps
+from cases import make_batch
 
 # isort: split
 import keras
@@ -286,7 +286,7 @@ def lower_job(spec: dict[str, Any], experiment: Any, programs: Path) -> str:
     if (folder / "meta.json").exists():
         return folder.name
     model = models.build_model(spec["model"], config, size)
-    batch = steps.make_batch(argparse.Namespace(model=spec["model"], size=size, batch=batch_size))
+    batch = make_batch(argparse.Namespace(model=spec["model"], size=size, batch=batch_size))
     if "label" not in batch:
         batch = {key: batch[key] for key in ("mask", "image")}
     meta = about | lower_model(model, batch, folder, make_functions(model))

@@ -31,8 +31,8 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from cases import MODELS, add_model_arguments, make_batch, parse
 from processes import MeasuredProcess, serve
-from step import MODELS, add_model_arguments, make_batch, parse
 
 ADVERSARIAL = ("can", "infilling", "contextual", "cgan")
 
