@@ -260,8 +260,14 @@ def test_the_networks_must_beat_the_trivial_baseline(disc, value, word):
     rows = (lead(value, value - 1, value + 1), disc, *unet, level("disc", 75))
     evidence = judge(CLAIM, *rows, *runs, trivial=DISC)
     assert evidence.word == word
+    alone = judge(CLAIM, *rows, trivial=DISC, runs=1)
+    assert alone.word == "not decided"
+    # further runs of a network that learned nothing would decide nothing
     if word == "not decided":
         assert evidence.why == verdicts.BELOW_TRIVIAL and "disc" in evidence.detail
+        assert alone.why == verdicts.BELOW_TRIVIAL
+    else:
+        assert alone.why == verdicts.ONE_RUN
 
 
 @pytest.mark.parametrize(

@@ -27,6 +27,7 @@ NO_TEST = "no interval and no p-value"
 RUNS_DISAGREE = "runs disagree"
 ONE_RUN = "only one run of each model"
 NOT_RECORDED = "the scores of single runs were not recorded"
+OF_RUNS = (RUNS_DISAGREE, ONE_RUN, NOT_RECORDED)
 RANDOM_START = "we trained the baseline from random weights, its authors from ImageNet's"
 NOT_BEYOND = "not beyond what a trivial method gains"
 BELOW_TRIVIAL = "not better than the trivial baseline"
@@ -393,18 +394,20 @@ def judge_claim(
         claim = claim.model_copy(update={"model": ours})
     seeds = facts.about.count_seeds(claim.named, claim.subset)
     evidence = replace(claim.judge(facts, printed), facts=facts, seeds=seeds, stand_in=ours)
-    if not evidence.is_decided:
+    if not evidence.is_decided and evidence.why not in OF_RUNS:
         return evidence
     if facts.about.scale == "smoke":
         return evidence.withhold(SMOKE)
     if is_sized and facts.about.is_smaller:
         return evidence.withhold(SMALLER)
     if trivial and trivial.measure == claim.measure:
-        # A network of the paper that learned less than that refutes nothing.
-        needed = claim.models[:1] if evidence.word == "holds" else claim.models
+        # A network of the paper that learned less than that refutes nothing, however often it runs.
+        needed = claim.models if evidence.word == "does not hold" else claim.models[:1]
         for name in needed:
             if not beats(facts, name, trivial):
                 return evidence.withhold(BELOW_TRIVIAL, f"{name} does not beat {trivial.model}")
+    if not evidence.is_decided:
+        return evidence
     runs = facts.about.count_runs(claim.named, claim.subset)
     return replace(evidence, certainty=_rate_certainty(evidence, facts, runs))
 
