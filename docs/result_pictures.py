@@ -132,13 +132,15 @@ EDGE = "SSIM along the edge of the mass"
 OUTLINES = "yellow: mass found, red: missed, green: tissue marked as mass"
 LIST = (
     Picture("can_fig2", "can_synthesis", "sheet.png",
-            "Masks, real patches and CAN's images, drawn at random.", CBIS),
+            "Masks, real patches and CAN's images (the package's network, not the table's), "
+            "drawn at random.", CBIS),
     Picture("can_fig2-best", "can_synthesis", "sheet-best-CAN.png",
             f"CAN's best images by {EDGE}.", CBIS),
     Picture("can_fig2-worst", "can_synthesis", "sheet-worst-CAN.png",
             f"CAN's worst images by {EDGE}.", CBIS),
     Picture("can_fig3", "can_defects", "sheet-random.png",
-            "CAN's images, drawn at random; tissue that is too flat is blue, too harsh orange.",
+            "CAN's images (the package's network), drawn at random; tissue that is too flat is "
+            "blue, too harsh orange.",
             CBIS),
     Picture("can_fig3-best", "can_defects", "sheet-best-CAN.png",
             "CAN's images with the fewest defects.", CBIS),
@@ -149,7 +151,8 @@ LIST = (
     Picture("can_table1", "can_segmentation", "figure-CAN.png",
             "CAN's best, median and worst outlines by Dice (orange; truth: blue).", CBIS),
     Picture("infilling_fig5", "infilling", "sheet.png",
-            "Real masses and inpainted ones under the same masks, drawn at random.", CBIS),
+            "Real masses and inpainted ones (by the package's CRN, not the table's) under the same "
+            "masks, drawn at random.", CBIS),
     Picture("infilling_fig5-best", "infilling", "sheet-best-infilling.png",
             "The inpainted masses closest to the real ones, by LPIPS with random weights.", CBIS),
     Picture("infilling_fig5-worst", "infilling", "sheet-worst-infilling.png",
@@ -167,8 +170,7 @@ LIST = (
     Picture("cgan_samples", "cgan", "overlays.png",
             f"The cGAN's masks beside two trivial baselines; {OUTLINES}.", CBIS),
     Picture("cgan_croppings", "cgan_frames", "croppings.png",
-            "Three masses of CBIS-DDSM, in loose frames alone, with true outlines. "
-            "The table shows CDD-CESM.", CBIS),
+            "Three masses of CBIS-DDSM, in loose frames alone, with true outlines.", CBIS),
     Picture("cgan_morphology", "cgan_frames", "morphology-loose.png",
             f"The cGAN's masks before and after post-processing; {OUTLINES}.", CBIS),
     Picture("cgan_models", "cgan_frames", "overlays.png",

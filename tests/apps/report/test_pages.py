@@ -143,7 +143,10 @@ def test_a_placeholder_is_a_row_with_its_interval():
     ("rows", "words"),
     [
         ([difference("CAN", "U-Net", 2, 1, 3, 0.001)], ["holds", "U-Net"]),
-        ([difference("CAN", "U-Net", 2, -1, 5, 0.2)], ["not decided", "could be seen: 4.3 points"]),
+        (
+            [difference("CAN", "U-Net", 2, -1, 5, 0.2)],
+            ["not decided", "detectable difference, uncorrected: 4.3 points"],
+        ),
         ([], ["not tested"]),
     ],
 )
@@ -210,16 +213,27 @@ def test_a_page_names_no_file_that_is_missing(results, files):
 
 
 def test_a_paragraph_shows_rows_of_its_item_or_is_left_out():
-    rows = [difference("share50", "share0", 0.1), difference("share0, another seed", "share0", 0.2)]
-    moves = [replace(row, table="moves", measure="score_of_missed", unit="") for row in rows]
-    moves.append(replace(moves[0], measure="score_of_lesions", p=0.5))
+    row = replace(difference("share50", "share0", 0.1), table="moves", unit="")
+    measures = ("score_of_missed", "score_of_lesions", "new_false_alarms", "false_alarms_gone")
+    moves = [replace(row, measure=measure) for measure in measures]
+    other = {"model": "share0", "subset": "run=another_seed", "value": 0.2}
+    moves.append(replace(moves[0], **other))
     pages_of = [
         pages.build_page("contextual", {"contextual_table1": make_facts(*found)})
-        for found in (moves, moves[:2], [])
+        for found in (moves, moves[:4], [])
     ]
     assert "+0.100" in pages_of[0] and "+0.200" in pages_of[0]
     assert not [text for text in pages_of[1:] if "+0.100" in text or "{rows" in text]
     assert "{rows" not in pages.build_page("contextual", {})
+
+
+def test_no_paragraph_of_the_committed_pages_is_left_out(committed, files):
+    """A row that an item's text names wrongly would take the whole paragraph with it."""
+    text = " ".join(" ".join(files.values()).split())
+    for item in ITEMS:
+        if pages.list_sources(item, committed) and "{rows" in item.text:
+            first, *_ = item.text.partition("{rows")
+            assert " ".join(first.split()) in text, item.key
 
 
 def test_a_table_is_short():

@@ -108,7 +108,6 @@ def test_a_study_is_that_of_its_config(study, repository, tmp_path):
 
 def test_before_the_first_run_there_is_nothing(tmp_path):
     assert studies.read_facts(tmp_path) == {}
-    assert rebuild._describe_adversary({}) == ""
     assert rebuild._describe_leak({}) == "still to be measured, 0 of 63 runs are finished"
     for study in (CAN, CGAN):
         assert study.heading not in pages.build_page(find_item(study.item).paper, {})
@@ -225,7 +224,6 @@ def test_frames_are_compared_on_the_same_masses(frames):
     assert "**9 of 14 runs are finished (tight frames: 4 of 4, full mammograms: 4 of 4).**" in text
     assert "| SegNet | 0 of 1 | - |" in text and "| cGAN + post-processing | 3 of 3 | 12 |" in text
     assert "Dice changes by +1.0" in text
-    assert "without the discriminator" in rebuild._describe_adversary(facts)
     (figure,) = pages.draw_curves(facts)
     assert f"]({figure})" in page
 

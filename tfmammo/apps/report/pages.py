@@ -215,8 +215,8 @@ def describe_claim(evidence: Evidence) -> list[str]:
     certainty = f" ({evidence.certainty} certainty)" if evidence.certainty else ""
     text = f"**{evidence.word.capitalize()}**{certainty}: {evidence.says}"
     details = [evidence.numbers, ": ".join(filter(None, (evidence.why, evidence.detail)))]
-    if evidence.word == "not decided" and evidence.why != OTHER_DATA and evidence.seen:
-        details.append(f"smallest difference that could be seen: {evidence.seen}")
+    if evidence.word == "not decided" and evidence.why != OTHER_DATA and evidence.detectable:
+        details.append(f"smallest detectable difference, uncorrected: {evidence.detectable}")
     details.append(evidence.gain)
     if evidence.facts and evidence.word != "not tested":
         scale = ", the paper's scale" if evidence.facts.about.scale == "paper" else ""

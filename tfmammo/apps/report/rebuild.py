@@ -23,7 +23,7 @@ from tfmammo.errors import ConfigError, DataError
 
 BEGIN = "<!-- written by evaluate/report.py -->"
 END = "<!-- end of what evaluate/report.py writes -->"
-CAN, CGAN = (studies.STUDIES[key] for key in ("can_inbreast", "cgan_inbreast"))
+CAN = studies.STUDIES["can_inbreast"]
 AllEvidence = Mapping[str, Sequence[Evidence]]
 
 
@@ -38,7 +38,6 @@ def build_index(facts: AllFacts) -> str:
         counts=f"{counts}{name_counts(every)}.",
         runs=studies.describe_runs(CAN, facts),
         leak=_describe_leak(facts),
-        without_adversary=_describe_adversary(facts),
         claims="\n".join(_tabulate_claims(evidence)),
         open=_describe_open(evidence),
     )
@@ -72,18 +71,6 @@ def _describe_leak(facts: AllFacts) -> str:
     if effect == UNKNOWN:
         return f"still to be measured, {studies.describe_runs(CAN, facts)}"
     return f"{effect} (minus Dice on unseen patients, after the same number of steps)"
-
-
-def _describe_adversary(facts: AllFacts) -> str:
-    """Say what Dice the cGAN has without its discriminator on INbreast; nothing before it is known.
-
-    The text begins with a space.
-    """
-    key = "cGAN without adversary|dice|against=cGAN|p"
-    change = format(Placeholder(facts.get(CGAN.key)), key)
-    if change == UNKNOWN:
-        return ""
-    return f" In INbreast's loose frames, without the discriminator, Dice changes by {change}."
 
 
 def _tabulate_claims(evidence: AllEvidence) -> list[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -35,8 +36,8 @@ SMALLER = "it depends on the patch size in pixels, and our patches are smaller t
 OTHER_DATA = "a printed level, on other data than the paper's"
 BELOW_LEVEL = "below the printed level"
 BEYOND_REAL = "beyond what real patches have, which is not better"
-NO_MARGIN = "that nothing is gained cannot be shown without a margin"
-SEEN = 2.8 / (2 * 1.96)  # widths of a 95 % interval that a test sees with a probability of 80 %
+NO_MARGIN = "the absence of a gain cannot be shown without an equivalence margin"
+DETECTED = 2.8 / (2 * 1.96)  # widths of a 95 % interval that a test detects with 80 % power
 
 
 class Trivial(Frozen):
@@ -58,7 +59,7 @@ class Evidence:
     why: str = ""  # nothing is decided, or was tested: one of a few sentences
     detail: str = ""  # what is behind that
     p: float = math.nan  # of the test
-    seen: str = ""  # the smallest difference that the test sees
+    detectable: str = ""  # the smallest difference that the test detects
     gain: str = ""  # our interval beside the printed gain
     certainty: str = ""  # "high", "moderate" or "low" of a decided claim
     facts: Facts | None = None  # that were judged
@@ -188,11 +189,11 @@ class Difference(Frozen):
         doubt = self._doubt_runs(facts, is_above) if self.is_order and evidence.is_decided else ()
         if doubt:
             # the interval leaves out how much runs differ
-            evidence = replace(evidence.withhold(*doubt), seen="")
+            evidence = replace(evidence.withhold(*doubt), detectable="")
         if self.imagenet in facts.about.random_starts:
             evidence = replace(evidence, gain="").withhold(RANDOM_START)
         elif not (is_favourable or evidence.is_decided) and self._excludes_printed(gains, facts):
-            evidence = replace(evidence, word="does not hold", why="", detail="", seen="")
+            evidence = replace(evidence, word="does not hold", why="", detail="", detectable="")
         return self._require_more(evidence, row, facts) if evidence.word == "holds" else evidence
 
     def _require_more(self, evidence: Evidence, row: Fact, facts: Facts) -> Evidence:
@@ -253,19 +254,34 @@ class Difference(Frozen):
         return (NOT_RECORDED if several else ONE_RUN,)
 
     def _excludes_printed(self, gains: Gains | None, facts: Facts) -> bool:
-        """Whether our interval and all pairs of runs are below what the paper would print so."""
+        """Whether our interval and all pairs of runs are below what the paper would print so.
+
+        With one run in each fold, a pair is that of a fold. Without scores of single runs, nothing
+        is excluded: the interval leaves out how much runs differ.
+        """
         is_repeated = facts.about.count_runs(self.named, self.subset) >= FEWEST_RUNS
         if not (facts.about.is_papers_data and is_repeated and gains):
             return False
         highest = [gains.high]
-        first, second = (
-            facts.find_repeats(RUNS, name, self.measure, self.subset).values()
-            for name in self.named
-        )
-        if self.is_order and first and second:
-            pairs = [a - b if self.higher else b - a for a in first for b in second]
-            highest.append(max(pairs) * gains.scale)
+        if self.is_order:
+            pairs = self._list_pairs(facts)
+            if not pairs:
+                return False
+            sign = 1 if self.higher else -1
+            highest.append(max(sign * (ours - other) for ours, other in pairs) * gains.scale)
         return max(highest) < gains.smallest
+
+    def _list_pairs(self, facts: Facts) -> list[tuple[float, float]]:
+        """List the values of both models in each pair of runs, else in each fold."""
+        first, second = (
+            facts.find_repeats(RUNS, name, self.measure, self.subset) for name in self.named
+        )
+        if first and second:
+            return list(itertools.product(first.values(), second.values()))
+        first, second = (
+            facts.find_repeats(FOLDS, name, self.measure, self.subset) for name in self.named
+        )
+        return [(first[fold], second[fold]) for fold in first.keys() & second.keys()]
 
     def _find_gains(self, row: Fact, facts: Facts, printed: Printed) -> Gains | None:
         """Find our interval and the printed gain, as a gain where less is better, too."""
@@ -360,10 +376,10 @@ def _describe(row: Fact) -> str:
 def _judge_row(sentence: str, row: Fact, wants_higher: bool, null: float = 0) -> Evidence:
     p = row.p if math.isnan(row.p_corrected) else row.p_corrected
     numbers = capitalize(_describe(row))
-    seen = ""
+    detectable = ""
     if math.isfinite(row.low) and math.isfinite(row.high):
         unit = "points" if row.unit == "%" else row.unit
-        seen = format_value(SEEN * (row.high - row.low), row.measure, unit)
+        detectable = format_value(DETECTED * (row.high - row.low), row.measure, unit)
     if math.isfinite(p):
         is_decisive = p < SIGNIFICANT and row.value != null
     elif math.isfinite(row.low) and math.isfinite(row.high):
@@ -371,9 +387,9 @@ def _judge_row(sentence: str, row: Fact, wants_higher: bool, null: float = 0) ->
     else:
         return Evidence(sentence, "not decided", numbers, NO_TEST)
     if not is_decisive:
-        return Evidence(sentence, "not decided", numbers, NOT_SIGNIFICANT, "", p, seen)
+        return Evidence(sentence, "not decided", numbers, NOT_SIGNIFICANT, "", p, detectable)
     word: Word = "holds" if (row.value > null) == wants_higher else "does not hold"
-    return Evidence(sentence, word, numbers, p=p, seen=seen)
+    return Evidence(sentence, word, numbers, p=p, detectable=detectable)
 
 
 def judge_claim(
