@@ -16,7 +16,7 @@ CLAIM = Difference(says="CAN beats U-Net.", model="CAN", against="U-Net", measur
 GAIN = Difference(says="It helps.", model="x", against="real", measure="dice", is_order=False)
 LEVEL = Level(says="It is reached.", model="CAN", measure="dice", level=("CAN", "dice"))
 PRINTED = {"CAN": {"dice": 91.7}, "U-Net": {"dice": 90.5}}
-ROUNDED = "differs by rounding alone from"
+ROUNDED = "comes within rounding of"
 ALIKE = repeats("folds", x=(50, 60, 70), real=(50, 60, 70))
 APART = repeats("folds", CAN=(89, 90, 91), **{"U_Net": (88, 89.9, 90)})
 

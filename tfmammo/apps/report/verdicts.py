@@ -116,7 +116,7 @@ class Gains(NamedTuple):
         digits = usual if (low <= printed <= high) == is_inside else usual + 1
         word = "includes" if is_inside else "excludes"
         if not is_inside and not self.is_excluded:
-            word = "differs by rounding alone from"
+            word = "comes within rounding of"
         unit = f" {self.unit}" if self.unit else ""
         printed_gain = f"{self.printed:.{digits}f}{unit}"
         if self.kind == "gain" and digits == usual:  # of the row itself
