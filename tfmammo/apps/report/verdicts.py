@@ -227,31 +227,34 @@ class Difference(Frozen):
     def _doubt_runs(self, facts: Facts, is_above: bool) -> tuple[str, ...]:
         """Say why other runs might change the order; () where all known ones agree."""
         sign = 1 if is_above else -1
-        for table, said in (
-            (RUNS, "the order does not hold between all runs"),
-            (FOLDS, "the order does not hold in every fold"),
-        ):
-            both = [
-                facts.find_repeats(table, name, self.measure, self.subset) for name in self.models
-            ]
-            if min(map(len, both)) < 2:
-                continue
+        table, *both = self._find_repeats(facts)
+        if not table:
+            several = facts.about.count_runs(self.models, self.subset) > 1
+            return (NOT_RECORDED if several else ONE_RUN,)
+        first, second = ({part: sign * value for part, value in values.items()} for values in both)
+        if table == RUNS:
+            said = "the order does not hold between all runs"
+            agree = min(first.values()) > max(second.values())
+        else:
+            said = "the order does not hold in every fold"
+            agree = first.keys() == second.keys() and all(
+                value > second[fold] for fold, value in first.items()
+            )
+        means = " against ".join(
+            ", ".join(format_value(value, self.measure) for value in values.values())
+            for values in both
+        )
+        return () if agree else (RUNS_DISAGREE, f"{said}: {means}")
+
+    def _find_repeats(self, facts: Facts) -> tuple[str, dict[str, float], dict[str, float]]:
+        """Find the table that has single runs of both models, else folds; "" where none has."""
+        for table in (RUNS, FOLDS):
             first, second = (
-                {part: sign * value for part, value in values.items()} for values in both
+                facts.find_repeats(table, name, self.measure, self.subset) for name in self.named
             )
-            if table == RUNS:
-                agree = min(first.values()) > max(second.values())
-            else:
-                agree = first.keys() == second.keys() and all(
-                    value > second[fold] for fold, value in first.items()
-                )
-            means = " against ".join(
-                ", ".join(format_value(value, self.measure) for value in values.values())
-                for values in both
-            )
-            return () if agree else (RUNS_DISAGREE, f"{said}: {means}")
-        several = facts.about.count_runs(self.models, self.subset) > 1
-        return (NOT_RECORDED if several else ONE_RUN,)
+            if min(len(first), len(second)) > 1:
+                return table, first, second
+        return "", {}, {}
 
     def _excludes_printed(self, gains: Gains | None, facts: Facts) -> bool:
         """Whether our interval and all pairs of runs are below what the paper would print so.
@@ -262,26 +265,19 @@ class Difference(Frozen):
         is_repeated = facts.about.count_runs(self.named, self.subset) >= FEWEST_RUNS
         if not (facts.about.is_papers_data and is_repeated and gains):
             return False
-        highest = [gains.high]
+        highest = gains.high
         if self.is_order:
-            pairs = self._list_pairs(facts)
+            table, first, second = self._find_repeats(facts)
+            if table == RUNS:
+                pairs = list(itertools.product(first.values(), second.values()))
+            else:
+                pairs = [(first[fold], second[fold]) for fold in first.keys() & second.keys()]
             if not pairs:
                 return False
             sign = 1 if self.higher else -1
-            highest.append(max(sign * (ours - other) for ours, other in pairs) * gains.scale)
-        return max(highest) < gains.smallest
-
-    def _list_pairs(self, facts: Facts) -> list[tuple[float, float]]:
-        """List the values of both models in each pair of runs, else in each fold."""
-        first, second = (
-            facts.find_repeats(RUNS, name, self.measure, self.subset) for name in self.named
-        )
-        if first and second:
-            return list(itertools.product(first.values(), second.values()))
-        first, second = (
-            facts.find_repeats(FOLDS, name, self.measure, self.subset) for name in self.named
-        )
-        return [(first[fold], second[fold]) for fold in first.keys() & second.keys()]
+            largest = max(sign * (ours - other) for ours, other in pairs)
+            highest = max(highest, largest * gains.scale)
+        return highest < gains.smallest
 
     def _find_gains(self, row: Fact, facts: Facts, printed: Printed) -> Gains | None:
         """Find our interval and the printed gain, as a gain where less is better, too."""
