@@ -7,7 +7,6 @@ model.share=0.5 model.synthetic=DIR
 """
 
 from tfmammo import cli
-from tfmammo.data import datasets
 from tfmammo.models.classifier import ClassifierConfig
 from tfmammo.studies import classification
 from tfmammo.training import script
@@ -16,7 +15,6 @@ from tfmammo.training import script
 def main() -> None:
     """Read the config, split the archive by patient, train, export."""
     with script.start(__doc__, ClassifierConfig) as command:
-        datasets.announce_phantom(command.experiment.data)
         metrics, subsets = classification.train(command.experiment, command.output)
         script.print_summary(command.experiment, metrics, subsets.validation, command.output)
 

@@ -6,7 +6,6 @@ from types import SimpleNamespace
 import pytest
 
 from tfmammo.training import progress
-from tfmammo.training.progress import announce_duration
 
 
 @pytest.fixture
@@ -27,10 +26,3 @@ def test_the_first_estimate_does_not_count_graph_building(clock, caplog):
         "step 10 of 1,000: generator 1",
         "step 20 of 1,000, about 51 min left: generator 0.5",  # 980 steps of 3.1 s
     ]
-
-
-@pytest.mark.slow
-def test_the_whole_time_stands_in_a_frame(capsys):
-    announce_duration(210_000, 0.6)
-    text = capsys.readouterr().err
-    assert text.startswith("╭") and "takes about 35 h here (210,000 steps of 0.6 s)" in text

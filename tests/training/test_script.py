@@ -168,18 +168,6 @@ def test_a_failed_starts_split_is_replaced_and_a_begun_trainings_stays(tmp_path)
     assert splits.load(tmp_path / "split.json").folds == 2
 
 
-def test_whoever_gives_no_data_is_told_so_in_a_frame(monkeypatch, capsys):
-    words = ["train/can.py", "--config", "configs/can.yaml", "--set", "training.seed=1"]
-    monkeypatch.setattr(sys, "argv", words)
-    datasets.open_subsets(DataConfig(name="inbreast", phantoms=12, size=32))
-    framed = capsys.readouterr().err
-    assert framed.startswith("╭") and "data.root is not set" in framed
-    command = "tfmammo train can --config configs/can.yaml --set data.name=inbreast data.root=DIR"
-    assert command in framed and "tfmammo train can --config quickstart" in framed
-    datasets.open_subsets(DataConfig(phantoms=12, size=32))  # who asks for the phantom knows
-    assert capsys.readouterr().err == ""
-
-
 VIEWER = "mlflow ui --backend-store-uri"
 
 

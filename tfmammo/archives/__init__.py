@@ -64,8 +64,10 @@ def read_mammograms(config: DataConfig, skipped: Skipped | None = None) -> list[
         raise ConfigError(f"data.name: {config.name} is none of {', '.join(sorted(ARCHIVES))}")
     if config.root is None or config.name == "phantom":
         if config.name != "phantom":
-            log.info(
-                "data.root is not set: taking the phantom (synthetic mammograms) instead of %s",
+            log.warning(
+                "data.root is not set: taking the phantom (synthetic mammograms) instead of %s. "
+                "Your own data: --set data.name=%s data.root=DIR",
+                config.name,
                 config.name,
             )
         return phantom.read(None, skipped, count=config.phantoms, seed=config.seed)

@@ -3,17 +3,11 @@
 from __future__ import annotations
 
 import logging
-import shlex
-import sys
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
-from rich.console import Console
-from rich.panel import Panel
-from rich.text import Text
-
-from tfmammo import cli, filesystem
+from tfmammo import filesystem
 from tfmammo.archives import folder, read_mammograms
 from tfmammo.archives.files import remove_names
 from tfmammo.config import AddedConfig, DataConfig, is_training_folder
@@ -37,8 +31,6 @@ from tfmammo.mammogram import Mammogram, Skipped, hash_patient
 log = logging.getLogger(__name__)
 
 SPLIT = "split.json"
-QUICKSTART = "tfmammo train can --config quickstart"
-WIDEST_FRAME = 140  # columns
 
 
 def open_subsets(
@@ -54,7 +46,6 @@ def open_subsets(
         output: Where split.json is written, which names every patient's subset; None: nowhere.
         make: Makes patches of mammograms, as `make_patches` does.
     """
-    announce_phantom(config, training=True)
     without_added = config.model_copy(update={"added": AddedConfig()})
     patches: PatchSource = (
         _open_records(config, make) if config.records else load_all_patches(without_added, make)
@@ -176,38 +167,6 @@ def _write_split(path: Path, saved: SavedSplit, once: bool) -> None:
                 filesystem.flush(part)
     except OSError as error:
         raise ConfigError(f"{path.parent}: can't be written to ({error.strerror})") from None
-
-
-def lacks_data(data: DataConfig) -> bool:
-    """Tell whether the phantom replaces an archive that is named but has no folder."""
-    return data.name != "phantom" and data.root is None and data.records is None
-
-
-def announce_phantom(data: DataConfig, training: bool = False) -> None:
-    """Print in a frame that the phantom replaces the data, if it does."""
-    if not lacks_data(data):
-        return
-    lines = [
-        "No data: data.root is not set, so the built-in phantom is used (synthetic mammograms).",
-        f"Your own data:  {_read_command()} --set data.name={data.name} data.root=DIR",
-    ]
-    if training:
-        lines.insert(1, "Time:           measured here over the first steps, and told then")
-        lines.append(f"Ten minutes:    {QUICKSTART}")
-    print_framed("\n".join(lines))
-
-
-def _read_command() -> str:
-    """Return the command of this process without its overrides, which may be many."""
-    words = sys.argv[: sys.argv.index("--set")] if "--set" in sys.argv else sys.argv
-    program = cli.name_program()
-    return shlex.join([*(program.split() if program else ["python", words[0]]), *words[1:]])
-
-
-def print_framed(text: str) -> None:
-    """Print lines on stderr in a frame as wide as they are; commands can be copied whole."""
-    width = min(max(map(len, text.splitlines())) + 4, WIDEST_FRAME)
-    Console(stderr=True, width=width).print(Panel(Text(text)))
 
 
 def join_added(

@@ -38,7 +38,7 @@ from tfmammo.tracking.runs import Run
 from tfmammo.training import checkpoints, contract, devices, folder, initial, workers
 from tfmammo.training.contract import TrainableModel, Validate, Write
 from tfmammo.training.image_grid import draw_grid, encode_rgb_png
-from tfmammo.training.progress import Progress, announce_duration
+from tfmammo.training.progress import Progress
 from tfmammo.training.signals import collect_stop_signals
 
 log = logging.getLogger(__name__)
@@ -235,10 +235,7 @@ class Training:
         turn = self.experiment.data.turn_draws
         batches = iter(self.group.batches(self.train, self.config, turn, step))
         take_steps = self._compile_steps()
-        # how long a training run on the phantom takes
-        on_phantom = self.group.is_chief and datasets.lacks_data(self.experiment.data)
-        announce = announce_duration if on_phantom else None
-        with Progress(self.experiment.name, step, self.steps, announce) as progress:
+        with Progress(self.experiment.name, step, self.steps) as progress:
             while step < self.steps:
                 count = self._count_steps_to_next_event(step)
                 means = take_steps(batches, tf.constant(count, tf.int64))

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable
 
 from rich.console import Console
 from rich.progress import (
@@ -16,11 +15,8 @@ from rich.progress import (
 )
 from rich.progress import Progress as Bar
 
-from tfmammo.data.datasets import QUICKSTART, print_framed
-
 log = logging.getLogger(__name__)
 SECONDS_BETWEEN_LINES = 30.0
-SECONDS_TO_MEASURE = 5.0  # of steps, before the duration is announced
 
 
 class Progress:
@@ -32,18 +28,10 @@ class Progress:
         name: The system's.
         start: Steps already taken.
         total: Steps of the whole training.
-        announce: Called once, with `total` and the seconds a step takes, as soon as they are known.
     """
 
-    def __init__(
-        self,
-        name: str,
-        start: int,
-        total: int,
-        announce: Callable[[int, float], None] | None = None,
-    ) -> None:
+    def __init__(self, name: str, start: int, total: int) -> None:
         self.total = total
-        self.announce = announce
         self.last_line = -SECONDS_BETWEEN_LINES
         self.console = Console(stderr=True)
         columns = (
@@ -95,12 +83,7 @@ class Progress:
             self.measured_from = step, now
             return None
         first_step, start = self.measured_from
-        seconds_a_step = (now - start) / (step - first_step)
-        is_known = now - start > SECONDS_TO_MEASURE or step == self.total
-        if self.announce and is_known:
-            self.announce(self.total, seconds_a_step)
-            self.announce = None
-        return seconds_a_step
+        return (now - start) / (step - first_step)
 
     def log_metrics(self, step: int, metrics: dict[str, float]) -> None:
         """Log a line with the held-out metrics."""
@@ -109,17 +92,6 @@ class Progress:
             f"{step:,}",
             "  ".join(f"{name} {value:.4f}" for name, value in metrics.items()),
         )
-
-
-def announce_duration(steps: int, seconds_a_step: float) -> None:
-    """Print in a frame how long a whole training on the phantom takes on this machine."""
-    print_framed(
-        "No data: this training run on the built-in phantom takes about "
-        f"{format_duration(steps * seconds_a_step)} here "
-        f"({steps:,} steps of {seconds_a_step:.2g} s).\n"
-        "Ctrl-C stops it, and the same command goes on. With your own data: --set data.root=DIR\n"
-        f"Ten minutes:    {QUICKSTART}"
-    )
 
 
 def format_duration(seconds: float) -> str:

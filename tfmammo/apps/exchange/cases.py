@@ -12,7 +12,7 @@ from pydantic import model_validator
 from tfmammo.archives import read_mammograms
 from tfmammo.config import DataConfig, Frozen
 from tfmammo.data import jobs, splits
-from tfmammo.data.datasets import announce_phantom, refuse_added
+from tfmammo.data.datasets import refuse_added
 from tfmammo.data.extraction import extract_patches
 from tfmammo.data.patches import Patch
 from tfmammo.data.preprocess import preprocess_mammogram
@@ -111,7 +111,6 @@ def make_plan(config: ExchangeConfig, skipped: Skipped) -> Plan:
             "data.kinds: a patch's mask does not distinguish kinds; name one kind, or use "
             "exchange.items=mammograms"
         )
-    announce_phantom(config.data)
     records = read_mammograms(config.data, skipped)
     items = records
     if is_patches:
