@@ -192,8 +192,9 @@ class Model:
             return self._call(**values)
         values = {name: np.asarray(value) for name, value in values.items()}
         counts = {value.shape[:1] for value in values.values()}
-        if len(arrays) + len(named) != len(self.inputs) or len(counts) != 1 or () in counts:
-            raise ExportError(f"{self!r}: takes {', '.join(self.inputs)}, as many patches of each")
+        if len(arrays) + len(named) != len(self.inputs) or len(counts) != 1 or not all(*counts):
+            names = ", ".join(self.inputs)
+            raise ExportError(f"{self!r}: takes {names}, one patch or more and as many of each")
         return export.predict(self._call, values)
 
     def __repr__(self) -> str:

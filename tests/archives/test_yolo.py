@@ -1,5 +1,6 @@
 """YOLO's data sets as Ultralytics, Roboflow and label tools write them."""
 
+import cv2
 import numpy as np
 import pytest
 
@@ -64,6 +65,36 @@ def test_label_files_that_are_not_used(tmp_path):
         write(tmp_path / other, {})
         assert "label files" in complain(tmp_path)
         (tmp_path / other).unlink()
+
+
+def test_linked_label_files_are_read(tmp_path):
+    write_one(tmp_path, BOX)
+    (tmp_path / "labels/a.txt").rename(tmp_path / "store")
+    (tmp_path / "labels/a.txt").symlink_to(tmp_path / "store")
+    (record,), _ = read(tmp_path)
+    assert len(record.lesions) == 1
+
+
+def test_masks_in_labels_stay_masks_beside_names_of_classes(tmp_path):
+    picture(tmp_path / "images/a.png")
+    mask = np.zeros((ROWS, COLS), np.uint8)
+    mask[8:16, 10:30] = 255
+    (tmp_path / "labels").mkdir()
+    assert cv2.imwrite(str(tmp_path / "labels/a.png"), mask)
+    write(tmp_path / "classes.txt", "mass")
+    (record,), _ = read(tmp_path)
+    assert [lesion.box for lesion in record.lesions] == [(8, 10, 16, 30)]
+
+
+def test_a_table_names_files_by_their_paths(tmp_path):
+    for subset in ("train", "valid"):
+        picture(tmp_path / subset / "images/a.png")
+        write(tmp_path / subset / "labels/a.txt", BOX)
+    write(tmp_path / "metadata.csv", "file,patient\ntrain/images/a.png,p\nvalid/images/a.png,q\n")
+    records, reasons = read(tmp_path)
+    expected = [hash_id("folder", name) for name in "pq"]
+    assert [record.patient_id for record in records] == expected
+    assert "metadata.csv" not in reasons
 
 
 @pytest.mark.parametrize(

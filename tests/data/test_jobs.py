@@ -39,8 +39,8 @@ def test_what_an_archive_states_decides_its_fingerprint():
     mammogram = make_noisy(lesion, name="a", read=refuse)
     other = make_noisy(name="b", read=refuse)
     texts = ("patient_id", "image_id", "laterality", "view", "pathology", "official_split")
-    changes = dict.fromkeys(texts, "another") | {"rows": 1, "cols": 1, "spacing": (1.0, 1.0)}
-    changes |= {"chest_wall": "R", "lost": (Lost("mass"),)}
+    changes = dict.fromkeys(texts, "another") | {"rows": 1, "cols": 1, "bits": 12}
+    changes |= {"spacing": (1.0, 1.0), "chest_wall": "R", "lost": (Lost("mass"),)}
     variants = [replace(mammogram, **{name: value}) for name, value in changes.items()]
     for changed in (
         replace(lesion, pathology="malignant"),

@@ -314,7 +314,7 @@ def test_a_saved_split_is_taken_up_by_other_patches(tmp_path):
         assert {patient for patient, place in saved.patients.items() if place == fold} == expected
         # Fewer patches and another seed would give other folds, the file gives the same.
         fewer = some.take([row for row, patient in enumerate(IDS) if row % 2 or patient in "ghi"])
-        again = DataConfig(folds=4, fold=fold, seed=99, split_file=path)
+        again = DataConfig(fold=fold, seed=99, split_file=path)
         train, held_out = split(fewer, again)
         assert set(held_out.patient_ids) == expected and len(train) + len(held_out) == len(fewer)
         assert describe(fewer, again, "cdd_cesm") == saved

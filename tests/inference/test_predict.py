@@ -297,6 +297,48 @@ def test_a_segmenter_of_whole_images_warns_of_boxes(models, archive, tmp_path, c
         assert ("data.frame=full" in caplog.text) == is_warned
 
 
+def test_a_lesion_that_was_lost_leaves_its_image_unscored(models, archive, tmp_path):
+    """It has a result all the same, so it is no failure; nor is a stray mask."""
+    shutil.copy(archive / "masks/1.png", archive / "masks/stray.png")
+    arguments = {"output": tmp_path / "masks", "truth": True}
+    summary = predict_files(models / "detector", archive, **arguments)
+    assert (summary.images, summary.scored, summary.failures) == (3, 3, {})
+    shutil.rmtree(archive / "masks")
+    content = json.loads(write_boxes("json", archive, tmp_path).read_text())
+    content["annotations"].append({"id": 9, "image_id": 0, "category_id": 1, "bbox": [5, 5, 0, 9]})
+    (archive / "annotations.json").write_text(json.dumps(content))
+    summary = predict_files(models / "detector", archive, tmp_path / "boxes", truth=True)
+    assert (summary.images, summary.scored, summary.failures) == (3, 2, {})
+
+
+def test_another_truth_is_scored_anew(models, archive, tmp_path):
+    def score():
+        arguments = {"archive": "folder", "boxes": models / "detector", "truth": True}
+        return predict_files(models / "segmenter", archive, tmp_path / "out", **arguments).scores
+
+    before = score()
+    again = (tmp_path / "out/findings/1.json").stat().st_mtime_ns
+    assert score() == before
+    assert (tmp_path / "out/findings/1.json").stat().st_mtime_ns == again
+    moved = np.roll(draw(0) > 200, 30, axis=1)
+    write_image(archive / "masks/0.png", 255 * moved.astype(np.uint8))
+    assert score()["dice"] < before["dice"] - 0.1
+    assert (tmp_path / "out/findings/1.json").stat().st_mtime_ns == again
+
+
+def test_true_boxes_need_an_archive(models, archive, tmp_path):
+    with pytest.raises(ConfigError, match="boxes: truth is what an archive states"):
+        predict_files(models / "segmenter", archive, tmp_path / "out", boxes="truth")
+
+
+def test_results_among_the_images_are_no_images(models, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    write_image(tmp_path / "a.png", draw(1))
+    for _ in range(2):
+        summary = predict_files(models / "segmenter", ".", "out", overview=True)
+        assert (summary.images, summary.failures) == (1, {})
+
+
 def test_images_without_lesions_have_no_recall(models, tmp_path):
     write_image(tmp_path / "in/images/1.png", draw(1))
     (tmp_path / "in/metadata.csv").write_text("file,patient,pathology\n1.png,a,normal\n")
@@ -310,6 +352,18 @@ def test_two_images_of_one_name_are_not_mixed_up(models, tmp_path):
     both = [tmp_path / "a", tmp_path / "b"]
     summary = predict_files(models / "segmenter", both, tmp_path / "out")
     assert summary.images == 1 and "another image is called 1" in str(summary.failures)
+    records = [folder.read_one(place / "1.png") for place in both]
+    for _ in range(2):
+        summary = predict_files(models / "segmenter", records, tmp_path / "records")
+        assert summary.images == 1 and "another image is called" in str(summary.failures)
+
+
+def test_of_two_images_that_differ_in_their_ending_one_is_a_failure(models, tmp_path):
+    write_image(tmp_path / "in/1.png", draw(1))
+    write_image(tmp_path / "in/1.tif", draw(2))
+    summary = predict_files(models / "segmenter", tmp_path / "in", tmp_path / "out")
+    ((name, reason),) = summary.failures.items()
+    assert summary.images == 1 and name.endswith("1.tif") and "another ending" in reason
 
 
 def test_a_name_keeps_what_is_no_ending_and_a_model_is_read_again(models, tmp_path):

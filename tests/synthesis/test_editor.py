@@ -19,6 +19,7 @@ from tfmammo.synthesis.editor import Editor, EditorConfig, EditRequest, open_mam
 
 MIDDLE = (100, 60)
 OVAL = {"centre": MIDDLE, "shape": "oval"}
+PHANTOM = {"name": "phantom"}
 LARGER = {"scale": (0.5, 0.5)}  # a contextual GAN's patch of 32 px covers 64
 
 
@@ -160,6 +161,7 @@ def test_an_editor_takes_the_lesions_of_another_archive(masses, mammogram, tmp_p
         ({**OVAL, "size": (20_000, 20_000)}, "20000 x 20000 px"),
         ({**OVAL, "size": (20, 151)}, "20 x 151 px"),
         ({**OVAL, "size": (180, 140)}, "larger than the mammogram|beyond the mammogram"),
+        ({**OVAL, "size": (20, 20), "factor": 2}, "factor plays no part.* takes shape and size"),
     ],
 )
 def test_what_cant_be_done_is_one_sentence(values, reason, load_can, mammogram):
@@ -177,6 +179,8 @@ def test_what_a_contextual_gan_cant_do(idle, centre, reason, tiny_contextual, ma
     editor = Editor.load(EditorConfig(renderer="contextual", generator=generator))
     with pytest.raises(DataError, match=reason):
         editor.edit(mammogram, EditRequest(centre=centre))
+    with pytest.raises(DataError, match="size plays no part"):
+        editor.edit(mammogram, EditRequest(size=(20, 20)))
 
 
 @pytest.mark.parametrize(
@@ -187,6 +191,13 @@ def test_what_a_contextual_gan_cant_do(idle, centre, reason, tiny_contextual, ma
         ({"renderer": "contextual"}, "renderer=contextual needs a generator"),
         ({"renderer": "poisson", "generator": "x"}, "generator is not used by renderer=poisson"),
         ({"renderer": "cubism"}, "renderer"),
+        (
+            {"renderer": "poisson", "lesions": {"name": "inbreast"}},
+            "folder of inbreast, is missing",
+        ),
+        ({"renderer": "poisson", "lesions": PHANTOM, "gan": "x"}, "gan is not used by"),
+        ({"renderer": "can", "generator": "x", "lesions": PHANTOM, "gan": "y"}, "both gan and"),
+        ({"renderer": "contextual", "generator": "x", "lesions": PHANTOM}, "lesions is not used"),
     ],
 )
 def test_a_wrong_system_is_named(values, message):

@@ -41,6 +41,16 @@ def test_what_is_kept_of_a_picture(tmp_path):
         draw(path)
 
 
+@pytest.mark.parametrize("highest", [1, 65535])
+def test_a_mask_of_16_bits(tmp_path, highest):
+    path = tmp_path / "mask.png"
+    mask = np.zeros((32, 32), np.uint16)
+    mask[8:20, 8:24] = highest
+    assert cv2.imwrite(str(path), mask)
+    shape, _ = draw_shape(ShapeFiles.find(path), np.random.default_rng(0))
+    assert shape.shape == (12, 16)
+
+
 # Masks of a mask GAN
 
 

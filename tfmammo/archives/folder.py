@@ -40,6 +40,7 @@ from tfmammo.mammogram import (
     hash_id,
     is_keyed,
     normalize_patient,
+    normalize_spelling,
     sort_found,
 )
 
@@ -139,8 +140,11 @@ def _match_rows(
     patterns = sorted((name for name in rows if f"/{name}".endswith("/*")), key=len)
     matched = {name: rows[name] for name in rows.keys() - patterns}
     for image, path in images.items():  # of two files that differ in their ending one is read
-        if twin := matched.pop(image + path.suffix.lower(), None):
-            matched[image] = twin
+        relative = path.relative_to(notes.root)  # train/images/a where its image is train/a
+        own = normalize_spelling(relative.with_suffix("").as_posix())
+        for name in (image + path.suffix.lower(), own):
+            if name not in images and (row := matched.pop(name, None)):
+                matched[image] = row
     names = Names(images.keys() - matched.keys(), folders_matter=True)
     own = {mask for named in masks.values() for mask, _ in named}
     unused = 0

@@ -70,11 +70,16 @@ class Stored:
             values[top:bottom, left:right][moved] = self.nearest_values(grey[moved])
         return replace(self, values=values)
 
+    @property
+    def picture_bits(self) -> int:
+        """Bits of the values of `full_scale`."""
+        return self.bits if self.elements is None else 8 if self.bits <= 8 else 16
+
     def full_scale(self) -> NDArray[np.integer]:
         """Return the values as a picture holds them: a DICOM's greys in 8 or 16 bits."""
         if self.elements is None:
             return self.values
-        wide = np.uint16 if self.bits > 8 else np.uint8
+        wide = np.uint16 if self.picture_bits == 16 else np.uint8
         table = np.rint(self.greys * np.float64(np.iinfo(wide).max)).astype(wide)
         return np.asarray(table[self.values.astype(np.int32) - self.first], wide)
 

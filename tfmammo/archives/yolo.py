@@ -64,7 +64,12 @@ def find_yolo(notes: Notes) -> Layout | None:
         for path in list_regular_files(folder, links=False)
         if path.suffix == ".txt" and path.name.lower() not in _NO_LABELS
     } - {place for place, _ in places}
-    if not texts and not (names_file and images):
+    are_masks = any(
+        path.suffix.lower() in PICTURES
+        for folder in label_folders
+        for path in list_regular_files(folder)
+    )
+    if not texts and (are_masks or not (names_file and images)):
         return None
     for other in ("annotations.json", "masks"):
         if (root / other).exists():
@@ -182,7 +187,7 @@ def _read_labels(
     path: Path, labels: Mapping[int, Finding | None] | None
 ) -> Iterator[tuple[int, Finding | None, NDArray[np.float64]]]:
     """Read the lines of an image's text file: their numbers, what they mean, and their shares."""
-    if not path.is_file() or path.is_symlink():
+    if not path.is_file():
         return
     if path.stat().st_size > _LARGEST_TEXT:
         raise ArchiveError(f"{path}: is too large for the labels of an image")

@@ -236,7 +236,7 @@ class DataConfig(Frozen):
 
     @model_validator(mode="after")
     def _consistent(self) -> DataConfig:
-        if self.fold >= self.folds:
+        if self.split_file is None and self.fold >= self.folds:
             raise ValueError(
                 f"fold {self.fold} is not one of the {self.folds} folds 0 to {self.folds - 1}"
             )

@@ -82,7 +82,7 @@ def fingerprint(mammograms: Iterable[Mammogram]) -> str:
 def _encode_facts(mammogram: Mammogram) -> bytes:
     outlined = [lesion for lesion in mammogram.lesions if not isinstance(lesion, MaskedLesion)]
     names = (
-        "patient_id image_id rows cols spacing laterality view pathology official_split lost "
+        "patient_id image_id rows cols bits spacing laterality view pathology official_split lost "
         "chest_wall"
     )
     facts = [

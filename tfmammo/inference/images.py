@@ -14,6 +14,7 @@ from tfmammo.archives.named_files import DICOMS, PICTURES, Names, find_files, is
 from tfmammo.archives.notes import Notes
 from tfmammo.archives.tables import read_table
 from tfmammo.config import DataConfig
+from tfmammo.data.datasets import log_skipped
 from tfmammo.errors import ArchiveError, ConfigError, PipelineError
 from tfmammo.inference.pipeline import Finding, Pipeline, PipelineConfig, PipelineResult
 from tfmammo.mammogram import LesionKind, Mammogram, Skipped, cut_box
@@ -79,51 +80,90 @@ def predict_each(
     yield from zip(ready, pipeline.segment(prepared), strict=True)
 
 
-def open_images(places: Sequence[Path], failed: Skipped, archive: str | None = None) -> list[Image]:
+def open_images(
+    given: Sequence[Path | Mammogram],
+    failed: Skipped,
+    archive: str | None = None,
+    output: Path | None = None,
+) -> list[Image]:
     """Open images; no pixel is read.
 
     Args:
-        places: Image files, and folders of them at any depth. Masks in folders are passed over.
+        given: Records, image files, and folders of them at any depth. Masks in folders are passed
+            over.
         failed: Takes files that can't be read.
         archive: The archive that the only place is the folder of.
+        output: A folder of results, whose files are no images.
 
     Raises:
         ConfigError: There is no such place, no image, or more than one archive.
         ArchiveError: The folder is no such archive.
     """
-    found: list[tuple[str, Mammogram]] = []
-    if archive:
-        if len(places) > 1 or (not places and archive != "phantom"):
-            raise ConfigError(f"{archive}: takes one folder, not {len(places)} places")
-        root = places[0] if places else None
-        if root and root.is_file():
-            raise ConfigError(f"{root}: is a file; lesions are read from the folder of an archive")
-        skipped = Skipped()
-        for record in archives.read_mammograms(DataConfig(name=archive, root=root), skipped):
-            name = record.image_id
-            if record.file and skipped.root and record.file.is_relative_to(skipped.root):
-                name = _remove_ending(record.file.relative_to(skipped.root))
-            found.append((name.removeprefix("images/"), record))
-        for file, reason in skipped.reasons.items():
-            if skipped.root and Path(file).suffix.lower() in PICTURES + DICOMS:
-                failed.add(skipped.root / file, reason)
-    for place in () if archive else places:
-        is_file = place.is_file()
-        files = {_remove_ending(Path(place.name)): place} if is_file else _list_images(place)
-        for name, path in files.items():
-            try:
-                found.append((name, folder.read_one(path)))
-            except ArchiveError as error:
-                failed.add(path, str(error).removeprefix(f"{path}: "))
+    records = [each for each in given if isinstance(each, Mammogram)]
+    places = [each for each in given if not isinstance(each, Mammogram)]
+    found = [(record.image_id, record) for record in records]
+    if archive and (places or not records):
+        found += _read_archive(archive, places, failed, output)
+    else:
+        found += [named for place in places for named in _read_place(place, failed, output)]
     images: dict[str, Image] = {}
     for name, record in found:
         if name in images:
-            failed.add(record.file, f"another image is called {name}; predict on them separately")
+            reason = f"another image is called {name}; predict on them separately"
+            failed.add(record.file or name, reason)
         else:
             images[name] = Image(name, record)
     if not images and not failed:
         raise ConfigError(f"{', '.join(map(str, places))}: no image found")
     return list(images.values())
+
+
+def _read_archive(
+    archive: str, places: Sequence[Path], failed: Skipped, output: Path | None
+) -> Iterator[tuple[str, Mammogram]]:
+    """Read the records of an archive, with their names; images that have none are failures."""
+    if len(places) > 1 or (not places and archive != "phantom"):
+        raise ConfigError(f"{archive}: takes one folder, not {len(places)} places")
+    root = places[0] if places else None
+    if root and root.is_file():
+        raise ConfigError(f"{root}: is a file; lesions are read from the folder of an archive")
+    skipped = Skipped()
+    used = set()
+    for record in archives.read_mammograms(DataConfig(name=archive, root=root), skipped):
+        name = record.image_id
+        if record.file and _is_beneath(record.file, output):
+            continue
+        if record.file and skipped.root and record.file.is_relative_to(skipped.root):
+            name = _remove_ending(record.file.relative_to(skipped.root))
+        used.add(record.file)
+        yield name.removeprefix("images/"), record
+    other = Skipped(root=skipped.root)
+    for file, reason in skipped.reasons.items():
+        path = skipped.root / file if skipped.root else Path(file)
+        if _is_image(Path(file)) and path not in used and not _is_beneath(path, output):
+            failed.add(path, reason)
+        else:
+            other.add(file, reason)
+    log_skipped(other)
+
+
+def _read_place(
+    place: Path, failed: Skipped, output: Path | None
+) -> Iterator[tuple[str, Mammogram]]:
+    """Read the header of a file, or of each image of a folder."""
+    is_file = place.is_file()
+    files = {_remove_ending(Path(place.name)): place} if is_file else _list_images(place, failed)
+    for name, path in files.items():
+        if _is_beneath(path, output):
+            continue
+        try:
+            yield name, folder.read_one(path)
+        except ArchiveError as error:
+            failed.add(path, str(error).removeprefix(f"{path}: "))
+
+
+def _is_beneath(path: Path, folder: Path | None) -> bool:
+    return folder is not None and path.resolve().is_relative_to(folder.resolve())
 
 
 def _remove_ending(path: Path) -> str:
@@ -132,12 +172,24 @@ def _remove_ending(path: Path) -> str:
     return (path.with_suffix("") if is_ending else path).as_posix()
 
 
-def _list_images(root: Path) -> dict[str, Path]:
+def _is_image(path: Path) -> bool:
+    """Whether a file beneath a folder is an image by its name, and no mask by its folder's."""
+    is_ending = path.suffix.lower() in PICTURES + DICOMS
+    return is_ending and not NO_IMAGES & {part.lower() for part in path.parts[:-1]}
+
+
+def _list_images(root: Path, failed: Skipped) -> dict[str, Path]:
     """List the images of a folder by their names, without masks and DICOM files that draw them."""
     if not root.is_dir():
         raise ConfigError(f"{root}: no such file or folder")
+    if (root / folder.TABLE).is_file():
+        log.warning("%s: is not read; --archive folder reads it", root / folder.TABLE)
     inner = "images" if (root / "images").is_dir() else ""
-    images = find_files(root, inner, PICTURES + DICOMS, Skipped())
+    skipped = Skipped()
+    images = find_files(root, inner, PICTURES + DICOMS, skipped)
+    for file, reason in skipped.reasons.items():
+        if _is_image(Path(file)):
+            failed.add(root / file, reason)
     masks.find_masks(Notes(root, None, ""), images)  # takes masks beside their images out
     return {
         name: path

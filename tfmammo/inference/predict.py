@@ -84,7 +84,7 @@ def predict(
     """
     failed = Skipped() if skipped is None else skipped
     config = _make_config(model, boxes, score, threshold, tracking_uri)
-    opened = _open(images, boxes, archive, config, failed)
+    opened = _open(images, boxes, archive, failed)
     pipeline = Pipeline.load(config)
     if boxes:
         pipeline.warn_of_whole_images()
@@ -127,7 +127,9 @@ def predict_files(
     """
     failed = Skipped()
     config = _make_config(model, boxes, score, threshold, tracking_uri)
-    opened = _open(images, boxes, archive or ("folder" if truth else None), config, failed)
+    output = Path(output)
+    archive = archive or ("folder" if truth else None)
+    opened = _open(images, boxes, archive, failed, output)
     settings = config.model_dump(
         mode="json", exclude={"detector", "segmenter", "classifier", "tracking_uri"}
     )
@@ -140,7 +142,6 @@ def predict_files(
         "settings": settings | {"overview": overview, "truth": truth},
         "tfmammo": tfmammo.__version__,
     }
-    output = Path(output)
     parts = [Part(tuple(some), output, config, overview, truth) for some in _divide(opened, config)]
     with filesystem.claim_folder(output, identity, IDENTITY):
         for path in output.glob("findings/**/*.json"):
@@ -201,16 +202,15 @@ def _open(
     images: Images,
     boxes: str | Path | None,
     archive: str | None,
-    config: PipelineConfig,
     failed: Skipped,
+    output: Path | None = None,
 ) -> list[Image]:
     """Open images with their boxes."""
-    given = [images] if isinstance(images, str | Path | Mammogram) else list(images)
-    records = [each for each in given if isinstance(each, Mammogram)]
-    places = [Path(each) for each in given if not isinstance(each, Mammogram)]
-    opened = [Image(record.image_id, record) for record in records]
-    if places or not records:
-        opened += open_images(places, failed, archive)
+    listed = [images] if isinstance(images, str | Path | Mammogram) else list(images)
+    given = [Path(each) if isinstance(each, str) else each for each in listed]
+    if str(boxes) == TRUTH and not archive and any(isinstance(each, Path) for each in given):
+        raise ConfigError("boxes: truth is what an archive states; name it (archive)")
+    opened = open_images(given, failed, archive, output)
     return add_boxes(opened, boxes, failed) if boxes and _is_given(boxes) else opened
 
 

@@ -11,7 +11,7 @@ from tfmammo.data.extraction import extract_patches
 from tfmammo.data.sampling import list_unselected, select_lesions
 from tfmammo.inference.images import Image, is_patch
 from tfmammo.inference.pipeline import Pipeline, PipelineResult
-from tfmammo.mammogram import Lesion, Mammogram, Skipped, stack_boxes
+from tfmammo.mammogram import Lesion, LesionKind, Mammogram, Skipped, stack_boxes
 from tfmammo.metrics import boxes, segmentation
 from tfmammo.tracking import export
 
@@ -29,12 +29,18 @@ def find_patients(pipeline: Pipeline) -> frozenset[str]:
     )
 
 
+def find_kinds(pipeline: Pipeline) -> tuple[LesionKind, ...]:
+    """Find the kinds of lesion that the models find."""
+    if pipeline.data:
+        return pipeline.data.kinds
+    return tuple(pipeline.detector.kinds) if pipeline.detector else ()
+
+
 def select_truth(pipeline: Pipeline, mammogram: Mammogram) -> list[Lesion]:
     """Select the true lesions of the kinds that the models find."""
     if pipeline.data:
         return list(select_lesions(mammogram, pipeline.data).values())
-    kinds = pipeline.detector.kinds if pipeline.detector else ()
-    return [lesion for lesion in mammogram.lesions if lesion.kind in kinds]
+    return [lesion for lesion in mammogram.lesions if lesion.kind in find_kinds(pipeline)]
 
 
 def compute_scores(pipeline: Pipeline, image: Image, result: PipelineResult) -> dict[str, float]:

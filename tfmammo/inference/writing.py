@@ -11,10 +11,11 @@ from typing import Any
 
 import numpy as np
 
-from tfmammo import filesystem
+from tfmammo import archives, filesystem
 from tfmammo.archives import coco
 from tfmammo.archives.findings import CATEGORIES
 from tfmammo.archives.named_files import is_dicom
+from tfmammo.data.jobs import fingerprint
 from tfmammo.errors import ArchiveError
 from tfmammo.inference.images import Image, is_patch, predict_each
 from tfmammo.inference.pipeline import Pipeline, PipelineConfig, PipelineResult
@@ -24,7 +25,13 @@ from tfmammo.inference.report import (
     encode_mask,
     write_segmentation,
 )
-from tfmammo.inference.scores import MEASURES, compute_scores, find_patients, select_truth
+from tfmammo.inference.scores import (
+    MEASURES,
+    compute_scores,
+    find_kinds,
+    find_patients,
+    select_truth,
+)
 from tfmammo.mammogram import Lesion, Skipped, escape_cell
 from tfmammo.metrics.summary import write_csv
 from tfmammo.training.image_grid import encode_rgb_png
@@ -53,7 +60,8 @@ class Summary:
         lesions: How many lesions were predicted.
         failures: Image -> why it has no result.
         scores: Mean of each measure over the images that count; empty without `truth`.
-        scored: How many images count: those with lesions of patients that no model was trained on.
+        scored: How many images count: not those of patients that a model was trained on, nor those
+            that lost a lesion on reading.
         seen: How many images are of patients that a model was trained on.
     """
 
@@ -110,7 +118,7 @@ def _write_result(
         if not write_segmentation(pipeline, result, mammogram.file, path):
             files.append(f"segmentations/{image.name}.dcm")
     record: dict[str, Any] = {
-        "identity": _identify(image),
+        "identity": _identify(part, image),
         "files": files,
         "findings": [
             describe_finding(finding, mammogram)
@@ -122,10 +130,11 @@ def _write_result(
     if part.truth:
         lesions = select_truth(pipeline, mammogram)
         seen = mammogram.patient_id in find_patients(pipeline)
+        lacks = mammogram.lacks(find_kinds(pipeline))
         record |= {
             "truth": [{"kind": each.kind} | coco.describe(each, *size) for each in lesions],
             "seen": seen,
-            "scores": {} if seen else compute_scores(pipeline, image, result),
+            "scores": {} if seen or lacks else compute_scores(pipeline, image, result),
         }
     return record
 
@@ -146,14 +155,15 @@ def _read_record(part: Part, image: Image) -> dict[str, Any] | None:
     if "failure" in record:
         return record
     is_whole = all((part.output / file).is_file() for file in record["files"])
-    return record if is_whole and record["identity"] == _identify(image) else None
+    return record if is_whole and record["identity"] == _identify(part, image) else None
 
 
-def _identify(image: Image) -> list[Any]:
-    """Identify an image by the hash of its file, and by the boxes that were given."""
-    file = image.mammogram.file
+def _identify(part: Part, image: Image) -> list[Any]:
+    """Identify an image by its files, by what its archive states, and by the boxes given for it."""
+    mammogram = image.mammogram
+    files = archives.list_files(mammogram)[: None if part.truth else 1]
     regions = [[each.kind, each.score, *each.box] for each in image.regions or ()]
-    return [filesystem.sha256(file) if file else image.mammogram.image_id, regions]
+    return [*map(filesystem.sha256, files), fingerprint([mammogram]), regions]
 
 
 def _write(output: Path, name: str, content: bytes | str) -> None:

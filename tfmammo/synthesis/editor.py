@@ -114,15 +114,27 @@ class EditorConfig(Frozen):
                 f"renderer={self.renderer} needs lesions, the archive of the real lesions that "
                 "it inserts"
             )
+        if self.lesions and self.lesions.root is None and self.lesions.name != "phantom":
+            raise ValueError(f"lesions: root, the folder of {self.lesions.name}, is missing")
+        makes_up = "size" in self.options
+        if (self.gan and not makes_up) or (self.lesions and self.renderer == "contextual"):
+            name = "gan" if self.gan else "lesions"
+            raise ValueError(f"{name} is not used by renderer={self.renderer}; leave it out")
+        if self.gan and self.lesions:
+            raise ValueError("both gan and lesions give shapes; leave one of them out")
         return self
 
     @property
     def real_lesions(self) -> bool:
-        """Whether real lesions are inserted or give a size.
-
-        A request's factor counts then, else its size and shape.
-        """
+        """Whether real lesions are inserted."""
         return self.renderer not in ("infilling", "can", "contextual")
+
+    @property
+    def options(self) -> frozenset[str]:
+        """Which of a request's size, shape and factor count."""
+        if self.renderer == "contextual":
+            return frozenset()
+        return frozenset({"factor"} if self.real_lesions else {"size", "shape"})
 
 
 class EditRequest(Frozen):
@@ -243,6 +255,12 @@ class Editor:
             DataError: It can't be done there, or not of that size; the sentence says why.
             ArchiveError: Pixels, or a real lesion, can't be read.
         """
+        given = request.model_dump(include={"size", "shape", "factor"}, exclude_defaults=True)
+        if unused := sorted(given.keys() - self.config.options):
+            options = " and ".join(sorted(self.config.options)) or "neither size, shape nor factor"
+            raise DataError(
+                f"{unused[0]} plays no part: renderer={self.config.renderer} takes {options}"
+            )
         rows, cols, centre = mammogram.rows, mammogram.cols, request.centre
         if centre and (centre[0] >= rows or centre[1] >= cols):
             raise DataError(f"centre {list(centre)} is outside the mammogram of {rows} x {cols} px")

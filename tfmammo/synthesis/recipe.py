@@ -74,6 +74,7 @@ class Source(ItemSource):
     rows: PositiveInt
     cols: PositiveInt
     bits: PositiveInt
+    """Of a picture of it."""
     laterality: Laterality | None = None
     view: View | None = None
     density: str | None = None
@@ -316,7 +317,7 @@ def describe_source(mammogram: Mammogram, stored: Stored) -> Source:
     names = Source.model_fields.keys() - {"sha256", "bits"}
     return Source(
         sha256=hash_source(mammogram, lambda: stored.values),
-        bits=stored.bits,
+        bits=stored.picture_bits,
         **{name: getattr(mammogram, name) for name in names},
     )
 

@@ -101,7 +101,7 @@ class ShapeFiles:
     def draw(self, random: np.random.Generator) -> Shape:
         """Read one of the pictures."""
         path = self.files[random.integers(len(self.files))]
-        picture = cv2.imread(str(path), cv2.IMREAD_GRAYSCALE)
+        picture = cv2.imread(str(path), cv2.IMREAD_GRAYSCALE | cv2.IMREAD_ANYDEPTH)
         if picture is None:
             raise DataError(f"shapes.files: {path.name}: can't be read as a picture")
         threshold = 127 if path.suffix.lower() in (".jpg", ".jpeg") else 0

@@ -277,9 +277,7 @@ class InsertTab:
 
 def size_control(system: Editor) -> str:
     """Return how a user sets the size of lesions: "size" if drawn, "factor" if real, or ""."""
-    if system.config.renderer == "contextual":
-        return ""
-    return "factor" if system.config.real_lesions else "size"
+    return next(iter(system.config.options & {"size", "factor"}), "")
 
 
 def list_shapes(system: Editor) -> list[str]:
