@@ -317,6 +317,19 @@ def check_no_leak(train_ids: Iterable[str], held_out_ids: Iterable[str]) -> None
         raise DataError(f"patients in both subsets of the split: {len(leaking)}")
 
 
+def check_unseen(claim: str, patients: Iterable[str], held_out: Iterable[str]) -> None:
+    """Make sure that no held-out patient is among those of a claim.
+
+    The claim begins the message of DataError: "runs/a: was trained on".
+    """
+    held_out = set(held_out)
+    if known := held_out.intersection(patients):
+        raise DataError(
+            f"{claim} {len(known)} of the {len(held_out)} patients held out here; the same data "
+            "section gives the same split"
+        )
+
+
 def describe(patches: Splittable, config: DataConfig, archive: str) -> SavedSplit:
     """Describe the split of a run as `save` writes it, the same for every fold of it."""
     if config.split_file:

@@ -27,12 +27,12 @@ from tfmammo.config import DataConfig, Experiment, Frozen, TrainingConfig
 from tfmammo.data import datasets, splits
 from tfmammo.data.labelled import check_binary, make_binary_patches
 from tfmammo.data.patches import Patches
-from tfmammo.errors import ConfigError, DataError, ExportError
+from tfmammo.errors import ConfigError, ExportError
 from tfmammo.metrics.classification import roc_auc
 from tfmammo.models.classifier import Classifier, ClassifierConfig, Control
 from tfmammo.studies.classification_controls import CONTROLS, make_control
 from tfmammo.synthesis.config import Target
-from tfmammo.synthesis.patches import PatchSet, describe_scale
+from tfmammo.synthesis.patches import PatchSet, check_comparable
 from tfmammo.tracking import export
 from tfmammo.tracking.export import predict
 from tfmammo.training import contract, loop
@@ -174,29 +174,11 @@ def check_synthetic(synthetic: PatchSet, held_out: Iterable[str], data: DataConf
     """
     patches = synthetic.patches
     folder = str(synthetic.folder)
-    size = patches.images.shape[1]
-    if size != data.size:
-        raise DataError(
-            f"{folder}: its patches have {size} px, the real ones {data.size}; train a generator "
-            f"for data.size={data.size}"
-        )
-    real_scale = describe_scale(data)
     for scale in synthetic.scales:
-        if scale != real_scale:
-            raise DataError(
-                f"{folder}: its patches were made with {scale}, the real ones with {real_scale}; "
-                "train the generators in the same way"
-            )
+        check_comparable(folder, patches.images.shape[1], scale, data)
     held_out = set(held_out)
-    for relation, patients in (
-        ("its generators were trained on", synthetic.trained_on),
-        ("its patches show", patches.patient_ids.tolist()),
-    ):
-        if leaked := held_out & set(patients):
-            raise DataError(
-                f"{folder}: {relation} {len(leaked)} of the {len(held_out)} patients held out "
-                "here; the same data section gives the same split"
-            )
+    splits.check_unseen(f"{folder}: its generators were trained on", synthetic.trained_on, held_out)
+    splits.check_unseen(f"{folder}: its patches show", patches.patient_ids.tolist(), held_out)
     check_binary(patches.with_labels(patches.kinds != "normal"), folder)
 
 
@@ -279,11 +261,7 @@ def predict_unseen(
     """
     weights = find_weights(run)
     training_patients = export.get_training_patients(export.read_card(weights), weights)
-    if known := training_patients & set(patients.tolist()):
-        raise DataError(
-            f"{run}: was trained on {len(known)} of the {len(set(patients))} patients it is to be "
-            "tested on"
-        )
+    splits.check_unseen(f"{run}: was trained on", training_patients, patients.tolist())
     return predict(export.load(weights, "classifier"), {"image": images}, batch=16)[output]
 
 

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from sklearn.manifold import TSNE
 
 from tfmammo.data.patches import Patches
+from tfmammo.data.splits import check_unseen
 from tfmammo.errors import DataError
 from tfmammo.evaluation.report import Report
 from tfmammo.evaluation.two_sample import estimate_area
@@ -28,7 +29,7 @@ from tfmammo.metrics.summary import Measure, Table, count_sizes, format_p
 from tfmammo.studies.classification import StudyConfig, check_judge, predict_unseen
 from tfmammo.synthesis.config import KINDS, Target
 from tfmammo.synthesis.generators import LesionGenerator, find_best_weights, load_lesion_generator
-from tfmammo.synthesis.patches import describe_scale
+from tfmammo.synthesis.patches import check_comparable, describe_scale
 
 AUC = Measure("AUC", "", 1, 3)
 SCORE = Measure("score", "", 1, 3)
@@ -95,18 +96,7 @@ def open_generators(config: StudyConfig) -> dict[Target, LesionGenerator]:
         check_judge(f"generators.{target}", network.model.judge_seed, config.seeds)
         if network.target != target:
             raise DataError(f"generators.{target}: was trained with model.target={network.target}")
-        if network.size != data.size:
-            raise DataError(
-                f"generators.{target}: makes patches of {network.size} px, experiment.data.size "
-                f"is {data.size}"
-            )
-        scale = describe_scale(data)
-        generator_scale = describe_scale(network.data)
-        if generator_scale != scale:
-            raise DataError(
-                f"generators.{target}: was trained on patches made with {generator_scale}, "
-                f"experiment.data makes them with {scale}"
-            )
+        check_comparable(f"generators.{target}", network.size, describe_scale(network.data), data)
     return generators
 
 
@@ -124,11 +114,11 @@ def edit_patches(network: LesionGenerator, test: Patches, config: StudyConfig) -
             f"{'malignant' if network.removes else 'normal'}"
         )
     patches = test.take(rows)
-    if known := network.patients & set(patches.patient_ids.tolist()):
-        raise DataError(
-            f"generators.{network.target}: was trained on {len(known)} patients of the test "
-            "patches; the same data section splits alike"
-        )
+    check_unseen(
+        f"generators.{network.target}: was trained on",
+        network.patients,
+        patches.patient_ids.tolist(),
+    )
     edits = [
         network.generate(image, seed)
         for seed, image in enumerate(patches.images, start=config.seed)

@@ -29,7 +29,7 @@ from tfmammo.models.contextual import (
     build_networks,
 )
 from tfmammo.synthesis.generators import find_best_weights
-from tfmammo.synthesis.patches import describe_scale
+from tfmammo.synthesis.patches import check_comparable, describe_scale
 from tfmammo.tracking import models
 from tfmammo.tracking.export import (
     LoadedFunction,
@@ -132,15 +132,10 @@ def _open_judge(
     opened = load_identified(weights, {"image"}, {"probability"})
     data = DataConfig.model_validate(opened.card["config"]["data"])
     name = f"model.judge {experiment.model.judge}"
-    if (data.size, describe_scale(data)) != (experiment.data.size, describe_scale(experiment.data)):
-        raise ConfigError(f"{name}: takes patches of {data.size} px, made in another way")
+    check_comparable(name, data.size, describe_scale(data), experiment.data)
     known = get_training_patients(opened.card, weights)
     held_out = {*subsets.inputs.patient_ids.tolist(), *subsets.targets.patient_ids.tolist()}
-    if known & held_out:
-        raise ConfigError(
-            f"{name}: was trained on {len(known & held_out)} of the {len(held_out)} patients by "
-            "whom it is to choose; the same data section gives the same split"
-        )
+    splits.check_unseen(f"{name}: was trained on", known, held_out)
     return opened
 
 

@@ -30,7 +30,7 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -278,6 +278,28 @@ def describe_scale(data: DataConfig) -> dict[str, Any]:
     """Describe what decides intensities: equal where patches of two sources are comparable."""
     decisive = {"percentiles", "preprocess"} if data.window is None else {"window", "preprocess"}
     return data.model_dump(mode="json", include=decisive)
+
+
+def check_comparable(name: str, size: int, scale: Mapping[str, Any], real: DataConfig) -> None:
+    """Make sure that a network's patches are as large and as bright as real ones.
+
+    Args:
+        name: Of the network or its patches; the message of DataError begins with it.
+        size: The side of its patches, px.
+        scale: `describe_scale` of its data.
+        real: How the real patches are made.
+    """
+    if size != real.size:
+        raise DataError(
+            f"{name}: its patches have {size} px, the real ones {real.size}; train with "
+            f"data.size={real.size}"
+        )
+    real_scale = describe_scale(real)
+    if scale != real_scale:
+        raise DataError(
+            f"{name}: its patches are made with {scale}, the real ones with {real_scale}; train "
+            "with the same data section"
+        )
 
 
 @dataclass(frozen=True, eq=False)
