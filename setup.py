@@ -100,7 +100,7 @@ setup(
             "apps/report/*.csv",
             "apps/report/*.md",
             "apps/report/*.yaml",
-            "evaluation/printed.json",
+            "metrics/printed.json",
             "tracking/zoo/networks/*",
             "apps/demo/*.jpg",
             "apps/demo/*.png",

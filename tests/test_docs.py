@@ -41,7 +41,7 @@ RECORDS = sorted([*DOCS.glob("*.json"), *DOCS.glob("results/pictures/*.json")]) 
 PAPERS = ("can", "infilling", "blending", "contextual", "cgan")
 # Where a page's numbers may come from.
 SOURCES = [
-    "tfmammo/evaluation/printed.json",
+    "tfmammo/metrics/printed.json",
     "docs/results/*.md",
     "docs/results/*.csv",
     "docs/measurements.md",

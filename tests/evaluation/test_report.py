@@ -12,8 +12,9 @@ from tfmammo.data.patches import Patches
 from tfmammo.errors import ConfigError
 from tfmammo.evaluation import script, sheets
 from tfmammo.evaluation.comparison import Comparison, EvaluationConfig
-from tfmammo.evaluation.report import ComparisonReport, Published, Report
+from tfmammo.evaluation.report import ComparisonReport, Report
 from tfmammo.evaluation.segmentation import PUBLISHED
+from tfmammo.metrics.printed import Published
 from tfmammo.metrics.segmentation import bootstrap_interval, paired_test
 from tfmammo.metrics.summary import Measure
 
@@ -135,7 +136,7 @@ def test_a_report_is_written_and_named_for_mlflow(tmp_path):
     ],
 )
 def test_printed_rows_say_how_their_patches_differ(published, archive, is_leaky, label):
-    assert published.annotate(archive, is_leaky).label("CAN") == label
+    assert published.label("CAN", archive, is_leaky) == label
 
 
 SCORES = {"A": np.array([0.1, 0.4, 0.2, 0.3]), "B": np.array([0.4, 0.1, 0.3, np.nan])}

@@ -15,7 +15,6 @@ from tfmammo.metrics.summary import (
     JACKKNIFE,
     RULE_OF_THREE,
     Measure,
-    Printed,
     Table,
     correct_p,
     make_tables,
@@ -125,7 +124,7 @@ FACTS = [
 
 
 def test_tables_by_hand():
-    paper = {"U-Net": Printed({"dice": 0.905}, "on inbreast")}
+    paper = {"U-Net": ("U-Net, as printed (on inbreast)", {"dice": 0.905})}
     means, differences = make_tables(correct_p(FACTS), MEASURES, "title", paper)
     assert means.header == ["", "Dice, %", "PSNR, dB"]
     assert means.body == [

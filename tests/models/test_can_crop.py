@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from tfmammo.evaluation.printed import get_values
+from tfmammo.metrics.printed import get_values
 
 TABLE_I = {
     model: (row["accuracy"], row["dice"], row["mcc"])

@@ -25,9 +25,9 @@ from tfmammo.evaluation.perceptual import (
     Scores,
     Statistic,
 )
-from tfmammo.evaluation.printed import get_values
-from tfmammo.evaluation.report import ComparisonReport, Published
+from tfmammo.evaluation.report import ComparisonReport
 from tfmammo.metrics import perceptual, synthesis
+from tfmammo.metrics.printed import Published, get_values
 from tfmammo.metrics.rows import Fact
 from tfmammo.metrics.summary import Measure
 from tfmammo.nn.layers import Margin, label_patches, parse_margin

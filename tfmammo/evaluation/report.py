@@ -14,10 +14,10 @@ from numpy.typing import NDArray
 
 from tfmammo.evaluation.comparison import Comparison, EvaluationConfig
 from tfmammo.filesystem import atomic_file, write_atomically
+from tfmammo.metrics.printed import Published
 from tfmammo.metrics.rows import Fact, write_facts
 from tfmammo.metrics.summary import (
     Measure,
-    Printed,
     Scores,
     Table,
     correct_p,
@@ -38,36 +38,6 @@ COLUMNS: Mapping[Attribute, str] = {
 UNKNOWN = "unknown"
 # Model -> the measures of each of its runs: measure -> float64 [n]
 Runs = Mapping[str, Sequence[Mapping[str, NDArray[np.float64]]]]
-
-
-@dataclass(frozen=True)
-class Published:
-    """What a paper prints of a model, and on which patches.
-
-    Attributes:
-        values: Measure -> value.
-        archive: A name of tfmammo.archives.
-        leaky: Whether copies of one lesion were on both sides of the paper's split; None where
-            the paper does not say how it split.
-        frame: The crop mode of the paper's patches, for which alone the values are shown; None:
-            for any.
-    """
-
-    values: Mapping[str, float]
-    archive: str
-    leaky: bool | None = None
-    frame: str | None = None
-
-    def annotate(self, archive: str, is_leaky: bool) -> Printed:
-        """Return the values together with how the paper's archive and split differ from ours."""
-        differences = []
-        if archive != self.archive:
-            differences.append(f"on {self.archive}")
-        if self.leaky is None:
-            differences.append("a split of its own")
-        elif self.leaky != is_leaky:
-            differences.append("a split that leaks" if self.leaky else "unseen patients")
-        return Printed(self.values, ", ".join(differences))
 
 
 @dataclass(kw_only=True)
@@ -156,7 +126,7 @@ class ComparisonReport(Report):
         shown = [fact for fact in facts if fact.table in ("means", "differences")]
         archive, is_leaky = comparison.data.archive_name, comparison.protocol == "paper"
         printed = {
-            model: published.annotate(archive, is_leaky)
+            model: (published.label(model, archive, is_leaky), published.values)
             for model, published in self.published.items()
             if published.frame in (None, comparison.data.frame)
         }

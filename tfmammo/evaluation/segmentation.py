@@ -15,11 +15,9 @@ from pydantic import Field, PositiveInt, model_validator
 from tfmammo.data.patches import Patches
 from tfmammo.errors import DataError
 from tfmammo.evaluation.comparison import Comparison, EvaluationConfig, Settings, compare
-from tfmammo.evaluation.printed import get_values
 from tfmammo.evaluation.report import (
     Attribute,
     ComparisonReport,
-    Published,
     Runs,
     average_runs,
     join_subset,
@@ -29,6 +27,7 @@ from tfmammo.metrics import segmentation
 from tfmammo.metrics.case_scores import CENTRED_DISC, MEASURES, POSTPROCESSED, WHOLE_PATCH
 from tfmammo.metrics.classification import RATES, roc_by_fold
 from tfmammo.metrics.plotting import make_roc_axes, plot_style
+from tfmammo.metrics.printed import Published, get_values
 from tfmammo.metrics.summary import Measure, Scores, Table, format_spread
 from tfmammo.models.cgan import PostprocessConfig, postprocess
 from tfmammo.training import image_grid

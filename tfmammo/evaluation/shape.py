@@ -11,15 +11,14 @@ from sklearn.metrics import confusion_matrix, precision_recall_fscore_support
 
 from tfmammo.data.extraction import make_shape_patches
 from tfmammo.evaluation.comparison import Comparison, EvaluationConfig, compare
-from tfmammo.evaluation.printed import get_values
 from tfmammo.evaluation.report import (
     ComparisonReport,
-    Published,
     join_subset,
     save_figure,
 )
 from tfmammo.metrics.classification import RATES, roc_by_fold
 from tfmammo.metrics.plotting import COLOURS, INK, make_roc_axes, plot_style
+from tfmammo.metrics.printed import Published, get_values
 from tfmammo.metrics.summary import Measure, Table, format_spread
 from tfmammo.models.shape import SHAPES
 

@@ -148,23 +148,6 @@ class Measure:
 
 
 @dataclass(frozen=True)
-class Printed:
-    """What a paper prints of a model.
-
-    Attributes:
-        values: Measure -> number, as a fraction where the measure's unit is "%".
-        elsewhere: How the paper's patches differ from ours; "" where they don't.
-    """
-
-    values: Mapping[str, float]
-    elsewhere: str = ""
-
-    def label(self, model: str) -> str:
-        """Name its line in a table."""
-        return f"{model}, as printed" + (f" ({self.elsewhere})" if self.elsewhere else "")
-
-
-@dataclass(frozen=True)
 class Table:
     """A table of text: lines of cells, the first of which names the line; sentences below it."""
 
@@ -314,7 +297,7 @@ def make_tables(
     facts: Sequence[Fact],
     measures: Mapping[str, Measure],
     title: str,
-    printed: Mapping[str, Printed] | None = None,
+    printed: Mapping[str, tuple[str, Mapping[str, float]]] | None = None,
     models_across: bool = False,
     samples: int = 10_000,
     level: float = 0.95,
@@ -325,7 +308,8 @@ def make_tables(
         facts: Made by `summarize`, their p corrected.
         measures: Measure -> how to show it, in order.
         title: The title of the table of means.
-        printed: Model -> what a paper prints, shown below the model's own line.
+        printed: Model -> the line below its own, by name, and the numbers there; see
+            `printed.Published`.
         models_across: One column a model and one line a measure, instead of the reverse.
         samples: As facts were made with, like `level`.
         level: Confidence level, in (0, 1).
@@ -336,15 +320,14 @@ def make_tables(
         if not fact.against:
             measure = measures[fact.measure]
             cells[fact.model, fact.measure] = measure.format_fact(fact)
-            paper = printed.get(fact.model, Printed({}))
-            if fact.measure in paper.values:
-                label = paper.label(fact.model)
-                cells[label, fact.measure] = measure.show(paper.values[fact.measure])
+            label, values = printed.get(fact.model, ("", {}))
+            if fact.measure in values:
+                cells[label, fact.measure] = measure.show(values[fact.measure])
     lines = []
     for model in dict.fromkeys(fact.model for fact in facts):
         lines.append(model)
         if model in printed:
-            lines.append(printed[model].label(model))
+            lines.append(printed[model][0])
     notes = _describe_intervals(facts, measures, level)
     tables = [_make_table(title, lines, measures, cells, models_across, notes)]
     others = {fact.against for fact in facts if fact.against}

@@ -322,7 +322,7 @@ def tabulate(config: StudyConfig) -> Report:
         split = config.arms[name].set.get("data", {}).get("split", config.data.split)
         is_leaky = split == "paper" and config.test is None
         printed = {
-            model: published.annotate(archive, is_leaky)
+            model: (published.label(model, archive, is_leaky), published.values)
             for model, published in PUBLISHED.items()
             if model in cases.scores
         }

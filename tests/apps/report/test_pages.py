@@ -16,9 +16,9 @@ from tfmammo.apps.report.items import (
     find_item,
     list_checks,
     read_checks,
-    read_papers,
 )
 from tfmammo.errors import ConfigError, DataError
+from tfmammo.metrics.printed import read_papers
 
 LONGEST = {"index.md": 150, "cgan.md": 345}  # lines; of the other papers' pages 300
 CLAIM = "The Dice coefficient of CAN is higher than that of U-Net."

@@ -1,14 +1,13 @@
 """The five papers, and the tables and figures of them that the report decides and shows.
 
-evaluation/printed.json has every number that the papers print, items.yaml what is made of them, and
+metrics/printed.json has every number that the papers print, items.yaml what is made of them, and
 verified.csv what tests verify of the implementation, whatever the runs say. All are read without
-TensorFlow, which the package `evaluation` imports.
+TensorFlow.
 """
 
 from __future__ import annotations
 
 import csv
-import json
 from collections.abc import Collection
 from functools import cache
 from pathlib import Path
@@ -18,40 +17,9 @@ from pydantic import BeforeValidator, Field
 
 from tfmammo.apps.report.verdicts import Difference, Level, Trivial
 from tfmammo.config import Frozen, read_yaml
+from tfmammo.metrics.printed import PrintedItem, read_papers
 
 HERE = Path(__file__).parent
-
-
-class PrintedItem(Frozen):
-    """A table or figure of a paper."""
-
-    label: str
-    """What the paper calls it."""
-    shows: str
-    """What it shows, in a sentence."""
-    values: dict[str, dict[str, int | float]]
-    """Row -> column -> the number as printed: 10 and 10.0 are rounded differently."""
-
-
-class Paper(Frozen):
-    """A paper."""
-
-    title: str
-    authors: str
-    name: str
-    """What this package calls its system."""
-    claim: str
-    """What it claims, in a sentence."""
-    items: dict[str, PrintedItem]
-    """Key -> table or figure, in the paper's order."""
-
-
-@cache
-def read_papers() -> dict[str, Paper]:
-    """Read all papers, by their keys."""
-    path = HERE.parents[1] / "evaluation" / "printed.json"
-    content = json.loads(path.read_text(encoding="utf-8"))
-    return {key: Paper.model_validate(paper) for key, paper in content.items()}
 
 
 class Check(NamedTuple):

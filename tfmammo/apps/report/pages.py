@@ -11,11 +11,9 @@ from tfmammo.apps.report.facts import Facts
 from tfmammo.apps.report.items import (
     ITEMS,
     Item,
-    Paper,
     Shown,
     find_item,
     list_checks,
-    read_papers,
 )
 from tfmammo.apps.report.measures import (
     UNKNOWN,
@@ -36,6 +34,7 @@ from tfmammo.apps.report.studies import (
 )
 from tfmammo.apps.report.verdicts import NO_RUN, OTHER_DATA, WORDS, Evidence, Word, judge_claim
 from tfmammo.metrics.case_scores import POSTPROCESSED
+from tfmammo.metrics.printed import Paper, read_papers
 from tfmammo.metrics.rows import Fact
 
 WIDTH = 118

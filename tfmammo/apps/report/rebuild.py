@@ -15,11 +15,12 @@ from tfmammo.apps.report import facts as fact_files
 from tfmammo.apps.report import pages, studies
 from tfmammo.apps.report.config import ReportConfig, Scale
 from tfmammo.apps.report.facts import Facts
-from tfmammo.apps.report.items import FACT_KEYS, ITEMS, find_item, list_checks, read_papers
+from tfmammo.apps.report.items import FACT_KEYS, ITEMS, find_item, list_checks
 from tfmammo.apps.report.measures import UNKNOWN, Placeholder
 from tfmammo.apps.report.pages import AllFacts, count_words, judge_item, name_counts, tabulate, wrap
 from tfmammo.apps.report.verdicts import DECIDED, WORDS, Evidence
 from tfmammo.errors import ConfigError, DataError
+from tfmammo.metrics.printed import read_papers
 
 BEGIN = "<!-- written by evaluate/report.py -->"
 END = "<!-- end of what evaluate/report.py writes -->"
