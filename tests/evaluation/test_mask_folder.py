@@ -70,7 +70,7 @@ def test_folds_complete_each_other_and_seeds_repeat(label_maps, tmp_path):
         (comparison,) = compare(config, "image", "mask", allow_repeats=True)
         assert set(comparison.folds["nnU-Net"]) == fold_numbers
         assert len(comparison.patches) == len(set().union(*names[: len(fold_numbers)]))
-        assert len(comparison.list_runs("nnU-Net")) == runs
+        assert len(comparison.runs["nnU-Net"]) == runs
 
 
 def test_what_can_not_be_read_is_named(label_maps, tmp_path):

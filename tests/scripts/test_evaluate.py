@@ -174,7 +174,8 @@ def test_overlays_boxes_and_roc_show_what_was_measured(patches, tmp_path, monkey
     outputs = {"A": half, "B": 0.1 + 0.8 * patches.images}
     scores = {name: segmentation.per_image(patches.masks, one) for name, one in outputs.items()}
     config = SegmentationConfig(models={"A": "a"}, cases=2)
-    comparison = Comparison("unseen", DataConfig(), patches, outputs, {})
+    runs = {name: [one] for name, one in outputs.items()}
+    comparison = Comparison("unseen", DataConfig(), patches, runs, {})
     dice = {name: values["dice"] for name, values in scores.items()}
     path = tmp_path / "o.png"
     segmentation_report.write_overlays(comparison, config, outputs, dice, path)
@@ -203,9 +204,9 @@ def test_overlays_boxes_and_roc_show_what_was_measured(patches, tmp_path, monkey
 def test_folds_have_roc_curves_of_their_own(patches):
     number = np.arange(len(patches)) % 2
     shifted = 0.1 * patches.masks + 0.5 * number[:, None, None, None]
-    outputs = {"A": shifted.astype(np.float32)}
+    runs = {"A": [shifted.astype(np.float32)]}
     report = ComparisonReport(config=EvaluationConfig(models={"A": "a"}))
-    comparison = Comparison("unseen", DataConfig(), patches, outputs, {"A": number})
+    comparison = Comparison("unseen", DataConfig(), patches, runs, {"A": number})
     segmentation_report.add_roc_curves(report, comparison)
     assert report.tables[0].body == [["A", "1.000 ± 0.000"]]
     assert find(report.facts, "A", "auc", "roc", subset="fold=1").value == 1
@@ -299,10 +300,10 @@ def make_comparison(patches, pool, folds, train_patients, protocol="unseen"):
         Network(f"run{n}", Path(), None, {"train_patients": known, "id_key": key_check()}, "image")
         for n, known in enumerate(train_patients)
     ]
-    outputs = {"A": patches.masks.astype(np.float32)}
+    runs = {"A": [patches.masks.astype(np.float32)]}
     networks_of = {"A": of_model}
     folds_of = {"A": np.array(folds)}
-    return Comparison(protocol, DataConfig(), patches, outputs, folds_of, networks_of, pool)
+    return Comparison(protocol, DataConfig(), patches, runs, folds_of, networks_of, pool)
 
 
 def of_discs(patches, radii, patients):

@@ -230,7 +230,7 @@ def run_methods(
         Images and masks by method, each [n, size, size, 1].
     """
     patches = comparison.patches
-    images = dict(comparison.outputs)
+    images = comparison.outputs
     if config.feather:
         for name, outputs in comparison.outputs.items():
             triples = zip(tissue.images, outputs, patches.masks, strict=True)

@@ -110,25 +110,25 @@ class Comparison:
         protocol: "unseen", "all" or "paper".
         data: How the patches were made.
         patches: Those that all models are eligible for.
-        outputs: Model -> float32 [n, s, s, 1], or probabilities [n, classes].
-        folds: Model -> intp [n], which of its networks made each output.
+        runs: Model -> the outputs of each of its runs on the same patients, float32 [n, s, s, 1],
+            or probabilities [n, classes].
+        folds: Model -> intp [n], which of its networks made each output of the first run.
         networks: Model -> its networks.
         pool: Every patch that a model may have been trained on; None where that is not known.
-        repeats: Model -> the outputs of its further runs on the same patients.
     """
 
     protocol: Protocol
     data: DataConfig
     patches: Patches
-    outputs: dict[str, NDArray[np.float32]]
+    runs: dict[str, list[NDArray[np.float32]]]
     folds: dict[str, NDArray[np.intp]]
     networks: Models = field(default_factory=dict)
     pool: Patches | None = None
-    repeats: Mapping[str, Sequence[NDArray[np.float32]]] = field(default_factory=dict)
 
-    def list_runs(self, name: str) -> list[NDArray[np.float32]]:
-        """List the outputs of every run of a model."""
-        return [self.outputs[name], *self.repeats.get(name, ())]
+    @property
+    def outputs(self) -> dict[str, NDArray[np.float32]]:
+        """Model -> the outputs of its first run."""
+        return {name: runs[0] for name, runs in self.runs.items()}
 
     def find_training_patches(self, network: Predictor) -> NDArray[np.bool_]:
         """Mark the patches of the pool that a network was trained on, bool [m].
@@ -245,11 +245,10 @@ def _run(
         protocol,
         data,
         patches,
-        {name: runs[0] for name, runs in outputs.items()},
+        {name: list(runs) for name, runs in outputs.items()},
         {name: numbers[0] for name, numbers in assigned.items()},
         models,
         pool,
-        {name: tuple(runs[1:]) for name, runs in outputs.items()},
     )
 
 

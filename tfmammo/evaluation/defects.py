@@ -57,8 +57,8 @@ def evaluate(config: DefectsConfig, output: Path) -> ComparisonReport:
     report = ComparisonReport(config=config, measures=MEASURES, models_across=True)
     for comparison in compare(config, "mask", "image", allow_repeats=True):
         patches = comparison.patches
-        outputs = {name: comparison.list_runs(name) for name in comparison.outputs}
-        outputs |= {name: [images] for name, images in make_baselines(patches).items()}
+        baselines = make_baselines(patches)
+        outputs = comparison.runs | {name: [images] for name, images in baselines.items()}
         try:
             limits = texture.measure_range(
                 patches.images, patches.masks, config.window, config.tail

@@ -157,10 +157,10 @@ def add_comparison(
     patches = comparison.patches
     if config.inside:
         inside = {
-            name: np.where(patches.masks > 0, images, patches.images)
+            name: [np.where(patches.masks > 0, images, patches.images)]
             for name, images in comparison.outputs.items()
         }
-        comparison = replace(comparison, outputs=inside)
+        comparison = replace(comparison, runs=inside)
     # The trivial baseline is no network, so it was trained on no patch.
     outputs = comparison.outputs | {ONE_GREY: fill_masks(patches)}
     assert comparison.pool is not None

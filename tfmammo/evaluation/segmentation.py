@@ -120,12 +120,12 @@ def score_patches(
     """
     baselines, notes = make_baselines(config.baselines, comparison)
     runs: dict[str, list[Images]] = {}
-    for name in comparison.outputs:
-        runs[name] = comparison.list_runs(name)
+    for name, of_runs in comparison.runs.items():
+        runs[name] = of_runs
         if sizes := config.postprocess:
             runs[f"{name}{POSTPROCESSED}"] = [
                 np.stack([postprocess(mask, sizes) for mask in masks]).astype(np.float32)
-                for masks in ((run >= config.threshold).astype(np.uint8) for run in runs[name])
+                for masks in ((run >= config.threshold).astype(np.uint8) for run in of_runs)
             ]
     runs |= {name: [masks] for name, masks in baselines.items()}
     scores = {

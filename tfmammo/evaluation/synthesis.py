@@ -80,8 +80,8 @@ def evaluate(config: SynthesisConfig, output: Path) -> ComparisonReport:
     report = ComparisonReport(config=config, measures=columns, models_across=True)
     for comparison in compare(config, "mask", "image", allow_repeats=True):
         patches = comparison.patches
-        outputs = {name: comparison.list_runs(name) for name in comparison.outputs}
-        outputs |= {name: [images] for name, images in texture.make_baselines(patches).items()}
+        baselines = texture.make_baselines(patches)
+        outputs = comparison.runs | {name: [images] for name, images in baselines.items()}
         runs = {
             name: [score(images, patches, config, scorer) for images in of_runs]
             for name, of_runs in outputs.items()
