@@ -75,7 +75,9 @@ class CommandConfig(Frozen):
     package: str | None = None
     """A package that the command needs besides tfmammo's own."""
     outputs: tuple[str, ...] | None = None
-    """The files that prove it done; null: export/card.json of a training run, else rows.csv."""
+    """The files that prove it done; null: export/card.json of a training run, else rows.csv. Facts
+    come from the rows.csv among them.
+    """
     length_is_printed: bool = True
     """Whether the paper prints how long this is trained. Else the report gives our length alone."""
     work: dict[Scale, str] = {}

@@ -16,6 +16,7 @@ from tfmammo.errors import ConfigError, ExportError
 from tfmammo.studies.workflow import Step, make_command, parse_step
 from tfmammo.tracking.export.card import CARD, read_card
 
+ROWS = "rows.csv"
 TRACKING = "tracking"
 FOLDERS = {  # sections of the config whose folders commands need
     "predictions": "predictions of another tool",
@@ -231,7 +232,7 @@ class _Planner:
         is_training = run.startswith("train/")
         uri = format_override("tracking.uri", get_tracking_uri(self.output))
         quiet = (uri, "tracking.system_metrics=false")
-        outputs = ("export/card.json",) if is_training else ("table.md",)
+        outputs = ("export/card.json",) if is_training else (ROWS,)
         folds = command.folds.get(self.scale, 1)
         seeds = command.seeds.get(self.scale, 1)
         first = command.first_seed

@@ -15,7 +15,7 @@ from tfmammo.apps.report.config import ReportConfig, Scale
 from tfmammo.apps.report.curves import Curve
 from tfmammo.apps.report.facts import Facts, make_curve
 from tfmammo.apps.report.items import ITEMS, Item
-from tfmammo.apps.report.plan import Plan, Planned, complete, get_tracking_uri, make_plan
+from tfmammo.apps.report.plan import ROWS, Plan, Planned, complete, get_tracking_uri, make_plan
 from tfmammo.apps.report.work import describe_work
 from tfmammo.errors import ConfigError, DataError, TrackingError
 from tfmammo.metrics.rows import Fact, read_facts
@@ -26,7 +26,6 @@ from tfmammo.tracking.history import read_monitor
 
 log = logging.getLogger(__name__)
 
-ROWS = ("rows.csv", "report/rows.csv")
 EXPORTED = "curve.csv"  # beside the export of a run that was made elsewhere: step, measure
 
 
@@ -224,16 +223,14 @@ def _write_item(report: _Report, item: Item, failures: Mapping[str, str]) -> Non
             code.add(f"tfmammo {note['code']}{commit}")
     known = tuple(curve for curve in curves if curve.steps)
     about = about.model_copy(update={"trained": len(curves), "code": tuple(sorted(code))})
-    rows = [row for one in _list_run(plan, item) for row in _read_rows(output / one.step.name)]
+    rows = [row for one in _list_run(plan, item) for row in _read_rows(one.step, output)]
     fact_files.write(Facts(about, tuple(rows), known), folder)
 
 
-def _read_rows(folder: Path) -> list[Fact]:
-    """Read the rows of an evaluation's folder; none of a command that only makes pictures."""
-    for name in ROWS:
-        if (folder / name).is_file():
-            return read_facts(folder / name)
-    return []
+def _read_rows(step: Step, output: Path) -> list[Fact]:
+    """Read the rows that a step wrote; none of one that makes networks or images."""
+    files = (output / step.name / name for name in step.outputs)
+    return [row for file in files if file.name == ROWS for row in read_facts(file)]
 
 
 def _read_curves(one: Planned, output: Path) -> list[Curve]:
