@@ -15,8 +15,9 @@ from tfmammo.evaluation import froc
 from tfmammo.metrics.detection import ALL_DETECTIONS
 from tfmammo.metrics.significance import holm
 from tfmammo.studies import detection_report
-from tfmammo.studies.detection import Arm, Command, Method, StudyConfig, list_arms, plan_steps
+from tfmammo.studies.detection import Arm, Method, StudyConfig, list_arms, plan_steps
 from tfmammo.studies.systems import check_steps
+from tfmammo.studies.training import ScriptConfig
 
 OUT = Path("out")
 ROOT = Path("repo")
@@ -27,8 +28,8 @@ def config(**values):
     small = {
         "name": "small",
         "data": {"name": "inbreast", "folds": 3},
-        "detector": Command(script="light_head_rcnn", set={"model": {"filters": 4}}),
-        "generators": {"unet": Command(script="infilling", set={"model": {"margin": None}})},
+        "detector": ScriptConfig(script="light_head_rcnn", set={"model": {"filters": 4}}),
+        "generators": {"unet": ScriptConfig(script="infilling", set={"model": {"margin": None}})},
         "methods": {"unet": Method(config=Path("a.yaml"), set=generator)},
         "copies": (2, 4),
         "base": 2,
@@ -133,7 +134,7 @@ def test_what_a_command_would_refuse_hours_later_is_refused_at_once(repository, 
         ({"methods": {}}, "methods and synthetic"),
         ({"synthetic": ()}, "methods and synthetic"),
         ({"methods": {"real": Method(config=Path("a.yaml"))}}, "real"),
-        ({"generators": {"../x": Command(script="infilling")}}, "generators"),
+        ({"generators": {"../x": ScriptConfig(script="infilling")}}, "generators"),
         ({"folds": (3,)}, "folds"),
         ({"data": DataConfig(split="paper")}, "data"),
     ],

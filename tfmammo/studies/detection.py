@@ -43,15 +43,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
 
-from tfmammo import shipped
 from tfmammo.config import DataConfig, Frozen, TrackingConfig, format_overrides
 from tfmammo.metrics.boxes import Criterion, recall_by
+from tfmammo.studies.training import ScriptConfig, find_config, plan_training
 from tfmammo.studies.workflow import Step, make_command
 
 REAL = "real"
@@ -63,26 +63,15 @@ FOLDER_CHARACTERS = set("abcdefghijklmnopqrstuvwxyz0123456789_")
 _DECIDED = {"split_file", "fold"}
 
 
-class Command(Frozen):
-    """A train script with a config."""
-
-    script: str = Field(pattern=r"^[a-z0-9_]+$")
-    """The name of a file in train/ without its ending."""
-    config: Path | None = None
-    """Its YAML file; null: configs/SCRIPT.yaml."""
-    set: dict[str, Any] = {}
-    """Values that replace those of the file, nested as there. In a text, {fold} and {output} are
-    replaced by the fold and the study's folder.
-    """
-
-
 class Method(Frozen):
     """How synthetic mammograms are made: a config of `tfmammo synthesize`."""
 
     config: Path
     """Its YAML file."""
     set: dict[str, Any] = {}
-    """As for Command; data, patients, count and format are the study's own."""
+    """What differs from that config, as sections; data, patients, count and format are the study's
+    own.
+    """
 
 
 class StudyConfig(Frozen):
@@ -94,12 +83,14 @@ class StudyConfig(Frozen):
     """The archive and its split: name, root, folds, split, seed, kinds ... What is set here holds
     for all commands.
     """
-    detector: Command
+    detector: ScriptConfig
     """How the detector is trained, again and again."""
-    generators: dict[str, Command] = {}
+    generators: dict[str, ScriptConfig] = {}
     """Name -> how a network is trained, once a fold, in OUTPUT/generators/NAME/foldFOLD."""
     methods: dict[str, Method] = {}
-    """Name -> synthesis."""
+    """Name -> synthesis. In the texts of every `set`, also those above, {fold} and {output} are
+    replaced by the fold and the study's folder.
+    """
     copies: tuple[PositiveInt, ...] = ()
     """How many turned copies each arm without synthetic mammograms has."""
     base: NonNegativeInt = 0
@@ -264,28 +255,34 @@ class _FoldPlanner:
         if len(wanted := self.config.data.pathologies or ()) == 1:
             values["pathology"] = wanted[0]  # else no detector of such lesions is trained on them
         count = math.ceil((1 + self.config.spare) * max(self.config.synthetic))
-        step = self._plan_step(
-            f"synthetic/{name}/fold{self.fold}",
-            ("-m", "tfmammo.synthesis"),
-            method.config,
-            (values, method.set),
-            depends_on,
+        folder = f"synthetic/{name}/fold{self.fold}"
+        script = ("-m", "tfmammo.synthesis")
+        file = find_config(method.config, self.root)
+        overrides = format_overrides(self._fill(values)) + format_overrides(self._fill(method.set))
+        return Step(
+            folder,
+            make_command(script, file, self.output / folder, overrides),
+            tuple(depends_on),
+            resumable_args=("--set", f"count={count}"),
+            outputs=("patients.json",),
         )
-        resumable_args = ("--set", f"count={count}")
-        return replace(step, resumable_args=resumable_args, outputs=("patients.json",))
 
     def _plan_training(
-        self, command: Command, name: str, values: Mapping[str, Any], depends_on: Sequence[str]
+        self, trained: ScriptConfig, name: str, values: Mapping[str, Any], depends_on: Sequence[str]
     ) -> Step:
-        script = (str(self.root / "train" / f"{command.script}.py"),)
         split = {"split_file": str(self.output / SPLIT), "fold": self.fold}
         data = {"data": {**_share_data(self.config), **split}}
-        file = command.config or self.root / "configs" / f"{command.script}.yaml"
-        step = self._plan_step(name, script, file, (data, command.set, values), depends_on)
         tracking = self.config.tracking.model_dump(mode="json", exclude_unset=True)
-        tracking["parent"] = self.parent
-        ignored_args = ("--set", *format_overrides({"tracking": tracking}))
-        return replace(step, ignored_args=ignored_args, outputs=("export/card.json",))
+        return plan_training(
+            name,
+            trained.script,
+            trained.config,
+            [self._fill(part) for part in (data, trained.set, values)],
+            {**tracking, "parent": self.parent},
+            self.output,
+            self.root,
+            depends_on,
+        )
 
     def _fill(self, value: Any) -> Any:
         """Put this fold and the study's folder into the texts of a value."""
@@ -296,20 +293,6 @@ class _FoldPlanner:
         if isinstance(value, str):
             return value.replace("{fold}", str(self.fold)).replace("{output}", str(self.output))
         return value
-
-    def _plan_step(
-        self,
-        name: str,
-        script: Sequence[str],
-        file: Path,
-        values: Sequence[Mapping[str, Any]],
-        depends_on: Sequence[str],
-    ) -> Step:
-        overrides = [override for part in values for override in format_overrides(self._fill(part))]
-        config = shipped.find_config(file)
-        config = config if config.exists() else self.root / file
-        command = make_command(script, config, self.output / name, overrides)
-        return Step(name, command, tuple(depends_on))
 
 
 def _share_data(config: StudyConfig) -> dict[str, Any]:

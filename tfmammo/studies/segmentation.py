@@ -46,8 +46,8 @@ from tfmammo.metrics.summary import (
 )
 from tfmammo.models.cgan import PostprocessConfig
 from tfmammo.studies import workflow
-from tfmammo.studies.segmenters import TrainedConfig, plan_training
 from tfmammo.studies.systems import check_steps
+from tfmammo.studies.training import ScriptConfig, plan_training
 from tfmammo.studies.workflow import Step, make_command
 from tfmammo.tracking import export
 from tfmammo.tracking.history import read_monitor
@@ -65,13 +65,6 @@ SPLIT_KEYS = {
     "paper_test",
     "augment",
 }
-
-
-class ModelConfig(TrainedConfig):
-    """One model of the study."""
-
-    script: str
-    """Its train script: "can"."""
 
 
 class ArmConfig(Frozen):
@@ -106,7 +99,7 @@ class StudyConfig(Frozen):
     """The patches of all arms."""
     test: DataConfig | None = None
     """Patches of another archive, all of which are scored; null: the held-out ones."""
-    models: dict[Name, ModelConfig] = Field(min_length=1)
+    models: dict[Name, ScriptConfig] = Field(min_length=1)
     """Title in tables -> the model."""
     arms: dict[Name, ArmConfig] = Field(min_length=1)
     """Name -> the protocol. The first is what the others are compared with."""
@@ -182,12 +175,13 @@ def _plan_run(
     training = {"training": {**config.training, "seed": seed}}
     tracking = {"experiment": f"tfmammo-{config.name}", "uri": config.tracking_uri}
     train = plan_training(
-        output / folder,
         folder,
-        root / "train" / f"{model.script}.py",
-        model,
+        model.script,
+        model.config,
         [{"data": data}, training, arm.set, model.set],
         tracking,
+        output,
+        root,
     )
     scored = (config.test or config.data).model_dump(mode="json", exclude_unset=True)
     scored |= {

@@ -15,7 +15,7 @@ from matplotlib.figure import Figure
 from pydantic import Field, NonNegativeInt, PositiveInt, model_validator
 
 from tfmammo import __version__, filesystem
-from tfmammo.config import DataConfig, Frozen, TrackingConfig, TrainingConfig, format_overrides
+from tfmammo.config import DataConfig, Frozen, TrackingConfig, TrainingConfig
 from tfmammo.errors import ConfigError
 from tfmammo.evaluation import segmentation
 from tfmammo.evaluation.comparison import Name
@@ -27,20 +27,12 @@ from tfmammo.metrics.rows import Fact
 from tfmammo.metrics.summary import Table
 from tfmammo.studies import workflow
 from tfmammo.studies.systems import check_steps
-from tfmammo.studies.workflow import Step, make_command
+from tfmammo.studies.training import TrainedConfig, plan_training
+from tfmammo.studies.workflow import Step
 from tfmammo.tracking import export, runs
 
 SCORES = "scores"  # the folder of what `segmentation.evaluate` writes
 DRAWN = ("dice", "jaccard")
-
-
-class TrainedConfig(Frozen):
-    """How a model is trained."""
-
-    config: Path | None = None
-    """Its config file; null: the shipped one of its script's name."""
-    set: dict[str, Any] = {}
-    """What differs from that config, as sections: {model: {filters: [16, 32]}}."""
 
 
 class SegmenterConfig(TrainedConfig):
@@ -100,44 +92,22 @@ def plan_steps(config: ComparisonConfig, output: Path, root: Path, parent: str =
     tracking |= {"experiment": config.tracking.experiment, "parent": parent or None}
     return [
         plan_training(
-            output / f"{script}/fold{fold}/seed{seed}",
             f"{script}/fold{fold}/seed{seed}",
-            root / "train" / f"{script}.py",
-            model,
+            script,
+            model.config,
             [
                 model.set,
                 {"data": {**data, "folds": config.folds, "fold": fold}},
                 {"training": {**config.training, "seed": seed}},
             ],
             tracking,
+            output,
+            root,
         )
         for fold in range(config.folds)
         for seed in range(config.seeds)
         for script, model in config.models.items()
     ]
-
-
-def plan_training(
-    folder: Path,
-    name: str,
-    script: Path,
-    model: TrainedConfig,
-    values: Sequence[Mapping[str, Any]],
-    tracking: Mapping[str, Any],
-) -> Step:
-    """Plan one run of a train script.
-
-    `values` differ from the model's config file, nested as there; the later ones count. `tracking`
-    changes no result.
-    """
-    file = model.config or script.parents[1] / "configs" / f"{script.stem}.yaml"
-    overrides = [override for part in values for override in format_overrides(part)]
-    return Step(
-        name,
-        make_command([str(script)], file, folder, overrides),
-        ignored_args=("--set", *format_overrides({"tracking": tracking})),
-        outputs=("export/card.json",),
-    )
 
 
 def run_comparison(
