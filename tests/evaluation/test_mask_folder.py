@@ -65,8 +65,14 @@ def test_folds_complete_each_other_and_seeds_repeat(label_maps, tmp_path):
     """Only the patches count that a folder has."""
     names = [shift(label_maps, tmp_path / f"fold{fold}", slice(fold, None, 2)) for fold in range(2)]
     folds = [f"masks:{tmp_path / f'fold{fold}'}" for fold in range(2)]
-    for uris, fold_numbers, runs in ((folds, {0, 1}, 1), ([folds[0], folds[0]], {0}, 2)):
-        config = configure("", models={"nnU-Net": uris})
+    twice = [uri for uri in folds for _ in range(2)]
+    for uris, fold_numbers, runs, protocol in (
+        (folds, {0, 1}, 1, "unseen"),
+        (folds[:1], {0}, 1, "all"),
+        (twice[:2], {0}, 2, "unseen"),
+        (twice, {0, 1}, 2, "unseen"),
+    ):
+        config = configure("", models={"nnU-Net": uris}, patients=protocol)
         (comparison,) = compare(config, "image", "mask", allow_repeats=True)
         assert set(comparison.folds["nnU-Net"]) == fold_numbers
         assert len(comparison.patches) == len(set().union(*names[: len(fold_numbers)]))
@@ -79,11 +85,16 @@ def test_what_can_not_be_read_is_named(label_maps, tmp_path):
     for damage, said in (
         (lambda: cv2.imwrite(str(path), np.zeros((16, 32), np.uint8)), "has 16 x 32 px"),
         (lambda: path.write_bytes(b""), "is no PNG file"),
-        (path.unlink, "the mask of a patch can't be read"),
     ):
         damage()
         with pytest.raises(DataError, match=f"{names[0]}.png: {said}"):
             compare(configure(path.parent, patients="all"), "image", "mask")
+    config = configure("", models={"A": f"masks:{path.parent}", "B": f"masks:{label_maps}"})
+    for one in path.parent.iterdir():
+        one.unlink()
+    (path.parent / "other.png").touch()
+    with pytest.raises(DataError, match="no patch can be scored for all of A, B"):
+        compare(config, "image", "mask")
     for inputs, said in ((("mask", "image"), "holds masks"), (("image", "mask"), "PNG files")):
         with pytest.raises(ExportError, match=said):
             compare(configure(tmp_path), *inputs)

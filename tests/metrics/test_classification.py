@@ -89,7 +89,7 @@ def test_each_class_against_the_others_as_scikit_learn_has_it():
         metrics.roc_auc_score(labels == number, probabilities[:, number]) for number in range(4)
     ]
     classes = labels[:, None] == np.arange(4)
-    (curve,), (areas,) = roc_by_fold(classes, probabilities, np.zeros(200))
+    _, (curve,), (areas,) = roc_by_fold(classes, probabilities, np.zeros(200))
     np.testing.assert_allclose(areas, expected, atol=1e-12)
     assert curve[0] == 0 and curve[-1] == 1 and (np.diff(curve) >= -1e-12).all()
     assert np.trapezoid(curve, RATES) == pytest.approx(np.mean(expected), abs=2e-3)
@@ -98,7 +98,7 @@ def test_each_class_against_the_others_as_scikit_learn_has_it():
 def test_a_class_without_cases_has_no_area():
     probabilities = np.array([[0.9, 0.1, 0.0], [0.2, 0.7, 0.1], [0.8, 0.1, 0.1]])
     classes = np.array([0, 1, 0])[:, None] == np.arange(3)
-    (curve,), areas = roc_by_fold(classes, probabilities, np.zeros(3))
+    _, (curve,), areas = roc_by_fold(classes, probabilities, np.zeros(3))
     np.testing.assert_array_equal(areas, [[1, 1, np.nan]])
     assert curve[0] == 0 and (curve[1:] == 1).all()
 
@@ -109,10 +109,10 @@ def test_folds_have_curves_of_their_own():
     folds = np.repeat([0, 1], 50)
     scores = np.where(folds == 0, 0.1 + 0.1 * truth, 0.5 + 0.1 * truth)
     assert roc_auc(truth, scores) == 0.75
-    curves, areas = roc_by_fold(truth[:, None] == 1, scores[:, None], folds)
+    _, curves, areas = roc_by_fold(truth[:, None] == 1, scores[:, None], folds)
     assert areas.tolist() == [[1], [1]] and (curves[:, 0] == 0).all() and (curves[:, 1:] == 1).all()
     truth[folds == 0] = 0  # a fold of one class
-    curves, areas = roc_by_fold(truth[:, None] == 1, scores[:, None], folds)
-    assert curves.shape == (1, len(RATES)) and areas.tolist() == [[1]]
+    kept, curves, areas = roc_by_fold(truth[:, None] == 1, scores[:, None], folds)
+    assert kept.tolist() == [1] and curves.shape == (1, len(RATES)) and areas.tolist() == [[1]]
     none = roc_by_fold(np.zeros((4, 2), bool), np.zeros((4, 2)), np.zeros(4))
-    assert none[0].shape == (0, len(RATES)) and none[1].shape == (0, 2)
+    assert [part.shape for part in none] == [(0,), (0, len(RATES)), (0, 2)]

@@ -509,9 +509,10 @@ def test_the_roc_figure_shows_mean_and_spread(patches):
     assert alone.lines[-1].get_label() == "area 0.500" and not alone.collections
     report = ComparisonReport(config=None)
     comparison = Comparison("unseen", DataConfig(), patches, {}, {})
-    shape_report.add_areas(report, comparison, "A", areas)
+    shape_report.add_areas(report, comparison, "A", np.array([0, 2]), areas)
     assert report.tables[0].body == [["A", *["0.750 ± 0.354"] * 2, "0.500", *["0.750 ± 0.354"] * 2]]
     assert find(report.facts, "A", "auc", "roc", subset="shape=oval").value == 0.5
+    assert find(report.facts, "A", "auc", "roc", subset="fold=2").value == 0.5
 
 
 def test_losses_of_two_runs(run_evaluate, tmp_path, tracking_uri):

@@ -19,7 +19,7 @@ from tfmammo.archives.phantom import read
 from tfmammo.config import DataConfig, dump
 from tfmammo.data.patches import Patches
 from tfmammo.data.sampling import is_normal
-from tfmammo.errors import ConfigError, DataError
+from tfmammo.errors import ConfigError, DataError, TrainingError
 from tfmammo.evaluation.report import Report
 from tfmammo.mammogram import Skipped
 from tfmammo.metrics.classification import delong_test, roc_auc
@@ -153,6 +153,9 @@ def test_one_command_trains_tests_and_draws(config, subsets, tmp_path, run):
     assert read_csv(folder / "scores.csv") == scores
     train = export.read_card(study.find_weights(output / "runs/share50/seed1"))["train_patients"]
     assert not set(train) & subsets.list_held_out_patients()
+    (output / "runs/share50/seed1/train_patches").write_text("of a smaller set")
+    with pytest.raises(TrainingError, match="its patches were others"):
+        run("classification", *arguments)
 
 
 def test_a_set_chosen_by_a_scorer_is_refused_before_anything_is_trained(

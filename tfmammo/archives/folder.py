@@ -141,8 +141,8 @@ def _match_rows(
     matched = {name: rows[name] for name in rows.keys() - patterns}
     for image, path in images.items():  # of two files that differ in their ending one is read
         relative = path.relative_to(notes.root)  # train/images/a where its image is train/a
-        own = normalize_spelling(relative.with_suffix("").as_posix())
-        for name in (image + path.suffix.lower(), own):
+        stated = normalize_spelling(relative.with_suffix("").as_posix())
+        for name in (image + path.suffix.lower(), stated):
             if name not in images and (row := matched.pop(name, None)):
                 matched[image] = row
     names = Names(images.keys() - matched.keys(), folders_matter=True)

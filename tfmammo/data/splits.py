@@ -24,7 +24,7 @@ from pydantic import ValidationError
 from tfmammo.config import DataConfig, Frozen
 from tfmammo.data.patches import SEVERITY, Patches, gravest_pathology
 from tfmammo.data.sampling import shape_class
-from tfmammo.errors import DataError, name_key
+from tfmammo.errors import ConfigError, DataError, name_key
 from tfmammo.mammogram import Mammogram, key_check, key_fault
 
 if TYPE_CHECKING:  # imports TensorFlow
@@ -361,6 +361,15 @@ def load_split_file(path: Path) -> SavedSplit:
     """Read the file of `data.split_file`; see `load`."""
     with name_key("data.split_file"):
         return load(path)
+
+
+def check_folds(data: DataConfig, folds: int) -> None:
+    """Refuse, by a ConfigError, a saved split that has another number of folds."""
+    saved = load_split_file(data.split_file) if data.split_file else None
+    if saved and saved.split == "patient" and saved.folds != folds:
+        raise ConfigError(
+            f"data.split_file: {data.split_file} has {saved.folds} folds, and {folds} are wanted"
+        )
 
 
 def load(path: Path) -> SavedSplit:

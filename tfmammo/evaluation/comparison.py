@@ -23,7 +23,13 @@ from tfmammo.data import datasets, splits
 from tfmammo.data.extraction import MakePatches, make_patches
 from tfmammo.data.patches import Patches
 from tfmammo.errors import ConfigError, DataError
-from tfmammo.evaluation.networks import Inputs, Predictor, check_crops, open_predictor
+from tfmammo.evaluation.networks import (
+    Inputs,
+    MaskFolder,
+    Predictor,
+    check_crops,
+    open_predictor,
+)
 from tfmammo.metrics.rows import Fact
 from tfmammo.metrics.summary import Compare, Measure, Scores, count_sizes, summarize
 from tfmammo.tracking import export
@@ -112,8 +118,8 @@ class Comparison:
         patches: Those that all models are eligible for.
         runs: Model -> the outputs of each of its runs on the same patients, float32 [n, s, s, 1],
             or probabilities [n, classes].
-        folds: Model -> intp [n], which of its networks made each output of the first run.
-        networks: Model -> its networks.
+        folds: Model -> intp [n], the fold whose networks made each output, from 0 on.
+        networks: Model -> the network of each fold, of the first run.
         pool: Every patch that a model may have been trained on; None where that is not known.
     """
 
@@ -214,12 +220,14 @@ def compare(
         pool = datasets.load_all_patches(config.data, make)
         patches, assigned = _assign(fair, pool, config.patients, limit, config.seed, allow_repeats)
         comparisons.append(
-            _run(config.patients, config.data, patches, fair, assigned, pool, answer)
+            _run(config.patients, config.data, patches, fair, assigned, pool, answer, allow_repeats)
         )
     if leaky:
         data, copies, held_out = _remake_paper_split(leaky, config.data, make)
         patches, assigned = _assign(leaky, held_out, "paper", limit, config.seed, allow_repeats)
-        comparisons.append(_run("paper", data, patches, leaky, assigned, copies, answer))
+        comparisons.append(
+            _run("paper", data, patches, leaky, assigned, copies, answer, allow_repeats)
+        )
     return comparisons
 
 
@@ -231,9 +239,14 @@ def _run(
     assigned: Assigned,
     pool: Patches,
     answer: Callable[[Predictor, Patches], NDArray[np.float32]],
+    allow_repeats: bool,
 ) -> Comparison:
     """Let each network answer the patches that are assigned to it."""
     outputs: dict[str, NDArray[np.float32]] = {}
+    first = {
+        name: [numbers[0] for numbers in _group_runs(networks, allow_repeats)]
+        for name, networks in models.items()
+    }
     for name, networks in models.items():
         for number, network in enumerate(networks):
             runs, rows = np.nonzero(assigned[name] == number)
@@ -246,8 +259,8 @@ def _run(
         data,
         patches,
         {name: list(runs) for name, runs in outputs.items()},
-        {name: numbers[0] for name, numbers in assigned.items()},
-        models,
+        {name: np.searchsorted(first[name], numbers[0]) for name, numbers in assigned.items()},
+        {name: [networks[number] for number in first[name]] for name, networks in models.items()},
         pool,
     )
 
@@ -275,8 +288,11 @@ def _assign(
             len(common),
         )
     if len(common) == 0:
+        names = ", ".join(assigned)
+        if any(isinstance(one, MaskFolder) for networks in models.values() for one in networks):
+            raise DataError(f"no patch can be scored for all of {names}; masks are of one fold")
         raise DataError(
-            f"no patch is of a patient that none of {', '.join(assigned)} was trained on; "
+            f"no patch is of a patient that none of {names} was trained on; "
             "patients=all evaluates all patches anyway"
         )
     if limit is not None and limit < len(common):
@@ -295,31 +311,38 @@ def _assign_networks(
     everyone = np.ones(len(patches), np.bool_)
     eligible = np.stack(
         [
-            network.find_eligible(patches) if protocol == "unseen" else everyone
+            network.find_eligible(patches)
+            if protocol == "unseen" or isinstance(network, MaskFolder)
+            else everyone
             for network in networks
         ]
     )
-    groups: dict[Any, list[int]] = {}
-    for number, network in enumerate(networks):
-        key = network.training if allow_repeats else number
-        groups.setdefault(key, []).append(number)
-    ambiguous = int(np.sum(eligible[[numbers[0] for numbers in groups.values()]].sum(axis=0) > 1))
+    groups = _group_runs(networks, allow_repeats)
+    ambiguous = int(np.sum(eligible[[numbers[0] for numbers in groups]].sum(axis=0) > 1))
     if ambiguous:
         raise DataError(
             f"models.{name}: several URIs are eligible for {ambiguous} patches; give the folds "
             "of one split, or one URI"
         )
-    counts = [len(numbers) for numbers in groups.values()]
+    counts = [len(numbers) for numbers in groups]
     if len(set(counts)) > 1:
         raise DataError(
             f"models.{name}: its folds have different numbers of runs "
             f"({', '.join(map(str, counts))})"
         )
     assigned = np.full((counts[0], len(patches)), -1, np.intp)
-    for numbers in groups.values():
+    for numbers in groups:
         rows = eligible[numbers[0]]
         assigned[:, rows] = np.array(numbers)[:, None]
     return assigned
+
+
+def _group_runs(networks: Sequence[Predictor], allow_repeats: bool) -> list[list[int]]:
+    """Group the numbers of networks by their fold: runs of one fold have the same patients."""
+    groups: dict[Any, list[int]] = {}
+    for number, network in enumerate(networks):
+        groups.setdefault(network.training if allow_repeats else number, []).append(number)
+    return list(groups.values())
 
 
 def _remake_paper_split(

@@ -72,7 +72,10 @@ class Network:
 
     def find_eligible(self, patches: Patches) -> NDArray[np.bool_]:
         """Mark the patches of patients that the network was not trained on; see `find_unseen`."""
-        return self.find_unseen(patches.patient_ids)
+        try:
+            return self.find_unseen(patches.patient_ids)
+        except DataError as error:
+            raise DataError(f"{error}; patients=all evaluates it anyway") from None
 
     def find_unseen(self, patient_ids: NDArray[np.str_]) -> NDArray[np.bool_]:
         """Mark the patients that the network was not trained on, bool [n].
@@ -82,10 +85,7 @@ class Network:
             ExportError: The card names them under another TFMAMMO_ID_KEY.
         """
         if "train_patients" not in self.card:
-            raise DataError(
-                f"{self.uri}: no card names the patients it was trained on; patients=all "
-                "evaluates it anyway"
-            )
+            raise DataError(f"{self.uri}: no card names the patients it was trained on")
         return ~np.isin(patient_ids, sorted(export.get_training_patients(self.card, self.uri)))
 
     def merge_data(self, data: Mapping[str, Any]) -> DataConfig:

@@ -295,11 +295,13 @@ def add_roc_curves(report: ComparisonReport, comparison: Comparison) -> Figure:
     body = []
     for name, probabilities in comparison.outputs.items():
         fold = comparison.folds.get(name, np.zeros(len(masks), np.intp))[patch]
-        curves, of_folds = roc_by_fold(truth, probabilities.ravel()[pixels, np.newaxis], fold)
+        scores = probabilities.ravel()[pixels, np.newaxis]
+        numbers, curves, of_folds = roc_by_fold(truth, scores, fold)
         areas = of_folds[:, 0]
         area = format_spread(areas)
         mean = float(np.mean(areas)) if len(areas) else np.nan
-        for part, value in {"": mean, **{f"fold={n}": one for n, one in enumerate(areas)}}.items():
+        by_fold = {f"fold={n}": one for n, one in zip(numbers, areas, strict=True)}
+        for part, value in {"": mean, **by_fold}.items():
             counts = {"subset": join_subset(comparison.subset, part)} | comparison.counts
             report.facts.append(PIXEL_AUC.make_fact("roc", name, "auc", value, **counts))
         if len(areas):

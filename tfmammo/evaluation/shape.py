@@ -53,9 +53,9 @@ def evaluate(config: EvaluationConfig, output: Path) -> ComparisonReport:
             confusion = add_confusion(report, comparison, name, labels, predictions)
             figure = draw_confusion(name, confusion)
             save_figure(figure, output / f"figure-confusion-{name}.png")
-            curves, areas = roc_by_fold(classes, probabilities, comparison.folds[name])
-            if len(curves):
-                add_areas(report, comparison, name, areas)
+            folds, curves, areas = roc_by_fold(classes, probabilities, comparison.folds[name])
+            if len(folds):
+                add_areas(report, comparison, name, folds, areas)
                 figure = draw_roc_curves(name, curves, areas)
                 save_figure(figure, output / f"figure-roc-{name}.png")
     report.write(output)
@@ -120,7 +120,13 @@ def add_confusion(
     return confusion
 
 
-def add_areas(report: ComparisonReport, comparison: Comparison, name: str, areas: Floats) -> None:
+def add_areas(
+    report: ComparisonReport,
+    comparison: Comparison,
+    name: str,
+    folds: NDArray[np.integer],
+    areas: Floats,
+) -> None:
     """Add the area under the ROC curve of each shape, and of their mean, over the folds."""
     cells = []
     for shape, column in zip((*SHAPES, ""), (*areas.T, np.nanmean(areas, axis=1)), strict=True):
@@ -130,7 +136,7 @@ def add_areas(report: ComparisonReport, comparison: Comparison, name: str, areas
         mean = float(known.mean()) if len(known) else np.nan
         counts = {"subset": subset} | comparison.counts
         report.facts.append(AREA.make_fact("roc", name, "auc", mean, **counts))
-        for fold, area in enumerate(column):
+        for fold, area in zip(folds, column, strict=True):
             part = {"subset": join_subset(subset, f"fold={fold}")}
             report.facts.append(AREA.make_fact("roc", name, "auc", area, **part))
     title = f"{name}: area under the ROC curve of each shape against the others"

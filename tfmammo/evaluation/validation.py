@@ -131,7 +131,7 @@ def validate_shapes(functions: Functions, held_out: Patches) -> dict[str, float]
     probabilities = predict(functions["classifier"], {"mask": masks}, batch=64)["shapes"]
     labels = held_out.labels
     classes = labels[:, np.newaxis] == np.arange(probabilities.shape[1])
-    _, areas = roc_by_fold(classes, probabilities, np.zeros(len(labels)))
+    *_, areas = roc_by_fold(classes, probabilities, np.zeros(len(labels)))
     accuracy = float(np.mean(probabilities.argmax(axis=1) == labels))
     if not len(areas):
         return {"accuracy": accuracy}

@@ -7,6 +7,8 @@ Xu, IEEE Signal Processing Letters 21 (2014) 1389.
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy import stats
@@ -88,7 +90,7 @@ def roc_curve(
 
 def roc_by_fold(
     classes: ArrayLike, scores: ArrayLike, folds: ArrayLike
-) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+) -> tuple[NDArray[Any], NDArray[np.float64], NDArray[np.float64]]:
     """Compute the ROC curve of each fold, whose scores need no common scale.
 
     Args:
@@ -97,12 +99,13 @@ def roc_by_fold(
         folds: The fold of each case [n].
 
     Returns:
-        True positive rates at RATES of false positives, the mean over the classes and 0 at 0,
+        The folds, without those in which no class has both cases that are of it and others that are
+        not; true positive rates at RATES of false positives, the mean over the classes and 0 at 0,
         float64 [folds, rates]; and `roc_auc` of each class, float64 [folds, k], NaN where no case,
-        or every case, is of the class. Folds in which all classes are so are left out.
+        or every case, is of the class.
     """
     true, values = np.asarray(classes), np.asarray(scores)
-    curves, areas = [], []
+    kept, curves, areas = [], [], []
     for fold in np.unique(folds):
         rows = np.flatnonzero(np.asarray(folds) == fold)
         own = true[rows]
@@ -114,9 +117,14 @@ def roc_by_fold(
             false_rates, true_rates, _ = roc_curve(*case)
             of_classes.append(np.where(RATES > 0, np.interp(RATES, false_rates, true_rates), 0.0))
         if of_classes:
+            kept.append(fold)
             curves.append(np.mean(of_classes, axis=0))
             areas.append(area)
-    return np.reshape(curves, (-1, len(RATES))), np.reshape(areas, (-1, true.shape[1]))
+    return (
+        np.array(kept),
+        np.reshape(curves, (-1, len(RATES))),
+        np.reshape(areas, (-1, true.shape[1])),
+    )
 
 
 def check_scores(

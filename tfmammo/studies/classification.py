@@ -200,6 +200,26 @@ def join_synthetic(real: Patches, synthetic: Patches) -> Patches:
     return patches.with_labels(np.concatenate([real.labels, synthetic.labels]), balanced=True)
 
 
+def make_training_patches(
+    experiment: Experiment[ClassifierConfig], subsets: Subsets
+) -> tuple[Patches, tuple[str, ...]]:
+    """Make what a classifier is trained on.
+
+    Returns:
+        Its patches, and the patients that the generators of synthetic ones were trained on.
+    """
+    model = experiment.model
+    patches, fresh = hold_back(subsets.train, model.patient_parts, experiment.data.seed)
+    if not model.share:
+        return patches, ()
+    synthetic = load_synthetic_set(experiment, subsets.list_held_out_patients())
+    pool = synthetic.patches
+    if model.control:
+        source = fresh if model.control == "fresh" else patches
+        pool = make_control(model.control, source, pool, experiment.training.seed)
+    return join_synthetic(patches, pool), tuple(synthetic.trained_on)
+
+
 def train(
     experiment: Experiment[ClassifierConfig], output: Path, subsets: Subsets | None = None
 ) -> tuple[dict[str, float], Subsets]:
@@ -209,18 +229,9 @@ def train(
         The metrics on the validation patches at the last step, and the subsets.
     """
     subsets = subsets or split_subsets(experiment.data, experiment.model, output)
-    parts = experiment.model.patient_parts
-    patches, fresh = hold_back(subsets.train, parts, experiment.data.seed)
+    patches, seen_patients = make_training_patches(experiment, subsets)
     fitted = experiment
-    seen_patients: tuple[str, ...] = ()
     if experiment.model.share:
-        synthetic = load_synthetic_set(experiment, subsets.list_held_out_patients())
-        pool = synthetic.patches
-        seen_patients = tuple(synthetic.trained_on)
-        if experiment.model.control:
-            source = fresh if experiment.model.control == "fresh" else patches
-            pool = make_control(experiment.model.control, source, pool, experiment.training.seed)
-        patches = join_synthetic(patches, pool)
         experiment = set_decay_samples(experiment, len(patches))
         fitted = experiment.model_copy(update={"training": _double_batch(experiment.training)})
     build = partial(Classifier, experiment.model, experiment.data.size)

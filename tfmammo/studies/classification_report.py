@@ -44,6 +44,7 @@ from tfmammo.studies.classification_effects import (
     measure_effect,
     open_generators,
 )
+from tfmammo.training.folder import check_patches
 
 log = logging.getLogger(__name__)
 
@@ -168,10 +169,16 @@ def train_run(
     folder: Path,
     control: Control | None = None,
 ) -> Path:
-    """Return the folder of one run, after training it if it is not finished."""
+    """Return the folder of one run, after training it if it is not finished.
+
+    A finished one whose patches were others is a TrainingError.
+    """
     experiment = classification.select_arm(config.experiment, share, seed, control)
     run = folder / (control or name_share(share)) / f"seed{seed}"
-    if not classification.is_finished(run, experiment):
+    if classification.is_finished(run, experiment):
+        patches, _ = classification.make_training_patches(experiment, subsets)
+        check_patches(run, experiment, patches, subsets.validation)
+    else:
         log.info("share %g %% of %s patches, seed %d", 100 * share, control or "synthetic", seed)
         classification.train(experiment, run, subsets)
         policy = keras.config.dtype_policy()

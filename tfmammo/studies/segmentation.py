@@ -19,15 +19,18 @@ from typing import Any
 from pydantic import Field, NonNegativeInt, PositiveInt
 
 from tfmammo.config import DataConfig, Frozen, format_overrides
+from tfmammo.data.splits import check_folds
 from tfmammo.errors import ConfigError, DataError
 from tfmammo.evaluation.comparison import Name
 from tfmammo.evaluation.report import Report
 from tfmammo.evaluation.segmentation import PUBLISHED
+from tfmammo.filesystem import sha256
 from tfmammo.metrics.case_scores import (
     BASELINES,
     CURVES,
     KEYS,
     MEASURES,
+    POSTPROCESSED,
     RUNS,
     SCORES,
     Cases,
@@ -149,6 +152,9 @@ class Run:
 def plan_runs(config: StudyConfig, output: Path, root: Path) -> list[Run]:
     """Plan all runs: seed after seed, arm after arm, fold after fold, model after model."""
     seeds = {name: arm.count_seeds(config.models) for name, arm in config.arms.items()}
+    for arm in config.arms.values():
+        if arm.folds > 1:
+            check_folds(config.data, arm.folds)
     for name, of_arm in seeds.items():
         for title in set(of_arm) - set(config.models):
             raise ConfigError(f"arms.{name}.seeds: {title} is none of {', '.join(config.models)}")
@@ -240,9 +246,7 @@ def run_study(
 
 def find_missing(config: StudyConfig, planned: Sequence[Run]) -> list[Run]:
     """List the runs that have no scores yet; refuse scores that were made with other settings."""
-    known = {
-        tuple(row[key] for key in KEYS): row["settings"] for row in read_lines(config.rows / RUNS)
-    }
+    known = {_read_key(row): row["settings"] for row in read_lines(config.rows / RUNS)}
     for run in planned:
         if known.get(run.key, _hash(config, run)) != _hash(config, run):
             raise DataError(
@@ -255,7 +259,10 @@ def find_missing(config: StudyConfig, planned: Sequence[Run]) -> list[Run]:
 def _hash(config: StudyConfig, run: Run) -> str:
     test = config.test and config.test.model_dump_json(exclude_unset=True, exclude={"root"})
     morphology = config.postprocess.model_dump_json() if config.postprocess else ""
-    return run.hash_settings(f"{test}{morphology}")
+    threshold = "" if config.threshold == 0.5 else f"threshold={config.threshold}"
+    file = run.train.command[run.train.command.index("--config") + 1]
+    own = "" if config.models[run.model].config is None else sha256(Path(file))
+    return run.hash_settings(f"{test}{morphology}{threshold}{own}")
 
 
 def append_rows(config: StudyConfig, run: Run, output: Path) -> None:
@@ -264,8 +271,14 @@ def append_rows(config: StudyConfig, run: Run, output: Path) -> None:
     Trivial baselines are kept once for each arm, fold and drawn split.
     """
     own = dict(zip(KEYS, run.key, strict=True))
-    kept = read_lines(config.rows / SCORES)
-    known = {tuple(row[key] for key in KEYS) for row in kept}
+    models = (run.model, f"{run.model}{POSTPROCESSED}")
+    # of a run that was stopped before its line was in runs.csv there may be some already
+    made = {tuple((own | {"model": model}).values()) for model in models}
+    kept, curves, runs = (
+        [line for line in read_lines(config.rows / name) if _read_key(line) not in made]
+        for name in (SCORES, CURVES, RUNS)
+    )
+    known = set(map(_read_key, kept))
     is_drawn = config.arms[run.arm].folds == 1 and config.test is None
     scores = []
     for line in read_lines(output / run.score.name / "per_image.csv"):
@@ -294,16 +307,21 @@ def append_rows(config: StudyConfig, run: Run, output: Path) -> None:
     }
     config.rows.mkdir(parents=True, exist_ok=True)
     write_csv(config.rows / SCORES, [*kept, *scores])
-    write_csv(config.rows / CURVES, [*read_lines(config.rows / CURVES), *curve])
+    write_csv(config.rows / CURVES, [*curves, *curve])
     # the last: a run counts as made once its line is here
-    write_csv(config.rows / RUNS, [*read_lines(config.rows / RUNS), about])
+    write_csv(config.rows / RUNS, [*runs, about])
+
+
+def _read_key(line: Mapping[str, str]) -> tuple[str, ...]:
+    return tuple(line[key] for key in KEYS)
 
 
 def tabulate(config: StudyConfig) -> Report:
     """Tabulate each arm, and what the first arm's Dice differs by from that of the others."""
     scores = read_scores(config.rows / SCORES)
     read = {
-        name: scores.collect(name, dict.fromkeys(scores.list_models(name))) for name in config.arms
+        name: scores.collect(name, _list_planned(scores.list_models(name), arm, config))
+        for name, arm in config.arms.items()
     }
     arms = {name: cases for name, cases in read.items() if cases}
     report = Report(config=config)
@@ -330,6 +348,15 @@ def tabulate(config: StudyConfig) -> Report:
     for subset in dict.fromkeys(fact.subset for fact in facts):
         report.tables.append(_tabulate_difference(config, facts, subset))
     return report
+
+
+def _list_planned(
+    models: Sequence[str], arm: ArmConfig, config: StudyConfig
+) -> dict[str, range | None]:
+    """List the models of an arm that the config has, each with its seeds; None: all."""
+    planned = {title: range(count) for title, count in arm.count_seeds(config.models).items()}
+    planned |= {f"{title}{POSTPROCESSED}": seeds for title, seeds in planned.items()}
+    return {model: planned.get(model) for model in models if model in planned or model in BASELINES}
 
 
 def _compare_arms(config: StudyConfig, arms: Mapping[str, Cases]) -> list[Fact]:

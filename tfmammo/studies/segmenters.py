@@ -16,6 +16,7 @@ from pydantic import Field, NonNegativeInt, PositiveInt, model_validator
 
 from tfmammo import __version__, filesystem
 from tfmammo.config import DataConfig, Frozen, TrackingConfig, TrainingConfig
+from tfmammo.data.splits import check_folds
 from tfmammo.errors import ConfigError
 from tfmammo.evaluation import segmentation
 from tfmammo.evaluation.comparison import Name
@@ -87,6 +88,7 @@ class ComparisonConfig(Frozen):
 
 def plan_steps(config: ComparisonConfig, output: Path, root: Path, parent: str = "") -> list[Step]:
     """Plan the runs, shown under one run of MLflow: fold, then seed, then model after model."""
+    check_folds(config.data, config.folds)
     data = config.data.model_dump(mode="json", exclude_unset=True, exclude={"fold", "folds"})
     tracking = config.tracking.model_dump(mode="json", exclude_unset=True)
     tracking |= {"experiment": config.tracking.experiment, "parent": parent or None}
@@ -212,6 +214,8 @@ def describe_methods(
     fingerprints = ", ".join(dict.fromkeys(str(card["data_fingerprint"]) for card in first))
     *others, last = (measure.heading for measure in MEASURES.values())
     notes = dict.fromkeys(note for table in tables[:2] for note in table.notes)
+    strata = "" if data.stratify == "none" else f", stratified by {data.stratify}"
+    how = "of an earlier run" if data.split_file else f"seed {data.seed}{strata}"
     lines = [
         "# Methods",
         "",
@@ -221,8 +225,7 @@ def describe_methods(
         f"{', '.join(data.kinds)}; {window} became 0 to 1. Data fingerprints of the runs: "
         f"{fingerprints}.",
         "",
-        f"**Split.** Patients were dealt into {config.folds} folds (seed {data.seed}"
-        f"{'' if data.stratify == 'none' else f', stratified by {data.stratify}'}). Each fold was "
+        f"**Split.** Patients were dealt into {config.folds} folds ({how}). Each fold was "
         f"held out once; {train[0]} to {train[-1]} patients were trained on. Every patch was "
         "scored by networks that had not seen its patient. The last weights were scored; neither "
         "they nor any setting was chosen on held-out patients.",

@@ -100,6 +100,13 @@ def check_owner(
         raise TrainingError(
             f"{output} holds another run ({', '.join(differences)}); choose another --output"
         )
+    check_patches(output, experiment, train, held_out)
+
+
+def check_patches(
+    output: Path, experiment: Experiment[Any], train: PatchSource, held_out: PatchSource
+) -> None:
+    """Refuse, by a TrainingError, a folder whose training began with other patches."""
     for name, words, patches in (
         (PATCHES, "patches", train),
         (HELD_OUT, "held-out patches", held_out),

@@ -179,7 +179,10 @@ class _Planner:
                     f"trained.{name}: {path} has made {steps:,} steps, and the scale {self.scale} "
                     f"asks for {least:,}"
                 )
-        return [replace(one, export=path) for one, path in zip(planned, exports, strict=True)]
+        return [
+            replace(one, export=path, step=replace(one.step, depends_on=()))
+            for one, path in zip(planned, exports, strict=True)
+        ]
 
     def _find_obstacle(self, name: str, path: tuple[str, ...]) -> str | None:
         """Say why a command, or one that it needs, can't run here; None where all can."""
