@@ -146,9 +146,9 @@ def _match_rows(
             if name not in images and (row := matched.pop(name, None)):
                 matched[image] = row
     names = Names(images.keys() - matched.keys(), folders_matter=True)
-    own = {mask for named in masks.values() for mask, _ in named}
+    mask_names = {mask for named in masks.values() for mask, _ in named}
     unused = 0
-    for name in sorted(matched.keys() - images.keys() - own):
+    for name in sorted(matched.keys() - images.keys() - mask_names):
         found = names.find(name)
         if found is None or found in matched:
             unused += 1
