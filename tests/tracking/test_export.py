@@ -155,7 +155,7 @@ def test_values_at_the_ends_of_the_range_and_whole_numbers_are_taken(exported):
 
 
 def test_the_card_describes_functions_and_keeps_what_it_was_given(tmp_path):
-    given = {"name": "can", "step": np.int64(40), "format": 99, "patients": {"b1", "a0"}}
+    given = {"name": "can", "step": np.int64(40), "format": 99, "patients": ("b1", "a0")}
     given["metrics"] = {"validation_dice": np.float32(0.5), "loss": float("nan")}
     given["config"] = {"data": {"root": Path("some/where"), "percentiles": (0.5, 99.5)}}
     directory = export(Model(filters=2), tmp_path / "export", given)
@@ -169,7 +169,7 @@ def test_the_card_describes_functions_and_keeps_what_it_was_given(tmp_path):
         "name": "can",
         "step": 40,
         "metrics": {"validation_dice": 0.5, "loss": None},
-        "patients": ["a0", "b1"],
+        "patients": ["b1", "a0"],
         "config": {"data": {"root": "some/where", "percentiles": [0.5, 99.5]}},
         # 1x1 convolution to two channels 4, normalisation 8, 1x1 convolution to one 3; a 3x3
         # convolution of two channels 19

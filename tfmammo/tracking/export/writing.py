@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import math
 import platform
 import shutil
 from collections.abc import Callable, Iterator, Mapping
@@ -14,6 +13,7 @@ from typing import Any, Protocol
 import keras
 import numpy as np
 import tensorflow as tf
+from pydantic_core import to_jsonable_python
 
 from tfmammo import filesystem
 from tfmammo.errors import ExportError, summarize
@@ -221,7 +221,8 @@ def _make_card(
         raise ExportError(
             f"the card serves {serves}, which is none of the functions {', '.join(functions)}"
         )
-    plain = {key: _to_json_types(value) for key, value in card.items()}
+    # JSON has no NaN and no infinity
+    plain = to_jsonable_python(dict(card), inf_nan_mode="null", fallback=_find_json_type)
     content = {"format": FORMAT, "name": model.name, "id_key": key_check()} | plain
     check_names(CARD, content | {"functions": functions})
     return content | {
@@ -246,20 +247,8 @@ def _choose_default(functions: Mapping[str, Any]) -> str | None:
     return next(iter(functions), None)
 
 
-def _to_json_types(value: Any) -> Any:
-    """Convert a value to JSON's types: non-finite numbers to null, unknown types to text."""
-    if isinstance(value, Mapping):
-        return {str(key): _to_json_types(item) for key, item in value.items()}
-    if isinstance(value, list | tuple | set | frozenset):
-        return [
-            _to_json_types(item)
-            for item in (sorted(value) if isinstance(value, set | frozenset) else value)
-        ]
-    if isinstance(value, np.ndarray | np.generic):
-        return _to_json_types(value.tolist())
-    if isinstance(value, float) and not math.isfinite(value):
-        return None
-    return value if value is None or isinstance(value, str | int | float) else str(value)
+def _find_json_type(value: Any) -> Any:
+    return value.tolist() if isinstance(value, np.ndarray | np.generic) else str(value)
 
 
 def _replace(directory: Path, new: Path) -> None:
