@@ -208,9 +208,6 @@ def add_boxes(images: Sequence[Image], boxes: str | Path, failed: Skipped) -> li
         boxes: "truth", the lesions that the archive states; a COCO file; or a CSV table with the
             columns file, row_min, col_min, row_max, col_max (or xmin, ymin, xmax, ymax) and, where
             it has them, kind and score. Px of the image, the maximum beyond the last pixel.
-
-    Raises:
-        ConfigError: The file can't be read, or a row is not a box.
     """
     if str(boxes) == TRUTH:
         with_regions = []

@@ -179,14 +179,9 @@ class Pipeline:
 
     @staticmethod
     def load(config: PipelineConfig) -> Pipeline:
-        """Load all models that the config names.
+        """Load all models that the config names: at least a detector or a segmenter.
 
-        Raises:
-            DetectionError: The detector's URI leads to no detector.
-            ExportError: An export has no function for its stage.
-            TrackingError: A model URI leads to no export.
-            PipelineError: The segmenter's card does not say how its patches are made, or they are
-                not patches around lesions; or there is neither detector nor segmenter.
+        The segmenter's card must say how its patches are made, and they must be around lesions.
         """
         uri = config.tracking_uri
         if not (config.detector or config.segmenter):

@@ -47,10 +47,6 @@ class Stage:
             source: Name of the input.
             target: Name of the output.
             uri: Store of models:/ and runs:/ URIs.
-
-        Raises:
-            ExportError: The export has no such function, or can't be read.
-            TrackingError: The URI leads to no export.
         """
         folder = models.resolve(handle, uri)
         name = export.find_function(folder, {source}, {target})
@@ -70,11 +66,7 @@ def describe_model(handle: str, card: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def read_training_data(segmenter: Stage) -> DataConfig:
-    """Return how a segmenter's patches were made.
-
-    Raises:
-        PipelineError: The card does not say, or no patch around a box can be made that way.
-    """
+    """Return how a segmenter's patches were made, which must be around lesions."""
     try:
         data = DataConfig.model_validate(segmenter.card["config"]["data"])
         if data.records:  # the folder of records was made with a config of its own

@@ -53,9 +53,6 @@ def register_service(
 
     Returns:
         The version.
-
-    Raises:
-        TrackingError: The store can't be used, or the experiment was deleted.
     """
     uri = store_uri(config.uri)
     tell_store(uri)
@@ -187,11 +184,7 @@ def locate_artifacts(client: mlflow.MlflowClient, handle: str) -> str:
 
 
 def find_local_export(path: Path) -> Path:
-    """Find an export by its path, by its training's output folder or by one of its SavedModels.
-
-    Raises:
-        TrackingError: There is none.
-    """
+    """Find an export by its path, by its training's output folder or by one of its SavedModels."""
     for folder in (locate(path), locate(path / "export")):
         if (folder / CARD).is_file():
             return folder

@@ -80,9 +80,6 @@ class Run:
     Args:
         experiment: Its name, tracking section and parameters are used.
         output: The run's folder, where the id is kept.
-
-    Raises:
-        TrackingError: The store can't be reached, or its experiment was deleted.
     """
 
     def __init__(self, experiment: Experiment[Any], output: Path) -> None:
@@ -154,9 +151,6 @@ class Run:
 
         Returns:
             The version, or None if the store failed.
-
-        Raises:
-            ExportError: The folder contains no export.
         """
         card = read_card(directory)
         self._paused_until = 0.0
@@ -275,9 +269,6 @@ def open_parent_run(output: Path, config: TrackingConfig) -> str:
 
     It is a new one, or the one that the study's folder names. The id is for TrackingConfig.parent
     and `log_folder`.
-
-    Raises:
-        TrackingError: The store can't be reached, or the experiment was deleted.
     """
     uri = store_uri(config.uri)
     with translate_errors(uri):
@@ -307,9 +298,6 @@ def log_folder(
         parameters: Nested, as in a config.
         metrics: Name -> value; values that are not finite are skipped.
         run: The id of an open run, see `open_parent_run`; None starts a new one.
-
-    Raises:
-        TrackingError: The store can't be reached, or the experiment was deleted.
     """
     now = int(time.time() * 1000)
     values = [

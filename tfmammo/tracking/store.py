@@ -48,8 +48,7 @@ def tell_store(uri: str) -> None:
 def require_store(uri: str) -> None:
     """Refuse an SQLite store that is not there, which MLflow would create.
 
-    Raises:
-        TrackingError: The sentence names the stores of the folders above.
+    The TrackingError names the stores of the folders above.
     """
     if (database := get_sqlite_file(uri)) and not Path(database).is_file():
         elsewhere = name_other_stores(uri) or "; a training run creates it"
@@ -101,12 +100,9 @@ def get_artifact_location(uri: str, name: str) -> str | None:
 
 @contextlib.contextmanager
 def hold_store(uri: str) -> Iterator[None]:
-    """Lock an SQLite store for this process.
+    """Lock an SQLite store for this process; wait for another one for PATIENCE seconds at most.
 
     Two training runs that start at once would both create its tables, and one would fail.
-
-    Raises:
-        TrackingError: Another process has held it for PATIENCE seconds.
     """
     database = get_sqlite_file(uri)
     if not database or database == ":memory:":
@@ -170,10 +166,8 @@ def summarize_error(error: Exception) -> str:
 def open_registry(uri: str) -> Iterator[mlflow.MlflowClient]:
     """Open the client of an existing store, and lock an SQLite store meanwhile.
 
-    The lock protects the time between reading an alias and moving it.
-
-    Raises:
-        TrackingError: There is no such store, or anything goes wrong inside.
+    The lock protects the time between reading an alias and moving it. Whatever the store raises
+    inside becomes a TrackingError.
     """
     with translate_errors(uri):
         require_store(uri)
@@ -206,11 +200,7 @@ def read_git_state(file: Path = Path(__file__)) -> dict[str, str]:
 
 
 def open_experiment(client: mlflow.MlflowClient, uri: str, name: str) -> str:
-    """Return the id of a store's experiment, which is created if it is missing.
-
-    Raises:
-        TrackingError: The experiment was deleted.
-    """
+    """Return the id of a store's experiment, created if it is missing, refused if deleted."""
     kind = "custom_model_development"
     experiment = client.get_experiment_by_name(name)
     if experiment is None:

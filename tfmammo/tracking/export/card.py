@@ -187,11 +187,7 @@ def find_function(directory: Path, inputs: Collection[str], outputs: Collection[
 
 
 def check_names(path: Path | str, card: Mapping[str, Any]) -> None:
-    """Check that the names in a card can be names of folders.
-
-    Raises:
-        ExportError: One can't; the message begins with the path.
-    """
+    """Check that the names in a card can be names of folders; an error begins with the path."""
     for name in (*([card["name"]] if "name" in card else []), *card.get("functions", ())):
         if not isinstance(name, str) or not PLAIN_NAME.fullmatch(name):
             raise ExportError(

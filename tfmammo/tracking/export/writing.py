@@ -55,9 +55,6 @@ def write_saved_models(model: Exportable, folder: Path) -> dict[str, Any]:
 
     Returns:
         The card's "functions".
-
-    Raises:
-        ExportError: As `export`.
     """
     return {
         name: _write_function(name, function, model, folder / name)

@@ -70,11 +70,7 @@ def list_names() -> list[str]:
 
 
 def read_entry(name: str) -> Entry:
-    """Read what is known of a network: "can", or "models:/zoo/can".
-
-    Raises:
-        ConfigError: The zoo has no such network, or its entry is damaged.
-    """
+    """Read what is known of a network: "can", or "models:/zoo/can"."""
     name = name.removeprefix(PREFIX)
     names = list_names()
     if name not in names:

@@ -19,10 +19,6 @@ def fetch(name: str) -> Path:
 
     Args:
         name: "can", or "models:/zoo/can".
-
-    Raises:
-        ConfigError: The zoo has no such network.
-        ExportError: The packed file is missing or damaged, or the cache can't be written.
     """
     entry = read_entry(name)
     short = name.removeprefix(PREFIX)
@@ -50,12 +46,7 @@ def fetch(name: str) -> Path:
 
 
 def find_file(name: str, entry: Entry) -> Path:
-    """Return the packed file of a network.
-
-    Raises:
-        ExportError: It is missing, or is not the one of the entry.
-        DataError: It can't be read.
-    """
+    """Return the packed file of a network, checked against its entry."""
     path = FOLDER / entry.file
     if not path.is_file():
         raise ExportError(f"{path}: is missing; install the package again")

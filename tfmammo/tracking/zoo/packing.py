@@ -40,9 +40,6 @@ def pack(directory: Path, file: Path, functions: Sequence[str] | None = None) ->
         file: The zip file to write.
         functions: Names of the functions to keep. By default all are kept that the card does not
             call a discriminator.
-
-    Raises:
-        ExportError: There is no export, or it has no such function.
     """
     card = export.read_card(directory)
     names = list(card["functions"]) if functions is None else list(functions)
@@ -68,9 +65,6 @@ def unpack(file: Path, directory: Path) -> None:
     Args:
         file: What `pack` wrote.
         directory: Becomes an export.
-
-    Raises:
-        ExportError: The file is none that `pack` wrote, or the folder can't be written.
     """
     try:
         with zipfile.ZipFile(file) as packed:
@@ -91,11 +85,7 @@ def unpack(file: Path, directory: Path) -> None:
 
 
 def read_packed_card(file: Path) -> dict[str, Any]:
-    """Read the card of a packed network.
-
-    Raises:
-        ExportError: The file is none that `pack` wrote.
-    """
+    """Read the card of a packed network."""
     try:
         with zipfile.ZipFile(file) as packed:
             card: dict[str, Any] = json.loads(_read(packed, export.CARD))
