@@ -250,25 +250,24 @@ class Parser(argparse.ArgumentParser):
         self.refuse(unknown)
         return parsed
 
+    def refuse(self, unknown: Sequence[str]) -> None:
+        """End with an error that names unknown arguments, unless there are none."""
+        if unknown:
+            options = set(_list_options(self))
+            sections = _list_sections(self.schema) if self.schema else ()
+            hints = (_make_hint(argument, unknown, options, sections) for argument in unknown)
+            parts = [f"unknown: {' '.join(unknown)}", *filter(None, hints)]
+            self.error("; ".join(parts))
+
+    def find_meant(self, argument: str) -> str | None:
+        """Find the option of this parser that a mistyped one may mean."""
+        return _find_meant(argument, set(_list_options(self)))
+
     def _check_value(self, action: argparse.Action, value: Any) -> None:
         """Refuse what is no choice, with the one that may be meant instead of all."""
         if action.choices is not None and value not in action.choices:
             choices = [str(choice) for choice in action.choices]
             raise argparse.ArgumentError(action, f"there is no {value}{suggest(value, choices)}")
-
-    def refuse(self, unknown: Sequence[str], further: Collection[str] = ()) -> None:
-        """End with an error that names unknown arguments, unless there are none.
-
-        Args:
-            unknown: The arguments.
-            further: Options that the command knows besides this parser's.
-        """
-        if unknown:
-            options = {*_list_options(self), *further}
-            sections = _list_sections(self.schema) if self.schema else ()
-            hints = (_make_hint(argument, unknown, options, sections) for argument in unknown)
-            parts = [f"unknown: {' '.join(unknown)}", *filter(None, hints)]
-            self.error("; ".join(parts))
 
 
 def _repeat_set(arguments: Sequence[str]) -> list[str]:
@@ -316,14 +315,20 @@ def _list_sections(schema: type[BaseModel]) -> list[str]:
     ]
 
 
+def _find_meant(argument: str, options: Collection[str]) -> str | None:
+    name = argument.partition("=")[0]
+    close = difflib.get_close_matches(name, options, 1, 0.75) if name.startswith("-") else []
+    return close[0] if close else None
+
+
 def _make_hint(
     argument: str, unknown: Sequence[str], options: Collection[str], sections: Collection[str]
 ) -> str | None:
     if not argument.startswith("-"):
         return None
     name, _, value = argument.partition("=")
-    if close := difflib.get_close_matches(name, options, 1, 0.75):
-        return f"did you mean {close[0]}?"
+    if meant := _find_meant(argument, options):
+        return f"did you mean {meant}?"
     if "--set" not in options:
         return None
     if name.lstrip("-") in sections:

@@ -150,8 +150,8 @@ def test_jobs_and_runners_are_parsed():
     [
         (["--direct_num_workers", "2"], "unknown: --direct_num_workers 2"),
         (
-            ["--runner=DirectRunner", "--direct_num_wokers", "2"],
-            "unknown: --direct_num_wokers 2; did you mean --direct_num_workers?",
+            ["--runner=DirectRunner", "--sett=a=1", "--direct_num_workers", "2"],
+            "unknown: --sett=a=1; did you mean --set?",
         ),
         (["--runner=DirectRunner", "--jobs", "2"], "not allowed with"),
     ],

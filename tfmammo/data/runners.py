@@ -59,10 +59,8 @@ def add_options(parser: cli.Parser) -> None:
 def parse(parser: cli.Parser, arguments: Sequence[str] | None) -> tuple[Any, Runner]:
     """Parse the arguments of a command that has `add_options`."""
     options, others = parser.parse_known_args(arguments)
-    if options.runner and others:
-        parser.refuse(*_find_unknown_flags(others))
-    else:
-        parser.refuse(others)
+    # of the runner's own flags Beam itself says which it does not know
+    parser.refuse([each for each in others if not options.runner or parser.find_meant(each)])
     return options, Runner(options.jobs or _count_cores(), options.runner, tuple(others))
 
 
@@ -195,20 +193,3 @@ def _import_beam() -> Any:
     finally:
         logging.disable(logging.NOTSET)
     return apache_beam
-
-
-def _find_unknown_flags(flags: Sequence[str]) -> tuple[list[str], list[str]]:
-    """Find the arguments that Apache Beam does not know, and the names that it knows.
-
-    Without Beam nothing counts as unknown: `run` reports that it is missing.
-    """
-    try:
-        PipelineOptions = _import_beam().options.pipeline_options.PipelineOptions
-    except ModuleNotFoundError:
-        return [], []
-    parsers: list[Any] = []
-    PipelineOptions([]).get_all_options(add_extra_args_fn=parsers.append)
-    (parser,) = parsers
-    unknown = parser.parse_known_args(list(flags))[1]
-    names = [name for action in parser._actions for name in action.option_strings]
-    return unknown, names
