@@ -41,17 +41,14 @@ def hold_lock(output: Path) -> Iterator[None]:
 
     The lock ends with the process, however that ends. Within it, holding the same folder again does
     nothing. Folders that were created here for a training run that did not begin are removed.
-    A folder that can't be created, or that another process holds, is a TrainingError.
+    A folder that another process holds is a TrainingError.
     """
     place = output.resolve()
     if place in _held:
         yield
         return
     created = [folder for folder in (place, *place.parents) if not folder.exists()]
-    try:
-        output.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise TrainingError(f"{output}: can't be made ({error.strerror})") from None
+    output.mkdir(parents=True, exist_ok=True)
     try:
         with (output / LOCK).open("w") as file:
             if not lock_folder(output, file):
