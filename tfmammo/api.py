@@ -271,14 +271,10 @@ def augment(
         raise ExportError(f"{model!r}: draws no images of masks")
     random = np.random.default_rng(seed)
     rows = random.choice(len(patches), round(share * len(patches)), replace=share > 1)
-    chosen = patches.take(rows)
-    turns = random.integers(8, size=len(rows))
-    chosen = replace(
-        chosen,
-        images=_turn(chosen.images, turns),
-        masks=_turn(chosen.masks, turns),
-        ids=np.array([f"{name}+{number}" for number, name in enumerate(chosen.ids)], np.str_),
-    )
+    variants = random.integers(splits.VARIANTS, size=len(rows))
+    chosen = splits.take_variants(patches, rows * splits.VARIANTS + variants)
+    ids = [f"{patches.ids[row]}+{number}" for number, row in enumerate(rows)]
+    chosen = replace(chosen, ids=np.array(ids, np.str_))
     inputs = (
         make_tri_labels(chosen, model.card, seed) if "tri_label" in model.inputs else chosen.masks
     )
@@ -287,14 +283,6 @@ def augment(
 
 def _draws_of_masks(inputs: Iterable[str], outputs: Iterable[str]) -> bool:
     return set(inputs) in ({"mask"}, {"tri_label"}) and "image" in outputs
-
-
-def _turn(images: np.ndarray, turns: np.ndarray) -> np.ndarray:
-    """Rotate each image by turn % 4 quarters, and mirror it from turn 4 on."""
-    turned = [np.rot90(image, turn % 4) for image, turn in zip(images, turns, strict=True)]
-    return np.stack(
-        [image[:, ::-1] if turn > 3 else image for image, turn in zip(turned, turns, strict=True)]
-    )
 
 
 def insert_lesion(

@@ -35,6 +35,8 @@ Laterality = Literal["L", "R"]
 View = Literal["CC", "MLO", "ML", "LM", "LMO", "XCCL", "XCCM", "FB", "SIO", "ISO"]
 Split = Literal["train", "test"]
 Box = tuple[int, int, int, int]
+# of masses; classifiers number them in this order
+SHAPES = ("irregular", "lobular", "oval", "round")
 
 ID_KEY = "TFMAMMO_ID_KEY"
 MOST_PIXELS = 2**27  # of an image; the largest mammograms have 2**25

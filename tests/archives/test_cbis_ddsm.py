@@ -22,6 +22,7 @@ from tests.archives.tools import (
 from tests.archives.writers import cbis_ddsm as writer
 from tests.small_mammograms import COLS, ROWS, SQUARE, make_mammogram, ramp
 from tfmammo.archives import cbis_ddsm
+from tfmammo.archives.notes import Notes
 from tfmammo.archives.writers.dicom import write_dicom
 from tfmammo.errors import ArchiveError
 from tfmammo.mammogram import Lesion, Mammogram, Skipped
@@ -45,6 +46,14 @@ def described(root: Path, word: str) -> list[Path]:
 def edit(root: Path, **cells: str) -> None:
     """Change the last row of the table of masses for training."""
     edit_csv(root / MASS_TRAIN, -1, **cells)
+
+
+def read_rows(root: Path) -> list[cbis_ddsm.Row]:
+    """Read the rows of the tables; nothing of them is skipped, and no DICOM file is needed."""
+    skipped = Skipped()
+    by_table = cbis_ddsm._read_tables(Notes(root, skipped, ""), sorted(root.rglob("*.csv")))
+    assert not skipped.reasons
+    return [row for rows in by_table.values() for row in rows]
 
 
 @pytest.fixture
@@ -195,12 +204,12 @@ def test_what_was_not_downloaded_is_counted(tmp_path):
     with pytest.raises(ArchiveError, match="no usable mask \\(none of its files is here"):
         _ = record.lesions[0].box
     shutil.rmtree(tmp_path / "CBIS-DDSM")
-    assert [row.split for row in cbis_ddsm.tables(tmp_path)] == ["train"] * 3
+    assert [row.split for row in read_rows(tmp_path)] == ["train"] * 3
 
 
 def test_a_uid_that_two_rows_claim_is_nobodys(tmp_path):
     writer.write([mammogram(1), mammogram(2, view="MLO")], tmp_path, layout="series")
-    first, _ = cbis_ddsm.tables(tmp_path)
+    first, _ = read_rows(tmp_path)
     edit(tmp_path, ROI_mask_file_path=first.paths[2])
     records, reasons = read(tmp_path)
     assert len(records) == 2 and "a mask that is not" in reasons.pop(MASS_TRAIN)
@@ -249,9 +258,7 @@ def test_a_damaged_table_is_noted(small):
 
 @pytest.mark.data
 def test_the_real_tables_and_their_31_patients_in_both_splits(real_data):
-    skipped = Skipped()
-    rows = cbis_ddsm.tables(real_data / "cbis-ddsm", skipped)
-    assert not skipped.reasons
+    rows = read_rows(real_data / "cbis-ddsm")
     counts = Counter((row.kind, row.split) for row in rows)
     assert counts["mass", "train"] == 1318 and counts["mass", "test"] == 378
     assert counts["calcification", "train"] == 1546 and counts["calcification", "test"] == 326
@@ -274,7 +281,7 @@ def test_the_real_crop_that_the_table_calls_a_mask(real_data, tmp_path):
     table = "calc_case_description_train_set.csv"
     shutil.copy(real_data / "cbis-ddsm" / table, tmp_path)
     name = "Calc-Training_P_00474_LEFT_MLO_1"
-    (row,) = [row for row in cbis_ddsm.tables(tmp_path) if row.lesion_folder == name]
+    (row,) = [row for row in read_rows(tmp_path) if row.lesion_folder == name]
     image_path, path_of_crop, path_of_mask = (tmp_path / path for path in row.paths)
     path_of_mask.parent.mkdir(parents=True)
     (crop,) = (real_data / "cbis-ddsm" / "dicom").glob("*.dcm")

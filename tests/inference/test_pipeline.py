@@ -24,10 +24,10 @@ from tfmammo.errors import DetectionError, ExportError, PipelineError, TrackingE
 from tfmammo.inference import pipeline as pipelines
 from tfmammo.inference.pipeline import Finding, Pipeline, PipelineConfig
 from tfmammo.inference.report import COLOURS, build_report, draw_overlay, format_label, measure
-from tfmammo.mammogram import Mammogram, MaskedLesion, Skipped, key_check
+from tfmammo.mammogram import SHAPES, Mammogram, MaskedLesion, Skipped, key_check
 from tfmammo.metrics.segmentation import dice
 from tfmammo.models.cgan import CGAN, CGANConfig
-from tfmammo.models.shape import SHAPES, ShapeCNN, ShapeConfig
+from tfmammo.models.shape import ShapeCNN, ShapeConfig
 from tfmammo.tracking import export
 
 ROWS = 160

@@ -15,9 +15,9 @@ from tfmammo.config import DataConfig
 from tfmammo.data import build, datasets, splits
 from tfmammo.data.extraction import make_shape_patches
 from tfmammo.data.patches import Patches
-from tfmammo.data.sampling import SHAPES
 from tfmammo.data.tfrecord import Records
 from tfmammo.errors import ConfigError, DataError, Interrupted, TrainingError
+from tfmammo.mammogram import SHAPES
 from tfmammo.metrics.segmentation import centred_disc
 from tfmammo.models.can import CAN, CANConfig
 from tfmammo.training import folder, script

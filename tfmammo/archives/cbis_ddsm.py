@@ -64,32 +64,21 @@ class Row:
     lesion: dict[str, Any]  # fields of Lesion
 
 
-def tables(root: Path, skipped: Skipped | None = None) -> list[Row]:
-    """Read the case-description tables, one to four at any depth; no DICOM file is read.
+def read(root: Path, skipped: Skipped | None = None) -> list[Mammogram]:
+    """Read the mammograms, in the order of the tables; a row whose mask is missing stays.
 
-    Raises ArchiveError where there is no table, or none with a readable row.
+    The case-description tables, one to four, are at any depth.
     """
     notes = Notes(root, skipped, "CBIS-DDSM")
-    return [row for rows in _read_tables(notes, _list_files(notes)[0]).values() for row in rows]
-
-
-def read(root: Path, skipped: Skipped | None = None) -> list[Mammogram]:
-    """Read the mammograms, in the order of the tables; a row whose mask is missing stays."""
-    notes = Notes(root, skipped, "CBIS-DDSM")
-    paths, dicoms = _list_files(notes)
-    by_table = _read_tables(notes, paths)
+    paths = list(list_regular_files(notes.root))
+    by_table = _read_tables(notes, [path for path in paths if _TABLE.fullmatch(path.name)])
+    dicoms = [path for path in paths if path.suffix.lower() == ".dcm"]
     files = _group_by_folder(notes, dicoms, [row for rows in by_table.values() for row in rows])
     return notes.finish(
         mammogram
         for table, rows in by_table.items()
         for mammogram in _read_images(notes, table, rows, files)
     )
-
-
-def _list_files(notes: Notes) -> tuple[list[Path], list[Path]]:
-    paths = list(list_regular_files(notes.root))
-    tables_here = [path for path in paths if _TABLE.fullmatch(path.name)]
-    return tables_here, [path for path in paths if path.suffix.lower() == ".dcm"]
 
 
 def _read_tables(notes: Notes, paths: list[Path]) -> dict[Path, list[Row]]:
@@ -131,7 +120,7 @@ def _parse_table(notes: Notes, path: Path) -> list[Row]:
 def _parse_row(record: Mapping[str, str], path: Path) -> Row:
     """Parse one row; errors repeat no value, which may be a patient's."""
     match = _TABLE.fullmatch(path.name)
-    assert match is not None  # as _list_files has chosen
+    assert match is not None  # as `read` has chosen
     of_masses = match[1].lower() == "mass"
     of_training = match[2].lower() == "train"
     patient, side, view, number = (

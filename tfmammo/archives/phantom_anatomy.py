@@ -23,7 +23,7 @@ SPACING = 0.2
 Field = NDArray[np.float32]
 
 VIEWS: tuple[View, View] = ("CC", "MLO")
-SHAPES = ("round", "oval", "lobular", "irregular")
+_SHAPES_BY_ODDS = ("round", "oval", "lobular", "irregular")
 _MARGINS = ("circumscribed", "microlobulated", "indistinct", "spiculated")
 _SHAPE_ODDS = {"benign": (0.3, 0.4, 0.25, 0.05), "malignant": (0.08, 0.12, 0.2, 0.6)}
 _MARGIN_ODDS = {"benign": (0.65, 0.2, 0.15, 0.0), "malignant": (0.04, 0.18, 0.28, 0.5)}
@@ -114,7 +114,7 @@ def draw_findings(key: Key, anatomy: Anatomy) -> list[Finding]:
     findings: list[Finding] = []
     for _ in range(1 + int(breast.random() < 0.25)):
         pathology: Pathology = "malignant" if breast.random() < 0.5 else "benign"
-        shape = str(breast.choice(SHAPES, p=_SHAPE_ODDS[pathology]))
+        shape = str(breast.choice(_SHAPES_BY_ODDS, p=_SHAPE_ODDS[pathology]))
         margin = str(breast.choice(_MARGINS, p=_MARGIN_ODDS[pathology]))
         radius = float(np.clip(breast.lognormal(np.log(10.5), 0.32), 5.5, 17)) / SPACING
         contrast = breast.uniform(*((0.14, 0.26) if pathology == "malignant" else (0.11, 0.22)))

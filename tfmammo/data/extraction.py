@@ -23,7 +23,7 @@ from tfmammo.data.patches import Patch, Patches, gravest_pathology, stack_patche
 from tfmammo.data.preprocess import resize_mask
 from tfmammo.data.windows import crop_image, crop_window, extract_window
 from tfmammo.errors import DataError
-from tfmammo.mammogram import Box, Lesion, Mammogram, Skipped
+from tfmammo.mammogram import SHAPES, Box, Lesion, Mammogram, Skipped
 
 log = logging.getLogger(__name__)
 
@@ -98,7 +98,7 @@ def make_patches_of(
 def make_shape_patches(
     mammograms: Iterable[Mammogram], config: DataConfig, skipped: Skipped
 ) -> Patches:
-    """Make a patch of every mass of stated shape, labelled by its place in `sampling.SHAPES`.
+    """Make a patch of every mass of stated shape, labelled by its place in `SHAPES`.
 
     The images show the masks, since there is nothing else to see. No pixel is read.
     """
@@ -134,11 +134,11 @@ def make_shape_patches(
     left_out = ", ".join(f"{count} {word}" for word, count in sorted(others.items())) or "none"
     if not patches:
         raise DataError(
-            f"no mass is {', '.join(sampling.SHAPES[:-1])} or {sampling.SHAPES[-1]}; other masses: "
+            f"no mass is {', '.join(SHAPES[:-1])} or {SHAPES[-1]}; other masses: "
             f"{left_out}; {len(skipped)} mammograms skipped"
         )
     log.info("%d masks; masses of other shapes skipped: %s", len(patches), left_out)
-    labels = [sampling.SHAPES.index(patch.shape) for patch in patches]
+    labels = [SHAPES.index(patch.shape) for patch in patches]
     return stack_patches(patches).with_labels(labels)
 
 

@@ -39,10 +39,9 @@ from numpy.typing import NDArray
 from tfmammo.config import DataConfig, SamplingConfig
 from tfmammo.data.preprocess import resize_mask
 from tfmammo.errors import DataError
-from tfmammo.mammogram import Box, Lesion, LesionKind, Mammogram, MaskedLesion, Skipped
+from tfmammo.mammogram import SHAPES, Box, Lesion, LesionKind, Mammogram, MaskedLesion, Skipped
 
 ATTEMPTS = 100  # draws near one lesion until a square holds enough breast
-SHAPES = ("irregular", "lobular", "oval", "round")
 SHAPE_MARGIN = 0.05  # between a shape's longer side and its square's border, over that side
 _SHAPE_WORDS = {**{shape: shape for shape in SHAPES}, "lobulated": "lobular"}
 

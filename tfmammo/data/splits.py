@@ -242,10 +242,15 @@ def split_as_in_paper(
             "testing"
         )
     draws = np.random.default_rng(seed).permutation(available)[:samples]
-    return _take_variants(patches, draws[test:]), _take_variants(patches, draws[:test])
+    return take_variants(patches, draws[test:]), take_variants(patches, draws[:test])
 
 
-def _take_variants(patches: Patches, draws: NDArray[np.integer]) -> Patches:
+def take_variants(patches: Patches, draws: NDArray[np.integer]) -> Patches:
+    """Take patches rotated and flipped: draw VARIANTS * i + v is variant v of patch i.
+
+    It is rotated by v % 4 quarter turns counter-clockwise. For v >= 4 it is then flipped left to
+    right.
+    """
     rows, variants = np.divmod(draws, VARIANTS)
     pairs = list(zip(rows, variants, strict=True))
     return replace(

@@ -16,11 +16,11 @@ from tfmammo.evaluation.report import (
     join_subset,
     save_figure,
 )
+from tfmammo.mammogram import SHAPES
 from tfmammo.metrics.classification import RATES, roc_by_fold
 from tfmammo.metrics.plotting import COLOURS, INK, make_roc_axes, plot_style
 from tfmammo.metrics.printed import Published, get_values
 from tfmammo.metrics.summary import Measure, Table, format_spread
-from tfmammo.models.shape import SHAPES
 
 Floats = NDArray[np.floating]
 

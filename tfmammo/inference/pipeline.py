@@ -45,9 +45,8 @@ from tfmammo.data import preprocess, sampling, windows
 from tfmammo.detection.detections import Detector
 from tfmammo.errors import PipelineError
 from tfmammo.inference.stages import Stage, describe_model, read_training_data
-from tfmammo.mammogram import Box, Lesion, LesionKind, Mammogram, hold_pixels, trace_borders
+from tfmammo.mammogram import SHAPES, Box, Lesion, LesionKind, Mammogram, hold_pixels, trace_borders
 from tfmammo.models.cgan import PostprocessConfig, postprocess
-from tfmammo.models.shape import SHAPES
 from tfmammo.tracking import export
 from tfmammo.tracking.export.card import PACKED
 

@@ -32,12 +32,11 @@ from pydantic import Field, PositiveFloat
 
 from tfmammo.config import Frozen, Width
 from tfmammo.errors import ConfigError
+from tfmammo.mammogram import SHAPES
 from tfmammo.nn.convolutions import Convolution, Dense
 from tfmammo.nn.layers import Dropout
 from tfmammo.nn.networks import Trainable, export_function
 from tfmammo.nn.optimization import build, minimize
-
-SHAPES = ("irregular", "lobular", "oval", "round")
 
 
 class ShapeConfig(Frozen):

@@ -38,7 +38,7 @@ from tfmammo.apps.stress.detectors import KNOWN, StressedDetector, read_unknown
 from tfmammo.archives.stored import Stored
 from tfmammo.data import sampling
 from tfmammo.errors import DataError
-from tfmammo.mammogram import Box, Lesion, Mammogram, Skipped
+from tfmammo.mammogram import SHAPES, Box, Lesion, Mammogram, Skipped
 from tfmammo.synthesis import lesion_bank
 from tfmammo.synthesis.generators import resolve_handle
 from tfmammo.synthesis.lesion_bank import LesionBank, LesionPatch, select_lesions
@@ -133,7 +133,7 @@ class Inserter:
     ) -> LesionCandidate:
         """Draw a lesion of a diameter, native px of the mammogram."""
         if self.bank is None:
-            shape = sampling.SHAPES[random.integers(len(sampling.SHAPES))]
+            shape = SHAPES[random.integers(len(SHAPES))]
             outline, origin = draw_shape(NamedShapes(shape), random)  # type: ignore[arg-type]
             factor = diameter / _measure_diameter(outline)
             sides = [max(3, round(factor * side)) for side in outline.shape]

@@ -18,9 +18,8 @@ import numpy as np
 from tfmammo.apps.studio import uploads
 from tfmammo.apps.studio.uploads import COLOUR, OpenMammogram, Picture, Updates
 from tfmammo.archives.writers import synthetic
-from tfmammo.data.sampling import SHAPES
 from tfmammo.errors import DataError
-from tfmammo.mammogram import Box, Mammogram, trace_borders
+from tfmammo.mammogram import SHAPES, Box, Mammogram, trace_borders
 from tfmammo.synthesis.editor import Editor, EditRequest, EditResult
 
 OWN_SHAPE = "the system's own"
