@@ -170,6 +170,7 @@ def test_a_lesion_is_inserted(synthesiser, tmp_path):
     request = {"image": encoded(BREAST), "seed": 5, **place}
     answer, same = synthesiser.answer([request, request])
     assert answer == same  # the number of an upload in its request does not matter
+    assert json.loads(json.dumps(answer)) == answer  # as the server sends it
     before = np.rint(BREAST * 65535)
     image = decoded(answer["image"])
     inside = decoded(answer["mask"]) > 0
@@ -285,6 +286,9 @@ def test_an_unsuitable_model_is_refused(tiny_infilling, tmp_path):
             (tmp_path / pictures.FILE).write_text(content)
         with pytest.raises(ConfigError, match=str(tmp_path)):
             pictures.unpack(tmp_path)
+    (tmp_path / pictures.FILE).write_text('{"name": "x", "network": {"handle": "x", "old": 1}}')
+    with pytest.raises(ConfigError, match=r"network\.old: unknown key.*register it again"):
+        pictures.unpack(tmp_path)
 
 
 def test_a_registered_service_is_whole_and_answers_through_mlflow(can, inverter, tracking_uri):
@@ -398,5 +402,6 @@ def test_findings_of_the_pipeline(monkeypatch):
     image = pixels(BREAST)
     shown, plain = service.answer([image | {"overlay": True}, image])
     assert shown["report"] == 2 and shown["masks"][1] is None
+    assert json.loads(json.dumps(plain)) == plain
     np.testing.assert_array_equal(coco.decode(shown["masks"][0], "mask"), mask)
     assert decoded(shown["overlay"]).shape[2] == 3 and "overlay" not in plain

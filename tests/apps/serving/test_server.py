@@ -13,69 +13,48 @@ import threading
 import time
 import tracemalloc
 from contextlib import contextmanager, suppress
-from pathlib import Path
 
 import cv2
 import httpx
 import mlflow
 import numpy as np
 import pytest
-from mlflow.models import Model
 
 from tests.known_networks import KnownCAN
 from tests.ports import find_free_port
-from tfmammo.apps.serving import saving, server, web
+from tfmammo.apps.serving import pictures, saving, server, web
 from tfmammo.apps.serving.__main__ import main, register
-from tfmammo.apps.serving.pictures import NetworkConfig, ServiceConfig
+from tfmammo.apps.serving.pictures import NetworkConfig, Service, ServiceConfig, check_cancelled
 from tfmammo.config import DataConfig
-from tfmammo.errors import ConfigError
-from tfmammo.tracking import export, pyfunc
-
-CODE = """
-import os, time
-from typing import Any
-from mlflow.exceptions import MlflowException
-from mlflow.models import set_model
-from mlflow.pyfunc import PythonModel
-
-class Doubler(PythonModel):
-    proceed = staticmethod(lambda: None)
-
-    def predict(self, context, model_input: list[dict[str, Any]], params=None):
-        if any("refuse" in one for one in model_input):
-            raise MlflowException.invalid_parameter_value("inputs[0]: no picture")
-        if any("fault" in one for one in model_input):
-            raise ZeroDivisionError(SECRET)
-        if any("store" in one for one in model_input):
-            with open("/dev/full", "w") as file:
-                file.write(SECRET)
-        for part in range(model_input[0].get("parts", 0)):
-            self.proceed()
-            time.sleep(0.1)
-        return [{"value": 2 * one["value"]} for one in model_input]
+from tfmammo.errors import ArchiveError
+from tfmammo.tracking import export
 
 SECRET = "JANE^DOE"
-set_model(Doubler())
-"""
 HEAD = b"POST /invocations HTTP/1.1\r\nhost: 127.0.0.1\r\ncontent-type: application/json\r\n"
 
 
-@pytest.fixture(scope="module")
-def model(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("model")
-    (folder / "code.py").write_text(CODE)
-    mlflow.pyfunc.save_model(
-        str(folder / "model"), python_model=str(folder / "code.py"), pip_requirements=["mlflow"]
-    )
-    return folder / "model"
+class Doubler(Service):
+    """Doubles values; it takes a tenth of a second for each of "parts", and fails as asked."""
+
+    def answer(self, items, proceed=check_cancelled):
+        if any("refuse" in item for item in items):
+            raise ArchiveError("inputs[0]: no picture")
+        if any("fault" in item for item in items):
+            raise ZeroDivisionError(SECRET)
+        if any("store" in item for item in items):
+            with open("/dev/full", "w") as file:
+                file.write(SECRET)
+        for _ in range(items[0].get("parts", 0)):
+            proceed()
+            time.sleep(0.1)
+        return [{"value": 2 * item["value"]} for item in items]
 
 
 @contextmanager
-def served(model, limit=2000, parallel=2):
+def served(service, limit=2000, parallel=2):
     """Serve in a thread, otherwise as `server.run` does; gives the port."""
     with web.listen("127.0.0.1", 0) as listener:
-        loaded = mlflow.pyfunc.load_model(str(model))
-        running = server.make_server(loaded, "127.0.0.1", limit, parallel)
+        running = server.make_server(service, "127.0.0.1", limit, parallel)
         thread = threading.Thread(target=running.run, args=([listener],))
         thread.start()
         try:
@@ -87,9 +66,19 @@ def served(model, limit=2000, parallel=2):
 
 
 @pytest.fixture(scope="module")
-def port(model):
-    with served(model) as port:
+def port():
+    with served(Doubler()) as port:
         yield port
+
+
+@pytest.fixture(scope="module")
+def network(tmp_path_factory):
+    """The config of a network that marks bright pixels, of patches of 16 px."""
+    card = {"config": {"data": DataConfig(size=16, window=(0, 1)).model_dump(mode="json")}}
+    known = KnownCAN("can", 16, level=0.5, weight=0.5, bias=0.0, steepness=40.0)
+    folder = tmp_path_factory.mktemp("can") / "export"
+    export.export(known, folder, card | {"step": 1, "train_patients": []})
+    return NetworkConfig(handle=str(folder))
 
 
 def exchange(port, *requests):
@@ -224,9 +213,9 @@ def test_a_client_that_sends_too_much_gets_the_reason(port, known):
 
 
 @pytest.mark.skipif(not os.path.exists("/dev/full"), reason="the system has no /dev/full")
-def test_a_full_disk_is_the_servers_fault(model, caplog):
-    """The model stores a file of a request of 20 MB, and the disk is full."""
-    with served(model, limit=30 * 2**20) as port:
+def test_a_full_disk_is_the_servers_fault(caplog):
+    """The service stores a file of a request of 20 MB, and the disk is full."""
+    with served(Doubler(), limit=30 * 2**20) as port:
         text = "x" * (20 * 2**20)
         (response,) = exchange(port, posted({"inputs": [{"store": 1, "text": text}]}))
     assert response.status_code == 503 and "space" in response.json()["error"]
@@ -262,7 +251,7 @@ def test_work_stops_when_the_client_has_gone(port, caplog):
     assert caplog.text == ""
 
 
-def test_health_version_and_a_histogram_of_latencies(model):
+def test_health_version_and_a_histogram_of_latencies():
     asked = [
         posted({"inputs": [{"value": 1}]}),
         posted(b"{"),
@@ -270,7 +259,7 @@ def test_health_version_and_a_histogram_of_latencies(model):
         ("GET", "/ping", {}),
         ("GET", "/version", {}),
     ]
-    with served(model) as port:
+    with served(Doubler()) as port:
         answers = exchange(port, *asked)
         (metrics,) = exchange(port, ("GET", "/metrics", {}))
     assert [answer.status_code for answer in answers] == [200, 400, 200, 200, 200]
@@ -304,23 +293,19 @@ def test_good_and_hostile_requests_at_once_lose_no_answer(port):
             assert response.status_code == HOSTILE[number % len(HOSTILE)][1]
 
 
-def test_the_guides_examples_run(repository, tmp_path, monkeypatch, capsys):
+def test_the_guides_examples_run(repository, network, tmp_path, monkeypatch, capsys):
     """The first commands of the guide register the zoo's CAN; the examples send it a patch."""
     page = (repository / "docs/guides/serving.md").read_text()
     (shell,) = re.findall(r"^```bash\n(.*?)^```$", page, re.MULTILINE | re.DOTALL)
     (python,) = re.findall(r"^```python\n(.*?)^```$", page, re.MULTILINE | re.DOTALL)
-    card = {"config": {"data": DataConfig(size=16, window=(0, 1)).model_dump(mode="json")}}
-    known = KnownCAN("can", 16, level=0.5, weight=0.5, bias=0.0, steepness=40.0)
-    export.export(known, tmp_path / "can", card | {"step": 1, "train_patients": []})
     uri = f"sqlite:///{tmp_path}/mlflow.db"
-    network = NetworkConfig(handle=str(tmp_path / "can"))
     register(ServiceConfig(name="can-inverter", network=network, tracking_uri=uri))
     place = mlflow.MlflowClient(uri).get_model_version_download_uri("tfmammo-can-inverter", "1")
     image = np.full((16, 16), 30, np.uint8)
     image[4:12, 4:12] = 220
     cv2.imwrite(str(tmp_path / "PATCH.png"), image)
     monkeypatch.chdir(tmp_path)
-    with served(place, limit=2**20) as port:
+    with served(server.load(place, tmp_path / "copy"), limit=2**20) as port:
         if shutil.which("curl"):
             command = ["bash", "-c", shell.replace(":5001", f":{port}")]
             said = subprocess.run(command, capture_output=True, check=True).stdout
@@ -333,18 +318,20 @@ def test_the_guides_examples_run(repository, tmp_path, monkeypatch, capsys):
 
 RUN = """
 import sys
-from tfmammo.apps.serving import saving, server
-saving.check = lambda *_: None
-server.run(sys.argv[1], "127.0.0.1", int(sys.argv[2]), 1, 2)
+from tests.apps.serving.test_server import Doubler
+from tfmammo.apps.serving import server
+server.load = lambda uri, folder: Doubler()
+server.run("doubler", "127.0.0.1", int(sys.argv[1]), 1, 2)
 """
 
 
 @pytest.mark.slow
-def test_sigterm_ends_it_within_seconds_and_leaves_nothing(model, tmp_path):
+def test_sigterm_ends_it_within_seconds_and_leaves_nothing(repository, tmp_path):
     """While a request is computed that takes a minute, and another one is still on its way."""
     port = find_free_port()
     process = subprocess.Popen(
-        [sys.executable, "-c", RUN, str(model), str(port)],
+        [sys.executable, "-c", RUN, str(port)],
+        cwd=repository,
         env=os.environ | {"TMPDIR": str(tmp_path)},
     )
     try:
@@ -398,41 +385,22 @@ def test_a_pickle_is_never_loaded(tmp_path, capsys):
         str(tmp_path / "model"), python_model=Pickled(), pip_requirements=["mlflow"]
     )
     (tmp_path / "loaded").unlink(missing_ok=True)
+    capsys.readouterr()  # MLflow warns of the pickle
     with pytest.raises(SystemExit, match="^2$"):
         main(["run", "--model", str(tmp_path / "model")])
-    assert "as a pickle" in capsys.readouterr().err and not (tmp_path / "loaded").exists()
+    said = capsys.readouterr().err
+    assert said.startswith(f"error: {tmp_path / 'model'}: is no service") and said.count("\n") == 1
+    assert not (tmp_path / "loaded").exists()
 
 
-@pytest.mark.parametrize(
-    ("changes", "message"),
-    [
-        ({}, None),
-        # which MLflow would unpickle
-        ({"model_code_path": None, "python_model": "python_model.pkl"}, "as a pickle"),
-        ({"loader_module": "mlflow.sklearn"}, "as a pickle or by another framework"),
-        # whose modules would come before all others
-        ({"code": "code"}, "its code is not that of this package"),
-        # where MLflow would look for another model
-        ({"data": "data"}, "its code is not that of this package"),
-        (Path(__file__), "its code is not that of this package"),
-        # which takes arrays
-        (pyfunc.NETWORKS, "by `mlflow models serve`"),
-    ],
-)
-def test_nothing_but_our_own_code_is_run(tmp_path, changes, message):
-    (tmp_path / "service").mkdir()
-    folder = tmp_path / "model"
-    saving.save_service(folder, tmp_path / "service", "0" * 32)
-    known = Model.load(str(folder))
-    if isinstance(changes, Path):
-        (folder / "entry.py").unlink()  # the copy of one in a read-only checkout is read-only
-        (folder / "entry.py").write_bytes(changes.read_bytes())
-        changes = {}
-    flavor = known.flavors["python_function"] | changes
-    flavor = {key: value for key, value in flavor.items() if value is not None}
-    known.flavors["python_function"] = flavor
-    known.save(str(folder / "MLmodel"))
-    if message is None:
-        return saving.check(folder, "mine")
-    with pytest.raises(ConfigError, match=f"^mine: .*{message}"):
-        saving.check(folder, "mine")
+def test_code_that_is_stored_with_a_service_is_not_run(network, tmp_path):
+    service = tmp_path / saving.SERVICE
+    service.mkdir()
+    pictures.gather(ServiceConfig(name="can-inverter", network=network), service)
+    saving.save_service(tmp_path / "model", service, "0" * 32)
+    stored = tmp_path / "model" / "entry.py"
+    stored.unlink()  # the copy of one in a read-only checkout is read-only
+    stored.write_text(f"open({str(tmp_path / 'ran')!r}, 'w').close()")
+    loaded = server.load(str(tmp_path / "model"), tmp_path)
+    (answer,) = loaded.answer([{"pixels": [[1.0] * 16] * 16}])
+    assert answer["box"] == [0, 0, 16, 16] and not (tmp_path / "ran").exists()

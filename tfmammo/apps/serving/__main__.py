@@ -42,13 +42,15 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 def register(config: ServiceConfig) -> str:
     """Register a service as a new version of tfmammo-NAME, and return the version."""
-    with tempfile.TemporaryDirectory() as folder:
-        pictures.gather(config, Path(folder))
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = Path(temporary) / saving.SERVICE
+        folder.mkdir()
+        pictures.gather(config, folder)
         # A service that can't be loaded here can't be loaded by a server either.
-        pictures.Service.load(pictures.unpack(Path(folder)))
+        pictures.Service.load(pictures.unpack(folder))
         store = TrackingConfig(uri=config.tracking_uri)
         return models.register_service(
-            f"tfmammo-{config.name}", Path(folder), saving.save_service, store, config.alias
+            f"tfmammo-{config.name}", folder, saving.save_service, store, config.alias
         )
 
 
@@ -164,7 +166,7 @@ def _run(options: argparse.Namespace) -> None:
         )
     except MlflowException as error:
         raise TrackingError(
-            f"{options.model}: can't be served ({server.short_message(error)})"
+            f"{options.model}: can't be served ({server.shorten(error.message)})"
         ) from None
 
 

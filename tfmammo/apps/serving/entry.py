@@ -1,16 +1,15 @@
 """The pyfunc model of a service, which MLflow loads from this text, so that nothing is pickled.
 
-The package must be installed.
+`mlflow models serve` runs it, and needs the package installed. `tfmammo serve run` does not.
 """
 
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from tfmammo.apps.serving.pictures import Answer, Service, check_cancelled, unpack
+from tfmammo.apps.serving.pictures import Answer, Service, unpack
 from tfmammo.errors import TfmammoError
 
 # isort: split
@@ -26,8 +25,6 @@ with warnings.catch_warnings(record=True):
     class Pictures(PythonModel):
         """A service behind MLflow's `predict`."""
 
-        proceed: Callable[[], None] = staticmethod(check_cancelled)
-
         def load_context(self, context: PythonModelContext) -> None:
             """Load the artifact "service", a folder that `pictures.gather` made."""
             self.service = Service.load(unpack(Path(context.artifacts[SERVICE])))
@@ -40,7 +37,7 @@ with warnings.catch_warnings(record=True):
         ) -> list[Answer]:
             """Answer images; an MlflowException with status 400 says why not."""
             try:
-                return self.service.answer(model_input, self.proceed)
+                return self.service.answer(model_input)
             except TfmammoError as error:
                 raise MlflowException.invalid_parameter_value(str(error)) from None
 

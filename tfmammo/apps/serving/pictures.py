@@ -52,7 +52,7 @@ from tfmammo.apps.serving.requests import (
 )
 from tfmammo.archives import coco
 from tfmammo.archives.writers import synthetic
-from tfmammo.config import DataConfig, Frozen
+from tfmammo.config import DataConfig, Frozen, describe
 from tfmammo.data import preprocess
 from tfmammo.data.windows import extract_window
 from tfmammo.detection.detections import locate_model
@@ -227,6 +227,11 @@ def unpack(folder: Path) -> ServiceConfig:
                 if part.get(key) == key and (folder / key).is_dir()
             }
         return ServiceConfig.model_validate(values)
+    except ValidationError as error:
+        raise ConfigError(
+            f"{folder}: is not a service of this version of tfmammo ({describe(error)}); register "
+            "it again"
+        ) from None
     except (OSError, ValueError, TypeError, AttributeError) as error:
         raise ConfigError(f"{folder}: is not a service ({error.__class__.__name__})") from None
 

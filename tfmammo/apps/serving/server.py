@@ -1,5 +1,7 @@
 """Serve a service over HTTP: MLflow's protocol, with the limits that patients' data need.
 
+A service is read from its JSON and SavedModels. No code that is stored with it is run.
+
     POST /invocations       {"inputs": [...]}, as `mlflow models serve` takes it
                             -> {"predictions": [...]}
     GET  /health, /ping     200 while the model is loaded
@@ -15,7 +17,6 @@ from __future__ import annotations
 
 import asyncio
 import errno
-import io
 import json
 import logging
 import os
@@ -32,8 +33,6 @@ from typing import Any
 
 import mlflow
 import uvicorn
-from mlflow.exceptions import MlflowException
-from mlflow.pyfunc import PyFuncModel, scoring_server
 from prometheus_client import (
     CONTENT_TYPE_LATEST,
     CollectorRegistry,
@@ -46,7 +45,10 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
-from tfmammo.apps.serving import saving, web
+from tfmammo.apps.serving import web
+from tfmammo.apps.serving.pictures import FILE, Service, unpack
+from tfmammo.apps.serving.saving import PLACE
+from tfmammo.errors import ConfigError, TfmammoError
 
 log = logging.getLogger(__name__)
 
@@ -72,15 +74,11 @@ class ClientGone(Exception):
     """Nobody waits for the answer any more."""
 
 
-# `gone` is set when the client of the request that this thread works on has gone.
-_current = threading.local()
-
-
 def make_server(
-    model: PyFuncModel, host: str, limit: int, parallel: int, names: Sequence[str] = ()
+    service: Service, host: str, limit: int, parallel: int, names: Sequence[str] = ()
 ) -> uvicorn.Server:
-    """Make the server of a loaded model; the arguments are those of `run`, but `limit` is bytes."""
-    worker = _Worker(model, limit, parallel)
+    """Make a service's server; the arguments are those of `run`, but `limit` is bytes."""
+    worker = _Worker(service, limit, parallel)
     registry = CollectorRegistry()
     latency = Histogram(
         "tfmammo_request_seconds",
@@ -133,14 +131,34 @@ def run(
         names: Further names of this machine, see `web.guard`.
     """
     with web.stoppable(), _exiting_at_once(), web.private_folder("tfmammo_serving_") as folder:
-        target = None if Path(uri).is_dir() else str(folder)
-        model_folder = Path(mlflow.artifacts.download_artifacts(uri, dst_path=target))
-        saving.check(model_folder, uri)
-        model = mlflow.pyfunc.load_model(str(model_folder))
-        server = make_server(model, host, limit * 2**20, parallel, names)
+        server = make_server(load(uri, folder), host, limit * 2**20, parallel, names)
         with web.listen(host, port) as listener:
             log.info("serving %s on http://%s", uri, web.format_address(host, port))
             server.run([listener])
+
+
+def load(uri: str, folder: Path) -> Service:
+    """Load a registered service.
+
+    Of all that an MLflow model holds, only the service's JSON and exports are read.
+
+    Args:
+        uri: See `run`.
+        folder: Where a model that is no folder of this machine is copied to.
+
+    Raises:
+        MlflowException: There is no such model.
+        ConfigError: It holds no service.
+    """
+    target = None if Path(uri).is_dir() else str(folder)
+    place = Path(mlflow.artifacts.download_artifacts(uri, dst_path=target)) / PLACE
+    if not (place / FILE).is_file():
+        raise ConfigError(
+            f"{uri}: is no service of `tfmammo serve register` ({PLACE}/{FILE} is missing); a "
+            "network that takes arrays is served by `mlflow models serve`, and pickled models "
+            "are never loaded"
+        )
+    return Service.load(unpack(place))
 
 
 @contextmanager
@@ -158,11 +176,9 @@ def _exiting_at_once() -> Iterator[None]:
 class _Worker:
     """Receives requests, and computes a few of them at once."""
 
-    def __init__(self, model: PyFuncModel, limit: int, parallel: int) -> None:
+    def __init__(self, service: Service, limit: int, parallel: int) -> None:
+        self.service = service
         self.limit = limit
-        # MLflow's wrapper of `predict` repeats the request in its errors.
-        self.model = model.unwrap_python_model()
-        self.model.proceed = _check_client
         self.executor = ThreadPoolExecutor(parallel, "request")
 
     async def respond(self, request: Request) -> Response:
@@ -192,7 +208,7 @@ class _Worker:
         watching = asyncio.create_task(watch())
         try:
             return await asyncio.get_running_loop().run_in_executor(
-                self.executor, _predict, self.model, body, gone
+                self.executor, _answer, self.service, body, gone
             )
         finally:
             gone.set()
@@ -221,22 +237,18 @@ async def _receive(request: Request, limit: int) -> bytearray:
     return body
 
 
-def _check_client() -> None:
-    """Raise ClientGone if nobody waits for the answer: models call it before each part of work."""
-    if _current.gone.is_set():
-        raise ClientGone
+def _answer(service: Service, body: bytearray, gone: threading.Event) -> str:
+    """Return the answer as JSON; `gone` is set when nobody waits for it any more."""
 
+    def check_client() -> None:
+        if gone.is_set():
+            raise ClientGone
 
-def _predict(model: Any, body: bytearray, gone: threading.Event) -> str:
-    """Return the answer as JSON."""
-    _current.gone = gone
-    _check_client()
+    check_client()
     try:
-        result = io.StringIO()
-        scoring_server.predictions_to_json(model.predict(None, parse(body)), result)
-        return result.getvalue()
-    except MlflowException as error:
-        raise RequestRefused(short_message(error), error.get_http_status_code()) from None
+        return json.dumps({"predictions": service.answer(parse(body), check_client)})
+    except TfmammoError as error:
+        raise RequestRefused(shorten(str(error))) from None
     except (RequestRefused, ClientGone):
         raise
     except Exception as error:
@@ -281,8 +293,8 @@ def _refuse_constant(name: str) -> None:
     raise RequestRefused(f"{name} is not a number in JSON")
 
 
-def short_message(error: MlflowException) -> str:
-    """Return an error of MLflow as one short line."""
+def shorten(message: str) -> str:
+    """Return an error's message as one short line."""
     # half of a surrogate pair, which JSON may name in a request, has no bytes
-    text = str(error.message).encode("utf-8", "replace").decode()
+    text = message.encode("utf-8", "replace").decode()
     return " ".join(text.split())[:MAX_ERROR_LENGTH]
