@@ -95,6 +95,11 @@ def test_a_command_answers_in_cocos_form(command):
         ('[{"image_id": 9, "category_id": 1, "bbox": [1, 1, 2, 2], "score": 1}]', "image_id"),
         ('[{"image_id": 1, "category_id": 1, "bbox": [1, 1, 2, 2], "score": 2}]', "score"),
         ('[{"image_id": 1, "category_id": 1, "bbox": [NaN, 1, 2, 2], "score": 1}]', "box"),
+        # a number that no float holds
+        (
+            f'[{{"image_id": 1, "category_id": 1, "bbox": [1{400 * "0"}, 1, 2, 2], "score": 1}}]',
+            "box",
+        ),
     ],
 )
 def test_what_a_command_may_not_answer(command, answer, reason):

@@ -303,7 +303,7 @@ def _make_detections(
         try:
             corners = [float(value) for value in box]
             value = float(score)
-        except (TypeError, ValueError):
+        except (TypeError, ValueError, OverflowError):
             raise DetectionError(f"{name}: a box or a score is not a number") from None
         if len(corners) != 4 or not all(map(math.isfinite, corners)) or not 0 <= value <= 1:
             raise DetectionError(f"{name}: a box is not four numbers, or a score not in [0, 1]")
