@@ -1,4 +1,8 @@
-"""A limit on all the studio's files together; Gradio limits each upload and deletes old ones."""
+"""A limit on all the studio's files together.
+
+Gradio limits each file, and deletes what has arrived after an hour. It limits neither the number
+of files nor what many open pages keep, and never deletes an upload that was broken off.
+"""
 
 from __future__ import annotations
 
