@@ -27,6 +27,7 @@ CORE = [
     "portalocker>=3",  # locks on every system
     "psutil",  # MLflow's system metrics
     "rich",
+    "markdown-it-py>=4",  # pages of HTML
     "matplotlib",
     "pillow",
     "scikit-learn",

@@ -27,6 +27,7 @@ DISTRIBUTIONS = {
     "apache_beam": "apache-beam",
     "cv2": "opencv-python-headless",
     "libjpeg": "pylibjpeg-libjpeg",
+    "markdown_it": "markdown-it-py",
     "object_detection": "tf-models-research-object-detection",
     "official": "tf-models-official",
     "skimage": "scikit-image",

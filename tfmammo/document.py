@@ -1,11 +1,14 @@
-"""Pages of text, tables, commands and pictures, as Markdown and as one HTML file."""
+"""Pages of Markdown, and the same as one HTML file with pictures."""
 
 from __future__ import annotations
 
 import base64
 import html
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from urllib.parse import quote
+
+from markdown_it import MarkdownIt
 
 STYLE = """
 body { font: 15px/1.45 system-ui, sans-serif; max-width: 70rem; margin: 2rem auto; padding: 0 1rem;
@@ -20,112 +23,68 @@ img { max-width: 100%; border: 1px solid #ddd; }
 h2 { margin-top: 2.5rem; border-top: 2px solid #1b1b1b; padding-top: .6rem; }
 """
 
-
-@dataclass(frozen=True)
-class Heading:
-    """A heading of level 1 to 3."""
-
-    level: int
-    text: str
+MARKDOWN = MarkdownIt("commonmark", {"html": False}).enable("table")
 
 
-@dataclass(frozen=True)
-class Text:
-    """A paragraph."""
+def escape(text: str) -> str:
+    """Write a text that is not Markdown, such as a file's name, so that a page shows it as it is.
 
-    text: str
-
-
-@dataclass(frozen=True)
-class Points:
-    """A list of sentences."""
-
-    sentences: tuple[str, ...]
+    Line breaks become spaces.
+    """
+    return re.sub(r"([!-/:-@\[-`{-~])", r"\\\1", " ".join(text.split()))
 
 
-@dataclass(frozen=True)
-class Grid:
-    """A table."""
+def tabulate(header: Sequence[str], body: Iterable[Sequence[str]], words: int = 1) -> str:
+    """Write a table in Markdown; line breaks in cells become spaces.
 
-    header: tuple[str, ...]
-    body: tuple[tuple[str, ...], ...]
-
-
-@dataclass(frozen=True)
-class Code:
-    """Commands."""
-
-    lines: tuple[str, ...]
-
-
-@dataclass(frozen=True)
-class Picture:
-    """A picture in an HTML page, by its key among those of the page; it may be missing."""
-
-    key: str
-    title: str
+    Args:
+        header: The headings.
+        body: Lines of cells.
+        words: How many of the first columns are of words; the others are of numbers.
+    """
+    rule = ["---:" if column >= words else "---" for column in range(len(header))]
+    lines = (header, rule, *body)
+    escaped = ([cell.replace("|", "\\|").replace("\n", " ") for cell in line] for line in lines)
+    return "\n".join(f"| {' | '.join(line)} |" for line in escaped)
 
 
-Block = Heading | Text | Points | Grid | Code | Picture
+def show_commands(*commands: str) -> str:
+    """Write commands, a line each, as a block of code."""
+    text = "\n".join(commands)
+    longest = max(map(len, re.findall("`+", text)), default=0)
+    fence = "`" * max(3, longest + 1)  # a shorter one in the text does not end the block
+    return f"{fence}\n{text}\n{fence}"
 
 
-def render_markdown(blocks: Sequence[Block]) -> str:
-    """Render the page in Markdown, without its pictures."""
-    parts = (_render_markdown(block) for block in blocks)
-    return "\n\n".join(part for part in parts if part) + "\n"
+def show_picture(key: str, title: str) -> str:
+    """Write the place of a picture in an HTML page, by its key among those of the page."""
+    return f"![{escape(title)}]({quote(key)})"
 
 
-def _render_markdown(block: Block) -> str:
-    match block:
-        case Heading(level, text):
-            return f"{'#' * level} {text}"
-        case Text(text):
-            return text
-        case Points(sentences):
-            return "\n".join(f"- {sentence}" for sentence in sentences)
-        case Grid(header, body):
-            lines = [header, ("---",) * len(header), *body]
-            return "\n".join(
-                f"| {' | '.join(cell.replace('|', '/') for cell in line)} |" for line in lines
-            )
-        case Code(lines):
-            return "\n".join(["```", *lines, "```"])
-        case Picture():
-            return ""
+def render_html(title: str, blocks: Iterable[str], pictures: Mapping[str, bytes]) -> str:
+    """Render a page as one HTML file without links to other files.
 
-
-def render_html(title: str, blocks: Sequence[Block], pictures: Mapping[str, bytes]) -> str:
-    """Render the page, with pictures (PNG or JPEG by key), as one HTML file without links."""
-    body = "\n".join(_render_html(block, pictures) for block in blocks)
+    Args:
+        title: The page's title, as plain text.
+        blocks: Paragraphs, headings, tables and the like, in Markdown. HTML in them is shown as
+            text; what is not ours must go through `escape`.
+        pictures: Key of `show_picture` -> PNG or JPEG.
+    """
+    sources = {quote(key): _encode(content) for key, content in pictures.items()}
+    tokens = MARKDOWN.parse("\n\n".join(blocks))
+    for token in tokens:
+        for inner in token.children or ():
+            if inner.type == "image":
+                inner.attrs["src"] = sources[str(inner.attrs["src"])]
+    body = MARKDOWN.renderer.render(tokens, MARKDOWN.options, {})
     return (
         '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
-        f"<title>{html.escape(title)}</title>\n<style>{STYLE}</style>\n</head>\n<body>\n{body}\n</body>\n"
+        f"<title>{html.escape(title)}</title>\n<style>{STYLE}</style>\n</head>\n<body>\n{body}</body>\n"
         "</html>\n"
     )
 
 
-def _render_html(block: Block, pictures: Mapping[str, bytes]) -> str:
-    match block:
-        case Heading(level, text):
-            return f"<h{level}>{html.escape(text)}</h{level}>"
-        case Text(text):
-            return f"<p>{html.escape(text)}</p>"
-        case Points(sentences):
-            return f"<ul>{''.join(f'<li>{html.escape(line)}</li>' for line in sentences)}</ul>"
-        case Grid(header, body):
-            head = "".join(f"<th>{html.escape(cell)}</th>" for cell in header)
-            rows = "".join(
-                f"<tr>{''.join(f'<td>{html.escape(cell)}</td>' for cell in line)}</tr>\n"
-                for line in body
-            )
-            return f"<table>\n<tr>{head}</tr>\n{rows}</table>"
-        case Code(lines):
-            return f"<pre>{html.escape(chr(10).join(lines))}</pre>"
-        case Picture(key, title):
-            return _render_picture(title, pictures[key]) if key in pictures else ""
-
-
-def _render_picture(title: str, content: bytes) -> str:
-    kind = "png" if content.startswith(b"\x89PNG") else "jpeg"
-    data = base64.b64encode(content).decode("ascii")
-    return f'<p><img alt="{html.escape(title)}" src="data:image/{kind};base64,{data}"></p>'
+def _encode(picture: bytes) -> str:
+    """Encode a PNG or JPEG file as a URL."""
+    kind = "png" if picture.startswith(b"\x89PNG") else "jpeg"
+    return f"data:image/{kind};base64,{base64.b64encode(picture).decode('ascii')}"

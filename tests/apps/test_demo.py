@@ -32,7 +32,7 @@ def test_the_demo_shows_every_system(tmp_path, capsys, monkeypatch):
         assert method.title in text
     assert len(re.findall(r"a mass of about \d+ mm was added here:", text)) == 8
     assert len(re.findall(r"\d+ % of its contrast remains\.", text)) == 2
-    titles = re.findall(r'<img alt="([^"]*)"', text)
+    titles = re.findall(r'<img src="data:[^"]+" alt="([^"]*)"', text)
     assert len(titles) == len(set(titles)) >= 12
     assert "http" not in re.sub(r"models:/\S+|data:image\S+|https://\S+", "", text)
     for name in re.findall(r"models:/zoo/(\w+)", text):

@@ -13,6 +13,7 @@ import rich.table
 from numpy.typing import NDArray
 from rich.text import Text
 
+from tfmammo.document import tabulate
 from tfmammo.filesystem import atomic_file
 from tfmammo.metrics.rows import Fact
 from tfmammo.metrics.segmentation import bootstrap_interval, paired_test
@@ -158,9 +159,7 @@ class Table:
 
     def markdown(self) -> str:
         """Format it as Markdown with its title as a heading; line breaks in cells become spaces."""
-        lines = [self.header, ["---"] + ["---:"] * (len(self.header) - 1), *self.body]
-        escaped = ([cell.replace("|", "\\|").replace("\n", " ") for cell in line] for line in lines)
-        table = "\n".join(f"| {' | '.join(line)} |" for line in escaped)
+        table = tabulate(self.header, self.body)
         return f"### {self.title}\n\n{table}\n" + "".join(f"\n{note}\n" for note in self.notes)
 
     def latex(self) -> str:

@@ -12,7 +12,7 @@ import pytest
 from tests.commands import run_module_here
 from tests.facts import read_csv
 from tfmammo import archives
-from tfmammo.apps.stress import pairs, prediction, scoring
+from tfmammo.apps.stress import analysis, pairs, prediction, scoring, work
 from tfmammo.apps.stress.__main__ import choose
 from tfmammo.apps.stress.config import MethodConfig, StressConfig
 from tfmammo.apps.stress.detectors import OneByOne, read_unknown
@@ -287,6 +287,23 @@ def test_more_methods_need_a_smaller_p():
     assert Prediction(*values, three[0], 0.05).verdict.startswith("predicts nothing")
     table = prediction.tabulate([Prediction(*values, three[0], 0.05)] * 3, make_config())[1]
     assert table.body[0][5:7] == ["0.017", "0.050"] and "3 methods" in table.notes[0]
+
+
+def test_names_on_the_page_are_no_markup(tmp_path):
+    trial = make_trial(0.03, 3, method="my _odd_ one")
+    odd = [replace(each, density="a|b <b>x</b> `c` [d](e)") for each in trial.outcomes]
+    trials = {"my _odd_ one": replace(trial, outcomes=odd)}
+    config = make_config(samples=10, worst=1)
+    curves = {("my _odd_ one", "my _odd_ one"): analysis.fit_curves(odd, trial.limit, config)}
+    tables = [analysis.tabulate_strata(trials, config)]
+    work.write_page(tmp_path, tables, curves, trials, config)
+    page = (tmp_path / "index.html").read_text(encoding="utf-8")
+    assert "<td>my _odd_ one</td>" in page and "<h2>my _odd_ one: plain lesions" in page
+    density = "breast density: a|b &lt;b&gt;x&lt;/b&gt; `c` [d](e)</td>"
+    assert density in page
+    assert page.count('<img src="data:image/png;base64,') == 2
+    for tag in ("<em", "<b>", "<a ", "<code"):
+        assert tag not in page
 
 
 def test_scores_and_recalls_that_cannot_be_ranked():

@@ -17,7 +17,6 @@ from tfmammo.archives import folder, phantom
 from tfmammo.config import DataConfig
 from tfmammo.data import preprocess
 from tfmammo.data.extraction import make_patches
-from tfmammo.document import Block, Code, Grid, Heading, Picture, Text
 from tfmammo.errors import DataError
 from tfmammo.inference.pipeline import Pipeline, PipelineConfig
 from tfmammo.inference.report import draw_overlay, format_label
@@ -125,7 +124,7 @@ def write_demo(output: Path) -> Path:
     with filesystem.claim_folder(output, {"command": "demo"}, ".demo.json"):
         cases = write_cases(output)
         pictures: dict[str, bytes] = {}
-        blocks: list[Block] = [Heading(1, TITLE), Text(CAUTION), Text(ATTRIBUTION)]
+        blocks = [f"# {TITLE}", CAUTION, ATTRIBUTION]
         blocks += _show_cases(cases, pictures)
         for method in METHODS:
             blocks += _show_insertion(method, cases, pictures)
@@ -190,34 +189,34 @@ def _write_case(
     return Case(name, title, root, mammogram)
 
 
-def _show_cases(cases: Sequence[Case], pictures: dict[str, bytes]) -> Iterator[Block]:
-    yield Heading(2, "Two mammograms with their own masses")
+def _show_cases(cases: Sequence[Case], pictures: dict[str, bytes]) -> Iterator[str]:
+    yield "## Two mammograms with their own masses"
     for case in cases:
         image = case.mammogram.pixels()
         outlined = draw_outline(image, case.mask)
         panels = {case.name: np.repeat(image, 3, axis=-1), "its own mass": outlined}
         pictures[case.name] = _encode({name: each[np.newaxis] for name, each in panels.items()})
         size = case.describe_size(case.mammogram.lesions[0].box)
-        yield Text(f"The {case.name}: {case.title}, with a mass of {size}.")
-        yield Picture(case.name, case.title)
-    yield Text("To check such a folder:")
-    yield Code(tuple(f"tfmammo archives folder {case.root}" for case in cases))
+        yield f"The {case.name}: {case.title}, with a mass of {size}."
+        yield document.show_picture(case.name, case.title)
+    yield "To check such a folder:"
+    yield document.show_commands(*(f"tfmammo archives folder {case.root}" for case in cases))
 
 
 def _show_insertion(
     method: Method, cases: Sequence[Case], pictures: dict[str, bytes]
-) -> Iterator[Block]:
-    yield Heading(2, method.title)
+) -> Iterator[str]:
+    yield f"## {method.title}"
     for case, result in zip(cases, insert(method, cases), strict=True):
         size = case.describe_size(result.box)
-        yield Text(f"In the {case.name}, a mass of {size} was added here:")
+        yield f"In the {case.name}, a mass of {size} was added here:"
         yield _draw_edit(f"{method.name} in the {case.name}", result, pictures)
     if not method.arguments:
-        yield Text("To add one at a place of your choice, use the studio:")
-        yield Code(("tfmammo studio",))
+        yield "To add one at a place of your choice, use the studio:"
+        yield document.show_commands("tfmammo studio")
         return
     arguments = method.arguments.format(**method.editor)
-    yield Text("To make mammograms with such masses, and their annotations:")
+    yield "To make mammograms with such masses, and their annotations:"
     if method.is_real:
         commands = [
             f"tfmammo synthesize {arguments} data.name=folder data.root={case.root} "
@@ -229,7 +228,7 @@ def _show_insertion(
         commands = [
             f"tfmammo synthesize {arguments} count=1 format=png --output phantom-{method.name}"
         ]
-    yield Code(tuple(commands))
+    yield document.show_commands(*commands)
 
 
 def insert(method: Method, cases: Sequence[Case]) -> list[EditResult]:
@@ -270,9 +269,9 @@ def _list_places(case: Case) -> Iterator[tuple[int, int]]:
     yield from sorted(places, key=lambda place: float(np.sum((middle - place) ** 2)))
 
 
-def _show_removal(cases: Sequence[Case], pictures: dict[str, bytes]) -> Iterator[Block]:
+def _show_removal(cases: Sequence[Case], pictures: dict[str, bytes]) -> Iterator[str]:
     editor = Editor.load(EditorConfig(renderer="contextual", generator=f"{ZOO}contextual_removal"))
-    yield Heading(2, "Contextual GAN: a network removes a mass")
+    yield "## Contextual GAN: a network removes a mass"
     for case in cases:
         top, left, bottom, right = case.mammogram.lesions[0].box
         centre = ((top + bottom) // 2, (left + right) // 2)
@@ -280,7 +279,7 @@ def _show_removal(cases: Sequence[Case], pictures: dict[str, bytes]) -> Iterator
         try:
             result = editor.edit(bare, EditRequest(centre=centre, seed=SEED))
         except DataError as error:
-            yield Text(f"In the {case.name}, nothing was changed, because {error}.")
+            yield f"In the {case.name}, nothing was changed, because {document.escape(str(error))}."
             continue
         remaining = _measure_remaining(result, case.mask[..., 0])
         sentence = (
@@ -289,9 +288,9 @@ def _show_removal(cases: Sequence[Case], pictures: dict[str, bytes]) -> Iterator
         )
         if remaining > WEAK:
             sentence += " This small network is too weak for it."
-        yield Text(sentence)
+        yield sentence
         yield _draw_edit(f"removal in the {case.name}", result, pictures)
-    yield Code(("tfmammo studio",))
+    yield document.show_commands("tfmammo studio")
 
 
 def _measure_remaining(result: EditResult, mask: NDArray[np.uint8]) -> float:
@@ -315,13 +314,13 @@ def crop_edit(result: EditResult) -> dict[str, NDArray[np.float32]]:
     }
 
 
-def _draw_edit(key: str, result: EditResult, pictures: dict[str, bytes]) -> Picture:
+def _draw_edit(key: str, result: EditResult, pictures: dict[str, bytes]) -> str:
     panels = {
         name: image.repeat(ENLARGED, 0).repeat(ENLARGED, 1)[np.newaxis]
         for name, image in crop_edit(result).items()
     }
     pictures[key] = _encode(panels)
-    return Picture(key, f"{key}: before, after and outline")
+    return document.show_picture(key, f"{key}: before, after and outline")
 
 
 def _crop(image: NDArray[Any], result: EditResult) -> NDArray[Any]:
@@ -333,12 +332,12 @@ def _crop(image: NDArray[Any], result: EditResult) -> NDArray[Any]:
     return image[row : row + CROP, col : col + CROP]
 
 
-def _show_reading(cases: Sequence[Case], pictures: dict[str, bytes]) -> Iterator[Block]:
+def _show_reading(cases: Sequence[Case], pictures: dict[str, bytes]) -> Iterator[str]:
     names = {"detector": "light_head", "segmenter": "cgan", "classifier": "shape"}
     handles = {stage: f"{ZOO}{name}" for stage, name in names.items()}
     pipeline = Pipeline.load(PipelineConfig.model_validate(handles))
-    yield Heading(2, "CAD pipeline: masses found, outlined and classified by shape")
-    yield Text(
+    yield "## CAD pipeline: masses found, outlined and classified by shape"
+    yield (
         "A detector finds masses, the cGAN outlines them, and a third network classifies the shape "
         "of the outline. The detector was trained on neither mammogram. It is small, and misses "
         "half of the masses of unseen patients."
@@ -347,16 +346,18 @@ def _show_reading(cases: Sequence[Case], pictures: dict[str, bytes]) -> Iterator
         result = pipeline.predict(case.mammogram)
         key = f"findings in the {case.name}"
         pictures[key] = encode_rgb_png(draw_overlay(result, 2 * SIDE))
-        yield Text(f"In the {case.name}:")
-        yield Picture(key, key)
-        labels = [(format_label(number, each),) for number, each in enumerate(result.findings, 1)]
-        yield Grid(("finding",), tuple(labels) or (("no lesion found",),))
+        yield f"In the {case.name}:"
+        yield document.show_picture(key, key)
+        labels = [format_label(number, each) for number, each in enumerate(result.findings, 1)]
+        yield document.tabulate(["finding"], [[label] for label in labels or ["no lesion found"]])
     settings = " ".join(f"{stage}={handle}" for stage, handle in handles.items())
     files = " ".join(str(case.file) for case in cases)
-    yield Code((f"tfmammo case --config case {files} --set {settings} --output case",))
+    yield document.show_commands(
+        f"tfmammo case --config case {files} --set {settings} --output case"
+    )
 
 
-def _show_can(case: Case, pictures: dict[str, bytes]) -> Iterator[Block]:
+def _show_can(case: Case, pictures: dict[str, bytes]) -> Iterator[str]:
     """Show CAN in both directions on the mammogram's own mass, cropped as CAN was trained."""
     export_folder = zoo.fetch("can")
     outline = export.load(export_folder, "inverter")
@@ -369,11 +370,11 @@ def _show_can(case: Case, pictures: dict[str, bytes]) -> Iterator[Block]:
     panels = {"mass": image, "CAN's outline": found, "true outline": mask, "CAN's mass": made}
     pictures["can"] = _encode(panels)
     dice = segmentation.dice(mask[0], found[0] > 0.5)
-    yield Heading(2, "CAN: from a mass to its outline, and from an outline to a mass")
-    yield Text(f"CAN's outline has a Dice coefficient of {dice:.2f}.")
-    yield Picture("can", "CAN in both directions")
-    yield Text("To train a small CAN:")
-    yield Code(("tfmammo train can --config quickstart --output runs/quickstart",))
+    yield "## CAN: from a mass to its outline, and from an outline to a mass"
+    yield f"CAN's outline has a Dice coefficient of {dice:.2f}."
+    yield document.show_picture("can", "CAN in both directions")
+    yield "To train a small CAN:"
+    yield document.show_commands("tfmammo train can --config quickstart --output runs/quickstart")
 
 
 def _encode(panels: Mapping[str, NDArray[np.floating]]) -> bytes:

@@ -21,7 +21,6 @@ from tfmammo.apps.stress.detectors import KNOWN, open_detector
 from tfmammo.apps.stress.pairs import make_pairs, make_removals
 from tfmammo.apps.stress.scoring import Outcome, Trial, run
 from tfmammo.data import datasets
-from tfmammo.document import Block, Grid, Heading, Picture, Text
 from tfmammo.errors import DataError
 from tfmammo.evaluation.report import EXPERIMENT, save_figure, write_markdown
 from tfmammo.mammogram import Skipped
@@ -196,13 +195,13 @@ def write_page(
             file = f"worst-{name}.png"
             save_figure(draw_worst(worst, config.unit), output / file)
             titles[file] = f"{name}: plain lesions that it misses, and false detections"
-    blocks: list[Block] = [Heading(1, TITLE), *map(Text, WORDS)]
+    blocks = [f"# {TITLE}", *WORDS]
     for file, title in titles.items():
-        blocks += [Heading(2, title), Picture(file, title)]
-    for table in tables:
-        rows = tuple(map(tuple, table.body))
-        blocks += [Heading(2, table.title), Grid(tuple(table.header), rows)]
-        blocks += map(Text, table.notes)
+        blocks += [f"## {document.escape(title)}", document.show_picture(file, title)]
+    for table in tables:  # with names that users gave
+        cells = [[*map(document.escape, line)] for line in (table.header, *table.body)]
+        blocks += [f"## {document.escape(table.title)}", document.tabulate(cells[0], cells[1:])]
+        blocks += map(document.escape, table.notes)
     pictures = {file: (output / file).read_bytes() for file in titles}
     page = document.render_html(TITLE, blocks, pictures)
     filesystem.write_atomically(output / "index.html", page, durable=False)
