@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from tests.commands import run_module_here
-from tests.facts import read_csv
+from tests.facts import find, read_csv, read_rows
 from tfmammo import archives
 from tfmammo.apps.stress import analysis, pairs, prediction, scoring, work
 from tfmammo.apps.stress.__main__ import choose
@@ -26,6 +26,7 @@ from tfmammo.detection.detections import Detections, Detector
 from tfmammo.errors import ConfigError, DataError
 from tfmammo.mammogram import Mammogram, Skipped
 from tfmammo.metrics.boxes import Matches
+from tfmammo.metrics.rows import read_facts
 from tfmammo.metrics.significance import holm
 
 PHANTOMS = 12
@@ -289,6 +290,28 @@ def test_more_methods_need_a_smaller_p():
     assert table.body[0][5:7] == ["0.017", "0.050"] and "3 methods" in table.notes[0]
 
 
+def test_thresholds_and_correlations_are_facts(repository):
+    scores = dict(zip("abc", (3.0, 2.0, 1.0), strict=True))
+    recalls = dict(zip("abc", (0.5, 0.3, 0.4), strict=True))
+    values = ("drawn", scores, recalls, 0.5, -0.1, 0.9, 0.3, 0.6, 0.05)
+    recall, *_, correlation = prediction.list_facts([Prediction(*values)], make_config())
+    assert (recall.model, recall.measure, recall.unit, recall.value) == ("a", "tpr@0.5", "%", 50)
+    assert (correlation.value, correlation.low, correlation.high) == (0.5, -0.1, 0.9)
+    assert (correlation.p, correlation.p_corrected) == (0.3, 0.6)
+    trials = {"a": make_trial(0.03, 3), "blind": make_trial(9, 4)}
+    config = make_config(contrasts=(0.01, 0.02, 0.04, 0.08, 0.16), sizes=(8,))
+    curves = {
+        (name, "drawn"): analysis.fit_curves(trial.outcomes, trial.limit, config)
+        for name, trial in trials.items()
+    }
+    seen, blind = analysis.list_facts(curves, trials, config)
+    assert seen.low < seen.value < seen.high and seen.patients == 12 and blind.value == np.inf
+    # the committed rows are of the same kind
+    committed = read_facts(repository / "docs/results/stress.small.csv")
+    keys = {(row.table, row.subset, row.measure) for row in (recall, correlation, seen)}
+    assert keys < {(row.table, row.subset, row.measure) for row in committed}
+
+
 def test_names_on_the_page_are_no_markup(tmp_path):
     trial = make_trial(0.03, 3, method="my _odd_ one")
     odd = [replace(each, density="a|b <b>x</b> `c` [d](e)") for each in trial.outcomes]
@@ -343,5 +366,12 @@ def test_blobs_with_more_noise_find_less(repository, tmp_path, tracking_uri):
     }
     assert found["noise 0"] > found["noise 0.2"]
     assert (tmp_path / "out/curves.png").is_file() and (tmp_path / "out/table.md").is_file()
+    shown = read_rows(tmp_path / "out")
+    for curve in summary["curves"]:
+        subset = f"method={curve['method']}"
+        fact = find(shown, curve["detector"], "contrast_50", subset=subset)
+        assert fact.value == pytest.approx(float(curve["contrast"]["threshold"]), rel=1e-5)
+    for name in detectors:
+        assert 0 <= find(shown, name, "tpr@1").value <= 100
     page = (tmp_path / "out/index.html").read_text()
     assert "Does the stress score predict recall?" in page

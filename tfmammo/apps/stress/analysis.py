@@ -12,6 +12,7 @@ from tfmammo.apps.stress.config import REMOVAL, StressConfig
 from tfmammo.apps.stress.pairs import Condition
 from tfmammo.apps.stress.scoring import Outcome, Trial
 from tfmammo.metrics.psychometric import Psychometric, fit
+from tfmammo.metrics.rows import Fact
 from tfmammo.metrics.segmentation import bootstrap_interval, share_interval
 from tfmammo.metrics.summary import Table
 
@@ -25,6 +26,9 @@ NOTES = (
     "Intervals draw whole patients (bootstrap); those of thresholds are profile likelihoods, "
     "corrected for patients.",
 )
+
+
+PROFILE = "profile likelihood by patient"  # of `Fact.test`
 
 
 @dataclass(frozen=True)
@@ -100,6 +104,24 @@ def tabulate_thresholds(
     if config.score is not None:
         limit = f"scores above {config.score:g}"
     return Table(f"Where every second lesion is found, at {limit}", header, body, NOTES)
+
+
+def list_facts(
+    curves: Mapping[tuple[str, str], Curves], trials: Mapping[str, Trial], config: StressConfig
+) -> list[Fact]:
+    """List the thresholds; one is infinite above all tested stimuli, 0 below them."""
+    facts = []
+    for (detector, method), both in curves.items():
+        patients = len({outcome.patient for outcome in trials[detector].list_of(method)})
+        key = ("means", f"method={method}", detector, "")
+        for measure, unit, curve in (
+            ("contrast_50", "", both.contrast),
+            ("size_50", config.unit, both.size),
+        ):
+            if curve:
+                values = (curve.threshold, curve.low, curve.high)
+                facts.append(Fact(*key, measure, unit, *values, patients, test=PROFILE))
+    return facts
 
 
 def format_threshold(curve: Psychometric | None) -> str:

@@ -25,8 +25,9 @@ from tfmammo.errors import DataError
 from tfmammo.mammogram import Mammogram, Skipped, stack_boxes
 from tfmammo.metrics.boxes import Matches, find_spared, match
 from tfmammo.metrics.detection import froc
+from tfmammo.metrics.rows import Fact
 from tfmammo.metrics.significance import FEWEST_PATIENTS, holm, percentile_interval
-from tfmammo.metrics.summary import Table, format_p
+from tfmammo.metrics.summary import BOOTSTRAP, Table, format_p
 
 MOST_DRAWS = 300  # a draw fits one curve for each detector and method
 
@@ -192,6 +193,20 @@ def _score(
         threshold = curve.threshold if curve else float("nan")
         scores[detector] = -float(np.log(threshold)) if threshold else float("inf")
     return scores
+
+
+def list_facts(predictions: Sequence[Prediction], config: StressConfig) -> list[Fact]:
+    """List the recalls, and the correlation of each method with its interval and p."""
+    facts = [
+        Fact("means", "", name, "", f"tpr@{config.fppi:g}", "%", 100 * recall)
+        for name, recall in predictions[0].recall.items()
+    ]
+    for one in predictions:
+        key = ("prediction", f"method={one.method}", "stress score", "", "rank_correlation", "")
+        values = (one.correlation, one.low, one.high)
+        fact = Fact(*key, *values, test=BOOTSTRAP, p=one.p, p_corrected=one.p_corrected)
+        facts.append(fact)
+    return facts
 
 
 def tabulate(predictions: Sequence[Prediction], config: StressConfig) -> list[Table]:

@@ -22,11 +22,10 @@ from tfmammo.apps.stress.pairs import make_pairs, make_removals
 from tfmammo.apps.stress.scoring import Outcome, Trial, run
 from tfmammo.data import datasets
 from tfmammo.errors import DataError
-from tfmammo.evaluation.report import EXPERIMENT, save_figure, write_markdown
+from tfmammo.evaluation.report import Report, save_figure
 from tfmammo.mammogram import Skipped
 from tfmammo.metrics.plotting import INK, plot_style
-from tfmammo.metrics.summary import Table, write_csv
-from tfmammo.tracking import runs
+from tfmammo.metrics.summary import Table
 
 TITLE = "Stress test"
 WORDS = (
@@ -39,7 +38,7 @@ WORDS = (
 
 
 def stress(config: StressConfig, output: Path) -> list[Table]:
-    """Run a stress test; write table.md, index.html, pairs.csv, summary.json and pictures."""
+    """Run a stress test; write rows, tables, pairs, summary.json, index.html and pictures."""
     detectors = {name: open_detector(uri, config) for name, uri in config.detectors.items()}
     unseen = prediction.list_unseen(detectors, config)  # errors come before hours of work
     skipped = Skipped()
@@ -63,14 +62,14 @@ def stress(config: StressConfig, output: Path) -> list[Table]:
         analysis.tabulate_sensitivity(trials, config),
         analysis.tabulate_strata(trials, config),
     ]
+    facts = analysis.list_facts(curves, trials, config)
     predictions: list[prediction.Prediction] = []
     if config.unseen:
         recall = prediction.measure_recall(detectors, unseen, config)
         predictions = prediction.predict(trials, *recall, config)
         tables += prediction.tabulate(predictions, config)
+        facts += prediction.list_facts(predictions, config)
     output.mkdir(parents=True, exist_ok=True)
-    write_markdown(output / "table.md", tables)
-    write_csv(output / "pairs.csv", analysis.list_rows(trials))
     summary = {
         "curves": [
             {"detector": detector, "method": method, **dataclasses.asdict(both)}
@@ -85,15 +84,9 @@ def stress(config: StressConfig, output: Path) -> list[Table]:
     text = json.dumps(_replace_infinite(summary), indent=1)
     (output / "summary.json").write_text(text, encoding="utf-8")
     write_page(output, tables, curves, trials, config)
-    if config.tracking_uri:
-        metrics = {
-            f"{detector}/{method}/contrast_50": both.contrast.threshold
-            for (detector, method), both in curves.items()
-            if both.contrast
-        }
-        metrics |= {f"{each.method}/rank_correlation": each.correlation for each in predictions}
-        content = config.model_dump(mode="json")
-        runs.log_folder(output, config.tracking_uri, EXPERIMENT, content, metrics)
+    files = {"pairs.csv": analysis.list_rows(trials)}
+    # last, because it logs the whole folder
+    Report(config=config, facts=facts, tables=tables, files=files).write(output)
     return tables
 
 
