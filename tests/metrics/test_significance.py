@@ -69,7 +69,7 @@ def test_the_smallest_p_is_that_of_differences_of_one_sign():
             describe("flips", 9, 3),
             ["Holm's correction for 3 comparisons", "no p-value below 0.012."],
         ),
-        (describe("swaps", 6, 2), ["0.062, so that no difference can be shown."]),
+        (describe("flips", 6, 2), ["0.062, so that no difference can be shown."]),
         (describe("flips", 112, 6, samples=9999), ["9,999 random draws", "below 0.0012."]),
         (describe("jackknife", 9, 1), ["one comparison, no correction."]),
         (describe_few(5), ["5 patients are fewer than 6", "below 0.062."]),

@@ -7,7 +7,11 @@ from pathlib import Path
 import numpy as np
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
-from sklearn.metrics import confusion_matrix, precision_recall_fscore_support
+from sklearn.metrics import (
+    ConfusionMatrixDisplay,
+    confusion_matrix,
+    precision_recall_fscore_support,
+)
 
 from tfmammo.data.extraction import make_shape_patches
 from tfmammo.evaluation.comparison import Comparison, EvaluationConfig, compare
@@ -18,7 +22,7 @@ from tfmammo.evaluation.report import (
 )
 from tfmammo.mammogram import SHAPES
 from tfmammo.metrics.classification import RATES, roc_by_fold
-from tfmammo.metrics.plotting import COLOURS, INK, make_roc_axes, plot_style
+from tfmammo.metrics.plotting import COLOURS, make_roc_axes, plot_style
 from tfmammo.metrics.printed import Published, get_values
 from tfmammo.metrics.summary import Measure, Table, format_spread
 
@@ -151,27 +155,12 @@ def draw_confusion(name: str, confusion: NDArray[np.integer]) -> Figure:
     shares = 100 * confusion / np.maximum(1, confusion.sum(axis=1, keepdims=True))
     figure = Figure(figsize=(4.2, 4), layout="constrained")
     axes = figure.subplots()
-    axes.imshow(shares, cmap="Blues", vmin=0, vmax=100)
-    for (row, column), share in np.ndenumerate(shares):
-        axes.text(
-            column,
-            row,
-            f"{share:.0f} %\n{confusion[row, column]}",
-            ha="center",
-            va="center",
-            fontsize=8,
-            color="white" if share > 55 else INK,
-        )
-    ticks = range(len(SHAPES))
-    axes.set(
-        xticks=ticks,
-        xticklabels=SHAPES,
-        yticks=ticks,
-        yticklabels=SHAPES,
-        xlabel="predicted",
-        ylabel="true",
-    )
-    axes.set_title(f"{name}, {confusion.sum()} masses")
+    display = ConfusionMatrixDisplay(shares, display_labels=SHAPES)
+    scale = {"vmin": 0, "vmax": 100}
+    display.plot(ax=axes, cmap="Blues", colorbar=False, im_kw=scale, text_kw={"fontsize": 8})
+    for place, text in np.ndenumerate(display.text_):
+        text.set_text(f"{shares[place]:.0f} %\n{confusion[place]}")
+    axes.set(xlabel="predicted", ylabel="true", title=f"{name}, {confusion.sum()} masses")
     return figure
 
 

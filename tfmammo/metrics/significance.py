@@ -18,10 +18,9 @@ from numpy.typing import ArrayLike, NDArray
 # Its smallest two-sided p is 2^(1 - n): 0.0625 for five patients, 0.031 for six.
 FEWEST_PATIENTS = 6
 
-Test = Literal["flips", "swaps", "jackknife", "guessing"]
+Test = Literal["flips", "jackknife", "guessing"]
 TESTS: Mapping[Test, str] = {
     "flips": "two-sided permutation test that flips the signs of whole patients' differences",
-    "swaps": "two-sided permutation test that swaps the two models' ranks, patient by patient",
     "jackknife": "two-sided, Student's t on a jackknife that leaves out one patient at a time",
     "guessing": "two-sided exact test against guessing; every case is of patients of its own",
 }
@@ -123,7 +122,7 @@ def describe(
         else "one comparison, no correction"
     )
     sentence = f"p: {TESTS[test]}; {corrected}"
-    if test in ("flips", "swaps"):
+    if test == "flips":
         least = smallest_p(patients, comparisons, samples)
         units = f"{patients} patients" if 2.0**patients <= samples else f"{samples:,} random draws"
         sentence += f"; {units} can give no p-value below {least:.2g}"

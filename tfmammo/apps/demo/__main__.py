@@ -10,7 +10,6 @@ from __future__ import annotations
 from tfmammo.nn import _tensorflow  # noqa: F401  # imports TensorFlow quietly, before Keras does
 
 # isort: split
-import argparse
 import logging
 from collections.abc import Sequence
 from pathlib import Path
@@ -21,11 +20,7 @@ from tfmammo.apps.demo import scenes
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Write the demo's page."""
-    parser = cli.Parser(
-        prog="tfmammo demo",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = cli.make_command_parser("demo", __doc__)
     parser.add_argument("--output", type=Path, default=Path("runs/demo"), help="default runs/demo")
     options = parser.parse_args(arguments)
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import logging
 import warnings
 from collections.abc import Callable
+from functools import partial
 from typing import Any, TypeVar
 
 import requests
@@ -66,7 +67,7 @@ class WebNode:
         self._session.max_redirects = 0
         self._session.trust_env = address.has_tls
         # requests looks into ~/.netrc unless something else authorises
-        self._session.auth = _Authorization(authorization)
+        self._session.auth = partial(_authorize, authorization)
         if address.has_tls:
             make_tls(config)  # for its errors and warnings
             self._session.verify = str(config.ca) if config.ca and config.verify else config.verify
@@ -179,11 +180,7 @@ def _get_status(error: requests.HTTPError) -> int:
     return error.response.status_code if error.response is not None else 0
 
 
-class _Authorization(requests.auth.AuthBase):
-    def __init__(self, value: str | None) -> None:
-        self._value = value
-
-    def __call__(self, request: requests.PreparedRequest) -> requests.PreparedRequest:
-        if self._value:
-            request.headers["Authorization"] = self._value
-        return request
+def _authorize(value: str | None, request: requests.PreparedRequest) -> requests.PreparedRequest:
+    if value:
+        request.headers["Authorization"] = value
+    return request

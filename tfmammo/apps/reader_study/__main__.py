@@ -21,7 +21,7 @@ from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
-from tfmammo import cli, filesystem
+from tfmammo import cli
 from tfmammo.apps.reader_study.answers import Answers, write_answers
 from tfmammo.apps.reader_study.cases import ReaderStudyConfig
 from tfmammo.apps.reader_study.results import (
@@ -31,6 +31,7 @@ from tfmammo.apps.reader_study.results import (
     write_results,
 )
 from tfmammo.apps.reader_study.session import ReaderStudy
+from tfmammo.evaluation.report import save_figure
 from tfmammo.metrics.summary import Table
 
 
@@ -83,8 +84,7 @@ def _show_results(config: ReaderStudyConfig, output: Path | None) -> None:
     cli.console.print(results_table(results, config.name))
     if output:
         write_results(results, output / "results.csv")
-        with filesystem.atomic_file(output / "roc.png") as part:
-            plot_roc(config, answers).savefig(part, dpi=150, format="png")
+        save_figure(plot_roc(config, answers), output / "roc.png")
         cli.console.print(f"written   {output}")
 
 

@@ -25,11 +25,7 @@ from tfmammo.tracking.zoo.fetching import find_file
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Parse the arguments and run the subcommand."""
-    parser = cli.Parser(
-        prog="tfmammo pretrained",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = cli.make_command_parser("pretrained", __doc__)
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     listing = commands.add_parser("list", help="list the networks")
     listing.set_defaults(act=_list)
