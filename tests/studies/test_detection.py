@@ -251,17 +251,6 @@ def test_figures_of_a_study(evaluated, tmp_path):
     assert {path.name for path in (tmp_path / "report").iterdir()} == {"froc.png"}
 
 
-def test_seconds_are_medians_without_the_first(evaluated):
-    study, output = evaluated
-    assert detection_report.read_seconds(study, output) == {}
-    for seed, values in ((0, (9, 1, 3)), (1, (8, 4))):
-        path = output / "evaluations" / "real" / f"seed{seed}" / "seconds.csv"
-        # a second detector, whose first mammogram takes long, too
-        lines = "".join(f"{detector},{value}\n" for detector in (0, 1) for value in values)
-        path.write_text(f"detector,seconds\n{lines}", encoding="utf-8")
-    assert detection_report.read_seconds(study, output) == {"real": 3}, "the mean of 2 s and 4 s"
-
-
 def test_perfect_runs_whose_scores_lie_apart_are_perfect(tmp_path):
     """Every run ranks its lesions above its false positives; the seeds' scores are half a point
     apart.

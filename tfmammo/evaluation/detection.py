@@ -124,10 +124,6 @@ def evaluate(config: DetectionConfig, output: Path) -> Report:
         add_precision(report, detected, sets)
     output.mkdir(parents=True, exist_ok=True)
     write_boxes(output / "boxes.json", sets[DETECTORS])
-    report.files["seconds.csv"] = [
-        {"detector": prediction.detector, "seconds": round(prediction.seconds, 4)}
-        for prediction in sets[DETECTORS]
-    ]
     save_figure(detected.draw(), output / "froc.png")
     report.write(output)
     return report

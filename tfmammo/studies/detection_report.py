@@ -20,15 +20,11 @@ from tfmammo.evaluation.froc import (
     add_false_positives,
     add_recall,
     add_runs,
-    measure_seconds,
-    tabulate_seconds,
 )
 from tfmammo.evaluation.report import Report, save_figure
 from tfmammo.metrics.boxes import Matches, match_kinds
-from tfmammo.metrics.case_scores import read_lines
 from tfmammo.metrics.detection import ALL_DETECTIONS, Run
 from tfmammo.metrics.plotting import plot_style
-from tfmammo.metrics.rows import write_facts
 from tfmammo.studies import workflow
 from tfmammo.studies.detection import (
     EVALUATIONS,
@@ -66,8 +62,7 @@ def run_study(
         root: The root of the repository, where train, evaluate and configs are.
         any_version: Continue with what another version of the package made. Every table then says
             so.
-        jobs: How many steps run at once. With more than one, seconds per image are those of a
-            machine that does several things.
+        jobs: How many steps run at once.
     """
     check_steps(plan_steps(config, output, root, RUN_ID))
     datasets.write_archive_split(config.data, output)
@@ -84,10 +79,6 @@ def run_study(
     folder = output / "report"
     draw_figures(config, detected, folder)
     report.write(folder)
-    if seconds := read_seconds(config, output):
-        facts, timing = tabulate_seconds(seconds, detected)
-        write_facts(folder / "seconds.csv", facts)
-        report.tables.append(timing)
     uri = store.store_uri(config.tracking.uri)
     content = config.model_dump(mode="json")
     metrics = report.list_metrics()
@@ -195,17 +186,6 @@ def make_report(config: StudyConfig, detected: Detected) -> Report:
     if len(set(trained)) > 1:
         add_runs(report, detected)
     return report
-
-
-def read_seconds(config: StudyConfig, output: Path) -> dict[str, float]:
-    """Read how long each arm's detectors took for a mammogram: medians, averaged over seeds."""
-    medians: dict[str, list[float]] = {}
-    for arm in list_arms(config):
-        for seed in config.seeds:
-            if lines := read_lines(output / name_evaluation(arm, seed) / "seconds.csv"):
-                seconds = [(int(line["detector"]), float(line["seconds"])) for line in lines]
-                medians.setdefault(arm.name, []).append(measure_seconds(seconds))
-    return {name: float(np.mean(values)) for name, values in medians.items()}
 
 
 def draw_figures(config: StudyConfig, detected: Detected, folder: Path) -> None:
