@@ -5,6 +5,7 @@ import pytest
 
 from tfmammo.evaluation.froc import Detected, compare_recall
 from tfmammo.metrics.boxes import Matches
+from tfmammo.metrics.detection import Found
 
 HALF = [
     Matches(np.array([0.9]), np.array([0.8]), 1, 1),
@@ -14,9 +15,9 @@ NOTHING = [Matches(np.empty(0), np.empty(0), 1, 1)] * 6
 
 
 def test_curves_and_bands():
-    matches = {name: (images, [(0, 0)] * 6) for name, images in (("a", HALF), ("none", NOTHING))}
+    found = {name: Found.by_one_run(images) for name, images in (("a", HALF), ("none", NOTHING))}
     detected = Detected(
-        matches, list("abcdef"), (1, 2), (50, 0, 0.95), "recall", "phantom", titles={"a": "ours"}
+        found, list("abcdef"), (1, 2), (50, 0, 0.95), "recall", "phantom", titles={"a": "ours"}
     )
     (axes,) = detected.draw().axes
     ours, none = axes.get_lines()
@@ -35,8 +36,8 @@ def test_curves_and_bands():
 def test_a_difference_of_all_from_nothing_is_not_certain():
     everything = [Matches(np.array([0.9]), np.empty(0), 1, 1)] * 6
     lists = {"all": everything, "none": NOTHING, "again": everything}
-    matches = {name: (images, [(0, 0)] * 6) for name, images in lists.items()}
-    detected = Detected(matches, list("abcdef"), (1,), (50, 0, 0.95), "recall", "phantom")
+    found = {name: Found.by_one_run(images) for name, images in lists.items()}
+    detected = Detected(found, list("abcdef"), (1,), (50, 0, 0.95), "recall", "phantom")
     bound = -100 * np.log(0.05) / 6  # the rule of three, as of JAFROC
     for fact in compare_recall(detected, "all", "none"):
         assert (fact.value, fact.low, fact.high) == pytest.approx((100, 100 - bound, 100))

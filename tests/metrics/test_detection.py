@@ -7,6 +7,7 @@ from tfmammo.metrics import detection
 from tfmammo.metrics.boxes import Matches
 from tfmammo.metrics.detection import (
     ALL_DETECTIONS,
+    Found,
     false_positives_apart,
     froc,
     froc_by_run,
@@ -53,6 +54,7 @@ def image(hit, lesions=1):
 
 
 FOUND, MISSED, NORMAL = image(True), image(False), image(False, lesions=0)
+BOTH, TURNED = Found.by_one_run([FOUND, NORMAL]), Found.by_one_run([NORMAL, FOUND])
 
 
 @pytest.fixture
@@ -64,16 +66,16 @@ def test_an_interval_draws_patients_and_not_images(few_patients_suffice):
     """Two patients, one found on all of ten images, the other on none: draws are 0, 1/2 or 1,
     whatever the number of images.
     """
-    images = [FOUND] * 10 + [MISSED] * 10
-    low, high = froc_interval(images, [*"a" * 10, *"b" * 10], [1.0], samples=200)
+    found = Found.by_one_run([FOUND] * 10 + [MISSED] * 10)
+    low, high = froc_interval(found, [*"a" * 10, *"b" * 10], [1.0], samples=200)
     assert (low.tolist(), high.tolist()) == ([0], [1])
     patients = [str(number) for number in range(20)]
-    low, high = froc_interval(images, patients, [1.0], samples=200)
+    low, high = froc_interval(found, patients, [1.0], samples=200)
     assert 0.2 < low[0] < 0.4 and 0.6 < high[0] < 0.8
-    twice = [froc_interval(images, patients, samples=50) for _ in range(2)]
+    twice = [froc_interval(found, patients, samples=50) for _ in range(2)]
     assert np.array_equal(*twice), "the seed decides"
     # a draw without any lesion is repeated
-    low, high = froc_interval([FOUND, NORMAL], ["a", "b"], [1.0], samples=50)
+    low, high = froc_interval(BOTH, ["a", "b"], [1.0], samples=50)
     assert (low.tolist(), high.tolist()) == ([1], [1])
 
 
@@ -82,15 +84,14 @@ def test_an_interval_counts_patients_with_lesions():
     patients = [str(number) for number in range(25)]
     for found, is_unknown in ((5, True), (6, False)):
         images = [FOUND] * found + [NORMAL] * (25 - found)
-        interval = np.array(froc_interval(images, patients, [1.0], samples=20))
-        assert (np.isnan(interval) == is_unknown).all()
+        interval = froc_interval(Found.by_one_run(images), patients, [1.0], samples=20)
+        assert (np.isnan(np.array(interval)) == is_unknown).all()
 
 
-def slow_interval(images, patients, fppi, of, others=None, runs=None):
+def slow_interval(images, patients, fppi, of, runs, others=None):
     """Whole patients joined again for each of 40 draws, and the mean over the runs with lesions."""
     random = np.random.default_rng(5)
     names = sorted(set(patients))
-    runs = runs or [0] * len(images)
     values = []
     while len(values) < 40:
         drawn = [names[number] for number in random.integers(len(names), size=len(names))]
@@ -115,7 +116,9 @@ def test_an_interval_equals_that_of_patients_joined_again(few_patients_suffice, 
     lesions = [1, 0, 2, 0, 1, 0] * seeds
     patients = ["a", "b", "b", "c", "d", "d"] * seeds
     # two folds; whoever is drawn is drawn for both seeds
-    runs = [("cd".count(one), n // 6) for n, one in enumerate(patients)] if seeds > 1 else None
+    runs = [("cd".count(one), n // 6) for n, one in enumerate(patients)]
+    if seeds == 1:
+        runs = [(0, 0)] * len(patients)
     images, others = (
         [
             Matches(random.random(random.integers(n + 1)).round(1), random.random(2).round(1), n, 1)
@@ -123,14 +126,14 @@ def test_an_interval_equals_that_of_patients_joined_again(few_patients_suffice, 
         ]
         for _ in range(2)
     )
-    options = {"samples": 40, "seed": 5, "of": of, "runs": runs}
-    interval = froc_interval(images, patients, fppi, **options)
-    np.testing.assert_allclose(interval, slow_interval(images, patients, fppi, of, runs=runs))
-    options["others_runs"] = runs
-    interval = froc_interval(images, patients, fppi, **options, against=others)
-    expected = slow_interval(images, patients, fppi, of, others, runs)
+    found, against = Found(images, runs), Found(others, runs)
+    options = {"samples": 40, "seed": 5, "of": of}
+    interval = froc_interval(found, patients, fppi, **options)
+    np.testing.assert_allclose(interval, slow_interval(images, patients, fppi, of, runs))
+    interval = froc_interval(found, patients, fppi, **options, against=against)
+    expected = slow_interval(images, patients, fppi, of, runs, others)
     np.testing.assert_allclose(interval, expected)
-    same = froc_interval(images, patients, fppi, **options, against=images)
+    same = froc_interval(found, patients, fppi, **options, against=found)
     assert not np.any(same), "a detector does not differ from itself, whoever is drawn"
 
 
@@ -139,10 +142,11 @@ def test_an_interval_equals_that_of_patients_joined_again(few_patients_suffice, 
     [
         (lambda: froc([Matches(NOTHING, NOTHING, 0, 3)]), "0 and 3"),
         (lambda: froc([Matches(NOTHING, NOTHING, 3, 0)]), "3 and 0"),
-        (lambda: froc_interval([NORMAL], ["a"]), "lesions"),
-        (lambda: froc_interval([FOUND, MISSED], ["a"]), "2 images .* patients, not 1"),
-        (lambda: froc_interval([FOUND, NORMAL], ["a", "b"], against=[NORMAL, FOUND]), "same"),
-        (lambda: froc_by_run([NORMAL], [(0, 0)]), "lesions"),
+        (lambda: Found([NORMAL], []), "1 images .* runs, not 0"),
+        (lambda: froc_interval(Found.by_one_run([NORMAL]), ["a"]), "lesions"),
+        (lambda: froc_interval(BOTH, ["a"]), "2 images .* patients, not 1"),
+        (lambda: froc_interval(BOTH, ["a", "b"], against=TURNED), "same"),
+        (lambda: froc_by_run(Found.by_one_run([NORMAL])), "lesions"),
     ],
 )
 def test_bad_input(call, named):
@@ -166,7 +170,7 @@ def test_mean_over_runs_and_deviation_over_folds(values, mean, deviation):
 
 
 def test_runs_that_saw_no_lesion_have_no_curve():
-    assert list(froc_by_run([FOUND, NORMAL], [(0, 0), (1, 0)])) == [(0, 0)]
+    assert list(froc_by_run(Found([FOUND, NORMAL], [(0, 0), (1, 0)]))) == [(0, 0)]
 
 
 def test_false_positives_of_images_with_and_without_lesions_by_hand():
@@ -175,16 +179,17 @@ def test_false_positives_of_images_with_and_without_lesions_by_hand():
     """
     normal = [Matches(NOTHING, np.array(scores), 0, 1) for scores in ([0.9], [0.5], [0.5])]
     images = [*normal, Matches(np.array([0.95]), np.array([0.7, 0.1]), 2, 1)]
-    without, beside = false_positives_apart(images, [(0, 0)] * 4, [0.25, 0.5, 0.75, 1.0, 1.25, 9])
+    found = Found.by_one_run(images)
+    without, beside = false_positives_apart(found, [0.25, 0.5, 0.75, 1.0, 1.25, 9])
     # From .9: 1 and 0 boxes. From .7: 1 and 1. From .5: 3 and 1; three of four is half-way. From
     # .1: 3 and 2.
     np.testing.assert_allclose(without, np.array([1, 1, 2, 3, 3, 3]) / 3)
     np.testing.assert_allclose(beside, [0, 1, 1, 1, 2, 2])
     np.testing.assert_allclose((3 * without + beside)[:5] / 4, [0.25, 0.5, 0.75, 1.0, 1.25])
-    assert np.isnan(false_positives_apart(images[3:], [(0, 0)], [1.0])[0]).all()
+    assert np.isnan(false_positives_apart(Found.by_one_run(images[3:]), [1.0])[0]).all()
     # A second run whose normal images have no box: each of the two counts half.
     quiet = [Matches(NOTHING, NOTHING, 0, 1), images[3]]
     runs = [(0, 0)] * 4 + [(1, 0)] * 2
-    both, others = false_positives_apart(images + quiet, runs, [0.5, 1.0])
+    both, others = false_positives_apart(Found(images + quiet, runs), [0.5, 1.0])
     np.testing.assert_allclose(both, [1 / 6, 3 / 6])
     np.testing.assert_allclose(others, [(1 + 1) / 2, (1 + 2) / 2])

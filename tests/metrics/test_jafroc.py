@@ -6,6 +6,7 @@ from scipy import stats
 
 from tfmammo.metrics import jafroc as jafroc_module
 from tfmammo.metrics.boxes import Matches
+from tfmammo.metrics.detection import Found
 from tfmammo.metrics.jafroc import JafrocTest, choose_common_merit, jafroc, jafroc_test
 
 
@@ -75,9 +76,8 @@ def test_the_test_equals_scipys_paired_t_of_slow_pseudo_values(merit, seeds):
         # centred, as Hillis has them: their mean is the figure of merit
         pseudo.append(values - values.mean() + theta)
     expected = stats.ttest_rel(*pseudo)
-    of_runs = [(0, int(seed)) for seed in runs]
-    kept = {"runs": of_runs, "others_runs": of_runs} if seeds > 1 else {}
-    result = jafroc_test(*sides, patients, merit, **kept)
+    found = [Found(side, [(0, int(seed)) for seed in runs]) for side in sides]
+    result = jafroc_test(*found, patients, merit)
     assert (result.merit, result.other) == pytest.approx(merits)
     assert result.difference == pytest.approx(merits[0] - merits[1])
     found = result.t, result.degrees, result.p
@@ -90,7 +90,10 @@ def test_few_patients_with_lesions_have_few_degrees_of_freedom():
     """Each patient has one image, and the lesions' marks alone differ: 6 patients, 5 degrees."""
     random = np.random.default_rng(3)
     normal = [image(false=[x]) for x in random.random(100)]
-    sides = [[*(image([y], lesions=1) for y in random.random(6)), *normal] for _ in range(2)]
+    sides = [
+        Found.by_one_run([*(image([y], lesions=1) for y in random.random(6)), *normal])
+        for _ in range(2)
+    ]
     few = jafroc_test(*sides, [str(number) for number in range(106)])
     assert 5 <= few.degrees < 6
     assert few.p == pytest.approx(2 * stats.t.sf(abs(few.t), few.degrees))
@@ -100,8 +103,8 @@ def test_few_patients_with_lesions_have_few_degrees_of_freedom():
 
 
 def test_a_difference_without_variance(few_patients_suffice):
-    best = [image(false=[0.1])] * 2 + [image([0.9], lesions=1)] * 2
-    worst = [image(false=[0.9])] * 2 + [image(lesions=1)] * 2
+    best = Found.by_one_run([image(false=[0.1])] * 2 + [image([0.9], lesions=1)] * 2)
+    worst = Found.by_one_run([image(false=[0.9])] * 2 + [image(lesions=1)] * 2)
     result = jafroc_test(best, worst, ["a", "b", "c", "d"])
     # two patients with a lesion: 2^(1-2), and 3 / 2 is more than the whole range
     assert result == JafrocTest(1, 0, 1, 0, 1, np.inf, 3, 0.5)
@@ -110,7 +113,7 @@ def test_a_difference_without_variance(few_patients_suffice):
 @pytest.mark.parametrize("patients", [["a"] * 4, ["a", "b", "c", "c"], ["a", "a", "b", "c"]])
 def test_a_patient_who_cant_be_left_out_leaves_it_untested(few_patients_suffice, patients):
     """Of one patient alone, or with all lesions or all normal images of one."""
-    result = jafroc_test(KNOWN, KNOWN, patients)
+    result = jafroc_test(Found.by_one_run(KNOWN), Found.by_one_run(KNOWN), patients)
     assert (result.merit, result.difference, result.degrees) == (pytest.approx(4 / 6), 0, 0)
     assert np.isnan([result.low, result.high, result.t, result.p]).all()
 
@@ -120,7 +123,10 @@ def test_a_patient_who_cant_be_left_out_leaves_it_untested(few_patients_suffice,
     [
         (lambda: jafroc([image(false=[0.5])]), "lesions"),
         (lambda: jafroc([image([0.5], lesions=1)]), "without lesions.*jafroc1"),
-        (lambda: jafroc_test(KNOWN, KNOWN[::-1], [*"abcd"]), "same images"),
+        (
+            lambda: jafroc_test(Found.by_one_run(KNOWN), Found.by_one_run(KNOWN[::-1]), [*"abcd"]),
+            "same images",
+        ),
     ],
 )
 def test_bad_input(call, named):
@@ -130,32 +136,35 @@ def test_bad_input(call, named):
 
 def test_below_six_patients_nothing_is_tested():
     images = [image([0.9], [0.5], 1), *(image([0.7], [0.8], 1) for _ in range(5))]
-    assert np.isnan(jafroc_test(images[:5], images[:5], list("abcde"), "jafroc1").p)
-    assert jafroc_test(images, images, list("abcdef"), "jafroc1").p == 1
+    five, six = Found.by_one_run(images[:5]), Found.by_one_run(images)
+    assert np.isnan(jafroc_test(five, five, list("abcde"), "jafroc1").p)
+    assert jafroc_test(six, six, list("abcdef"), "jafroc1").p == 1
 
 
 LESION = image([0.9], lesions=1)
 EIGHT = [LESION, *[image()] * 6, LESION]
+ONE_RUN = Found.by_one_run(EIGHT)
 TWO_NORMAL = [LESION] * 8 + [image()] * 2
 
 
 @pytest.mark.parametrize(
     ("patients", "detectors", "merit"),
     [
-        ("abcdefgh", [(EIGHT, None)], "jafroc"),
-        ("abcdefgh", [(EIGHT, [(0, 0)] * 7 + [(1, 0)])], "jafroc1"),  # a run without normal ones
+        ("abcdefgh", [ONE_RUN], "jafroc"),
+        # a run without normal ones
+        ("abcdefgh", [Found(EIGHT, [(0, 0)] * 7 + [(1, 0)])], "jafroc1"),
         # without one's patient the second run has none
-        ("abcdefgh", [(EIGHT, [(0, 0)] * 6 + [(1, 0)] * 2)], "jafroc1"),
-        ("abcdefgh", [(EIGHT, None)] * 2, "jafroc"),
+        ("abcdefgh", [Found(EIGHT, [(0, 0)] * 6 + [(1, 0)] * 2)], "jafroc1"),
+        ("abcdefgh", [ONE_RUN] * 2, "jafroc"),
         # whichever is the reference
-        ("abcdefgh", [(EIGHT, None), (EIGHT, [(0, 0)] * 7 + [(1, 0)])], "jafroc1"),
+        ("abcdefgh", [ONE_RUN, Found(EIGHT, [(0, 0)] * 7 + [(1, 0)])], "jafroc1"),
         # normal images of five patients are too few for the jackknife
-        ("abbcdefg", [(EIGHT, None)], "jafroc1"),
-        ("abcdefghij", [(TWO_NORMAL, None)], "jafroc1"),
+        ("abbcdefg", [ONE_RUN], "jafroc1"),
+        ("abcdefghij", [Found.by_one_run(TWO_NORMAL)], "jafroc1"),
         # a run without lesions has no figure of merit, and its normal images do not count
         (
             "abcdefghijklmnop",
-            [(TWO_NORMAL + [image()] * 6, [(0, 0)] * 10 + [(1, 0)] * 6)],
+            [Found(TWO_NORMAL + [image()] * 6, [(0, 0)] * 10 + [(1, 0)] * 6)],
             "jafroc1",
         ),
     ],

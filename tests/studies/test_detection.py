@@ -240,9 +240,9 @@ def test_recall_differences_and_runs_by_hand(evaluated):
 def test_figures_of_a_study(evaluated, tmp_path):
     study, output = evaluated
     detected = detection_report.read_results(study, output)
-    images, trainings = detected.matches["copies-2"]
-    assert len(images) == 12 and set(detected.patients) == set(PATIENTS)
-    assert trainings == [(0, 0), (2, 0)] * 3 + [(0, 1), (2, 1)] * 3, "folds 0 and 2 are held out"
+    found = detected.found["copies-2"]
+    assert len(found.images) == 12 and set(detected.patients) == set(PATIENTS)
+    assert found.runs == [(0, 0), (2, 0)] * 3 + [(0, 1), (2, 1)] * 3, "folds 0 and 2 are held out"
     assert "6 lesions in 6 unseen mammograms, 0 of them normal, of 6 patients" in detected.title
     of_all = detection_report.draw_growth(study, detected, ALL_DETECTIONS).axes[0]
     assert of_all.get_ylabel() == "recall at IoU > 0.5, all detections"

@@ -31,7 +31,7 @@ from tfmammo.evaluation.report import Report, save_figure
 from tfmammo.mammogram import Lesion, Mammogram, Skipped, stack_boxes
 from tfmammo.metrics.average_precision import Boxes, average_precision, import_coco
 from tfmammo.metrics.boxes import Criterion, Matches, find_spared, match_kinds, recall_by
-from tfmammo.metrics.detection import FPPI, rows_by_run
+from tfmammo.metrics.detection import FPPI, Found
 from tfmammo.metrics.summary import Table
 
 log = logging.getLogger(__name__)
@@ -137,8 +137,8 @@ def collect(config: MammogramsOfDetectors, sets: Sets) -> Detected:
     total = Matches.join(images)
     return Detected(
         {
-            name: ([one.matches for one in found], [(one.detector, 0) for one in found])
-            for name, found in sets.items()
+            name: Found([one.matches for one in of_set], [(one.detector, 0) for one in of_set])
+            for name, of_set in sets.items()
         },
         patients,
         config.fppi,
@@ -292,11 +292,9 @@ def add_precision(report: Report, detected: Detected, sets: Sets) -> None:
             )
             for prediction in predictions
         ]
-        groups = rows_by_run(detected.matches[name][1], len(images)).values()
         values = [
-            list(average_precision([images[row] for row in rows_of_one]).values())
-            for rows_of_one in groups
-            if any(images[row].true_kinds for row in rows_of_one)
+            list(average_precision([images[row] for row in rows]).values())
+            for rows in detected.found[name].rows_with_lesions().values()
         ]
         means = np.mean(values, axis=0)
         report.facts += [

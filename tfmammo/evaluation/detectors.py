@@ -35,6 +35,7 @@ from tfmammo.evaluation.froc import (
 )
 from tfmammo.evaluation.report import Report, save_figure
 from tfmammo.metrics.boxes import Matches
+from tfmammo.metrics.detection import Found
 from tfmammo.metrics.rows import write_facts
 
 RANDOM_BOXES = "random boxes"
@@ -67,8 +68,8 @@ def evaluate(config: DetectorsConfig, output: Path) -> Report:
     detected = collect(config, sets)
     first = next(iter(sets))
     random = match_random_boxes(sets[first], config)
-    baseline = {RANDOM_BOXES: (random, [(0, 0)] * len(random))}
-    detected = replace(detected, matches={**detected.matches, **baseline})
+    baseline = {RANDOM_BOXES: Found.by_one_run(random)}
+    detected = replace(detected, found={**detected.found, **baseline})
     report = Report(config=config)
     add_recall(report, detected, (RANDOM_NOTE,))
     add_false_positives(report, detected)

@@ -15,19 +15,17 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
 from tfmammo.evaluation.report import Report
-from tfmammo.metrics.boxes import Matches
 from tfmammo.metrics.detection import (
     ALL_DETECTIONS,
+    Found,
     Measured,
     Run,
-    count_diseased,
     false_positives_apart,
     froc_by_run,
     froc_interval,
     over_folds,
-    parts_with_lesions,
 )
-from tfmammo.metrics.jafroc import JafrocTest, Merit, choose_common_merit, jafroc, jafroc_test
+from tfmammo.metrics.jafroc import JafrocTest, choose_common_merit, jafroc, jafroc_test
 from tfmammo.metrics.plotting import plot_style
 from tfmammo.metrics.rows import Fact
 from tfmammo.metrics.significance import (
@@ -53,7 +51,7 @@ class Detected:
     """What detectors found in the same mammograms.
 
     Attributes:
-        matches: Detector -> the matches in each mammogram, and the run behind each.
+        found: Detector -> what it found in each mammogram.
         patients: The patient of each mammogram.
         fppi: Numbers of false positives per image at which recall is given.
         bootstrap: Draws, seed and confidence level.
@@ -64,7 +62,7 @@ class Detected:
         images: Number of different mammograms.
     """
 
-    matches: Mapping[str, tuple[Sequence[Matches], Sequence[Run]]]
+    found: Mapping[str, Found]
     patients: Sequence[str]
     fppi: Sequence[float]
     bootstrap: tuple[int, int, float]
@@ -87,7 +85,7 @@ class Detected:
         self, detector: str, rates: Sequence[float], of: Measured = "tpr", is_pooled: bool = False
     ) -> tuple[Floats, Floats]:
         """Average a FROC curve over runs: mean and deviation over folds, float64 [k] each."""
-        curves = froc_by_run(*self._list_matches(detector, is_pooled), rates)
+        curves = froc_by_run(self._take(detector, is_pooled), rates)
         return over_folds({run: getattr(curve, of) for run, curve in curves.items()})
 
     def measure(
@@ -98,22 +96,20 @@ class Detected:
         Returns:
             (mean, deviation, low, high), float64 [k] each; NaN where there is none.
         """
-        images, runs = self._list_matches(detector, is_pooled)
-        low, high = froc_interval(images, self.patients, rates, *self.bootstrap, of, runs=runs)
+        found = self._take(detector, is_pooled)
+        low, high = froc_interval(found, self.patients, rates, *self.bootstrap, of)
         mean, deviation = self.average(detector, rates, of, is_pooled)
         if np.isfinite(low).all():  # resampling sees no variance in all or none
-            diseased = count_diseased(images, self.patients)
+            diseased = found.count_diseased(self.patients)
             for place in np.flatnonzero((mean == 0) | (mean == 1)):
                 share = bound_alike(mean[place], diseased, self.bootstrap[2])
                 low[place], high[place] = share
         return mean, deviation, low, high
 
-    def _list_matches(
-        self, detector: str, is_pooled: bool
-    ) -> tuple[Sequence[Matches], Sequence[Run]]:
-        """List the matches in each mammogram and their runs; pooled, all are of one run."""
-        images, runs = self.matches[detector]
-        return images, [(0, 0)] * len(images) if is_pooled else runs
+    def _take(self, detector: str, is_pooled: bool) -> Found:
+        """Take what a detector found; pooled, all is of one run."""
+        found = self.found[detector]
+        return Found.by_one_run(found.images) if is_pooled else found
 
     def make_fact(
         self, measure: Measure, table: str, detector: str, key: str, value: float | Estimate
@@ -125,8 +121,8 @@ class Detected:
 
     def describe(self, comparisons: int = 0) -> tuple[str, ...]:
         """Describe the test of some comparisons, or say that there are too few patients for one."""
-        images, _ = next(iter(self.matches.values()))  # all have the same lesions
-        diseased = count_diseased(images, self.patients)
+        first = next(iter(self.found.values()))  # all have the same lesions
+        diseased = first.count_diseased(self.patients)
         if diseased < FEWEST_PATIENTS:
             return (describe_few(diseased, "with lesions"),)
         count = len(set(self.patients))
@@ -138,7 +134,7 @@ class Detected:
         rates = np.linspace(0, max(self.fppi), 81)
         figure = Figure(figsize=(5, 4), layout="constrained")
         axes = figure.subplots()
-        shown = list(self.matches if detectors is None else detectors)
+        shown = list(self.found if detectors is None else detectors)
         for name in shown:
             mean, _, low, high = self.measure(name, rates.tolist())
             axes.fill_between(rates, low, high, alpha=0.2, linewidth=0)
@@ -174,8 +170,8 @@ def add_recall(report: Report, detected: Detected, notes: tuple[str, ...] = ()) 
     """
     body = []
     widest = int(np.argmax(detected.fppi))
-    for detector, (_, runs) in detected.matches.items():
-        for is_pooled in (False, True)[: min(2, len(set(runs)))]:
+    for detector, found in detected.found.items():
+        for is_pooled in (False, True)[: min(2, len(set(found.runs)))]:
             tpr = detected.measure(detector, detected.rates, "tpr", is_pooled)
             areas = detected.measure(detector, detected.fppi, "areas", is_pooled)
             recall, area = ([*zip(*values, strict=True)] for values in (tpr, areas))
@@ -190,7 +186,7 @@ def add_recall(report: Report, detected: Detected, notes: tuple[str, ...] = ()) 
         "all detections, %",
         f"mean from 0 to {max(detected.fppi):g}, %",
     ]
-    folds = {fold for _, runs in detected.matches.values() for fold, _ in runs}
+    folds = {fold for found in detected.found.values() for fold, _ in found.runs}
     spread = " ± SD over folds" if len(folds) > 1 else ""
     title = f"{detected.title}: {detected.recall}{spread}, at false positives per image"
     report.tables.append(Table(title, header, body, notes + detected.describe()))
@@ -214,8 +210,8 @@ def add_false_positives(report: Report, detected: Detected) -> None:
     The columns are numbers of false positives per mammogram of either kind.
     """
     body = []
-    for detector, (images, runs) in detected.matches.items():
-        apart = false_positives_apart(images, runs, detected.rates)
+    for detector, found in detected.found.items():
+        apart = false_positives_apart(found, detected.rates)
         for key, values in zip(("fp_normal", "fp_lesions"), apart, strict=True):
             for rate, value in zip(detected.rates, values, strict=True):
                 name = name_rate(key, rate)
@@ -242,9 +238,9 @@ def add_differences(report: Report, detected: Detected, references: Mapping[str,
         detected: What was found.
         references: Name -> its role in a study, which the table's title says.
     """
-    merit = choose_common_merit(detected.patients, *detected.matches.values())
+    merit = choose_common_merit(detected.patients, *detected.found.values())
     others = {
-        reference: [name for name in detected.matches if name != reference]
+        reference: [name for name in detected.found if name != reference]
         for reference in references
     }
     tests: dict[tuple[str, str], JafrocTest] = {}
@@ -252,7 +248,9 @@ def add_differences(report: Report, detected: Detected, references: Mapping[str,
     for reference, names in others.items():
         for name in names:
             if (reference, name) not in tests:
-                test = tests[name, reference] = compare_merit(detected, name, reference, merit)
+                found = detected.found[name], detected.found[reference]
+                test = jafroc_test(*found, detected.patients, merit, detected.bootstrap[2])
+                tests[name, reference] = test
                 levels |= {name: test.merit, reference: test.other}
     corrected = holm([test.p for test in tests.values()])
     pairs: dict[tuple[str, str], list[Fact]] = {}
@@ -297,20 +295,13 @@ def compare_recall(detected: Detected, name: str, reference: str) -> Iterator[Fa
     Where all draws differ alike, the interval reaches by the rule of three to either side, as that
     of `jafroc_test`.
     """
-    images, runs = detected.matches[name]
-    others, reference_runs = detected.matches[reference]
+    found, against = detected.found[name], detected.found[reference]
     ours, theirs = (detected.average(one, detected.rates)[0] for one in (name, reference))
     low, high = froc_interval(
-        images,
-        detected.patients,
-        detected.rates,
-        *detected.bootstrap,
-        against=others,
-        runs=runs,
-        others_runs=reference_runs,
+        found, detected.patients, detected.rates, *detected.bootstrap, against=against
     )
     differences = ours - theirs
-    diseased = count_diseased(images, detected.patients)
+    diseased = found.count_diseased(detected.patients)
     for place in np.flatnonzero((high - low < 1e-12) & (np.abs(differences) >= 1e-12)):
         low[place], high[place] = bound_alike(
             differences[place], diseased, detected.bootstrap[2], lowest=-1.0
@@ -321,26 +312,17 @@ def compare_recall(detected: Detected, name: str, reference: str) -> Iterator[Fa
         yield replace(fact, against=reference, test=BOOTSTRAP)
 
 
-def compare_merit(detected: Detected, name: str, reference: str, merit: Merit) -> JafrocTest:
-    """Test the difference in JAFROC's figure of merit between a detector and a reference."""
-    images, runs = detected.matches[name]
-    others, reference_runs = detected.matches[reference]
-    level = detected.bootstrap[2]
-    return jafroc_test(images, others, detected.patients, merit, level, runs, reference_runs)
-
-
 def add_runs(report: Report, detected: Detected) -> None:
     """Add figure of merit and recall of each run; a table shows the former, one column a fold.
 
     Intervals and p count patients. This table shows how much runs differ besides. What no run made,
     such as random boxes, is skipped where there are folds, because it is of all of them.
     """
-    merit = choose_common_merit(detected.patients, *detected.matches.values())
+    merit = choose_common_merit(detected.patients, *detected.found.values())
     merits, recalls = {}, {}
-    for name, (images, runs) in detected.matches.items():
-        parts = parts_with_lesions(images, runs)
-        merits[name] = {run: jafroc(part, merit) for run, part in parts.items()}
-        curves = froc_by_run(images, runs, detected.rates)
+    for name, found in detected.found.items():
+        merits[name] = {run: jafroc(part, merit) for run, part in found.parts().items()}
+        curves = froc_by_run(found, detected.rates)
         recalls[name] = {
             name_rate("tpr", rate): {run: float(curve.tpr[place]) for run, curve in curves.items()}
             for place, rate in enumerate(detected.rates)

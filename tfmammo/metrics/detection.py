@@ -2,12 +2,13 @@
 
 Different training runs have different scales of scores. The detections of several runs (the folds
 and seeds of one detector) are therefore measured for each run, and the measures are averaged:
-functions take `runs`, the run behind the matches in each image.
+functions take `Found`, which knows the run behind the matches in each image.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
 import numpy as np
@@ -21,6 +22,56 @@ Run = tuple[int, int]  # (fold, seed)
 # As a number of false positives per image: recall of all detections, infilling paper's Eq. (6).
 ALL_DETECTIONS = np.inf
 FPPI = (0.25, 0.5, 1.0, 2.0, 4.0, 8.0)
+
+
+@dataclass(frozen=True, eq=False)
+class Found:
+    """What a detector found in some images.
+
+    Attributes:
+        images: The matches in each image, normal images included.
+        runs: The run behind each of them.
+    """
+
+    images: Sequence[Matches]
+    runs: Sequence[Run]
+
+    def __post_init__(self) -> None:
+        """Refuse lists of different lengths."""
+        if len(self.images) != len(self.runs):
+            raise ValueError(f"{len(self.images)} images need as many runs, not {len(self.runs)}")
+
+    @staticmethod
+    def by_one_run(images: Sequence[Matches]) -> Found:
+        """Take all matches for those of one run, whose scores have one scale."""
+        return Found(images, [(0, 0)] * len(images))
+
+    def rows_by_run(self) -> dict[Run, list[int]]:
+        """Group the indices of images by run."""
+        rows: dict[Run, list[int]] = {}
+        for row, run in enumerate(self.runs):
+            rows.setdefault(run, []).append(row)
+        return rows
+
+    def rows_with_lesions(self) -> dict[Run, list[int]]:
+        """Group the indices of images by run, for the runs that have an image with a lesion."""
+        return {
+            run: rows
+            for run, rows in self.rows_by_run().items()
+            if any(self.images[row].lesions for row in rows)
+        }
+
+    def parts(self) -> dict[Run, list[Matches]]:
+        """Group images as `rows_with_lesions` does."""
+        return {
+            run: [self.images[row] for row in rows]
+            for run, rows in self.rows_with_lesions().items()
+        }
+
+    def count_diseased(self, patient_ids: Sequence[str]) -> int:
+        """Count the patients with a lesion in any of their images; one is named for each image."""
+        pairs = zip(self.images, patient_ids, strict=True)
+        return len({patient for image, patient in pairs if image.lesions})
 
 
 class Froc(NamedTuple):
@@ -59,13 +110,12 @@ def froc(images: Sequence[Matches], fppi: ArrayLike = FPPI) -> Froc:
     return _Ranked(images, np.zeros(len(images), np.intp), 1).froc(np.ones(1), fppi)
 
 
-def froc_by_run(
-    images: Sequence[Matches], runs: Sequence[Run], fppi: ArrayLike = FPPI
-) -> dict[Run, Froc]:
+def froc_by_run(found: Found, fppi: ArrayLike = FPPI) -> dict[Run, Froc]:
     """Compute the FROC curve of each run that has a lesion in its images."""
-    if not any(image.lesions for image in images):
+    parts = found.parts()
+    if not parts:
         raise ValueError("a FROC curve needs lesions, and there is none")
-    return {run: froc(part, fppi) for run, part in parts_with_lesions(images, runs).items()}
+    return {run: froc(part, fppi) for run, part in parts.items()}
 
 
 def over_folds(
@@ -83,7 +133,7 @@ def over_folds(
 
 
 def false_positives_apart(
-    images: Sequence[Matches], runs: Sequence[Run], fppi: ArrayLike = FPPI
+    found: Found, fppi: ArrayLike = FPPI
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """Count false positives per image without and with lesions, at given overall numbers per image.
 
@@ -96,12 +146,13 @@ def false_positives_apart(
     """
     rates = np.asarray(fppi, np.float64)
     counts: tuple[list[NDArray[np.float64]], ...] = ([], [])
-    for rows in rows_by_run(runs, len(images)).values():
-        joined = Matches.join([images[row] for row in rows])
+    for rows in found.rows_by_run().values():
+        images = [found.images[row] for row in rows]
+        joined = Matches.join(images)
         scores = np.unique(joined.false_positives)
         of_all = _count_reaching(joined, scores)
         for has_lesions in (False, True):
-            group = [images[row] for row in rows if bool(images[row].lesions) == has_lesions]
+            group = [image for image in images if bool(image.lesions) == has_lesions]
             if group:
                 of_group = _count_reaching(Matches.join(group), scores)
                 counts[has_lesions].append(np.interp(rates, of_all, of_group))
@@ -119,16 +170,14 @@ def _count_reaching(matches: Matches, scores: NDArray[np.float64]) -> NDArray[np
 
 
 def froc_interval(
-    images: Sequence[Matches],
+    found: Found,
     patient_ids: Sequence[str],
     fppi: ArrayLike = FPPI,
     samples: int = 1000,
     seed: int = 0,
     level: float = 0.95,
     of: Measured = "tpr",
-    against: Sequence[Matches] | None = None,
-    runs: Sequence[Run] | None = None,
-    others_runs: Sequence[Run] | None = None,
+    against: Found | None = None,
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """Compute the percentile bootstrap interval of a FROC curve; patients are drawn whole.
 
@@ -136,32 +185,31 @@ def froc_interval(
     of a drawn patient.
 
     Args:
-        images: The matches in each image.
+        found: What the detector found.
         patient_ids: The patient of each image.
         fppi: Numbers of false positives per image [k].
         samples: Number of draws. A draw without any lesion is repeated.
         of: "tpr", sensitivity, or "areas", the partial area.
-        against: Another detector's matches in the same images. The interval is then that of the
-            difference, images - against, with the same patients drawn for both.
-        runs: The run behind each of `images`; None: all have one scale of scores.
-        others_runs: The run behind each of `against`; None: all have one scale of scores.
+        against: What another detector found in the same images. The interval is then that of the
+            difference, found - against, with the same patients drawn for both.
 
     Returns:
         (low, high), float64 [k] each; NaN where fewer than `FEWEST_PATIENTS` patients have a
         lesion.
     """
-    check_pair(images, patient_ids, against)
-    if not any(image.lesions for image in images):
+    check_pair(found, patient_ids, against)
+    diseased = found.count_diseased(patient_ids)
+    if not diseased:
         raise ValueError("a FROC curve needs lesions, and there is none")
     patients, numbers = np.unique(np.asarray(patient_ids, np.str_), return_inverse=True)
     count = len(patients)
-    if count_diseased(images, patient_ids) < FEWEST_PATIENTS:
+    if diseased < FEWEST_PATIENTS:
         return np.full(np.shape(fppi), np.nan), np.full(np.shape(fppi), np.nan)
 
-    def rank(matches: Sequence[Matches], of_images: Sequence[Run] | None) -> list[_Ranked]:
+    def rank(detector: Found) -> list[_Ranked]:
         return [
-            _Ranked([matches[row] for row in rows], numbers[rows], count)
-            for rows in rows_by_run(of_images, len(matches)).values()
+            _Ranked([detector.images[row] for row in rows], numbers[rows], count)
+            for rows in detector.rows_with_lesions().values()
         ]
 
     def average(parts: list[_Ranked], times: NDArray[np.float64]) -> NDArray[np.float64]:
@@ -169,8 +217,8 @@ def froc_interval(
         curves = [part.froc(times, fppi) for part in parts if times @ part.lesions]
         return np.asarray(np.mean([getattr(curve, of) for curve in curves], axis=0))
 
-    ours = rank(images, runs)
-    theirs = None if against is None else rank(against, others_runs)
+    ours = rank(found)
+    theirs = None if against is None else rank(against)
     lesions = np.sum([part.lesions for part in ours], axis=0)
     random = np.random.default_rng(seed)
     values = []
@@ -185,42 +233,17 @@ def froc_interval(
     return low, high
 
 
-def count_diseased(images: Sequence[Matches], patient_ids: Sequence[str]) -> int:
-    """Count the patients with a lesion in any of their images."""
-    pairs = zip(images, patient_ids, strict=True)
-    return len({patient for image, patient in pairs if image.lesions})
-
-
-def rows_by_run(runs: Sequence[Run] | None, count: int) -> dict[Run, list[int]]:
-    """Group the indices of `count` images by run; None: one run has them all."""
-    rows: dict[Run, list[int]] = {}
-    for row, run in zip(range(count), [(0, 0)] * count if runs is None else runs, strict=True):
-        rows.setdefault(run, []).append(row)
-    return rows
-
-
-def check_pair(
-    images: Sequence[Matches], patient_ids: Sequence[str], others: Sequence[Matches] | None = None
-) -> None:
+def check_pair(found: Found, patient_ids: Sequence[str], other: Found | None = None) -> None:
     """Refuse lists of different lengths, or with different numbers of lesions, with ValueError."""
+    images = found.images
     if len(images) != len(patient_ids):
         raise ValueError(f"{len(images)} images need as many patients, not {len(patient_ids)}")
-    if others is not None and [image.lesions for image in images] != [
-        image.lesions for image in others
+    if other is not None and [image.lesions for image in images] != [
+        image.lesions for image in other.images
     ]:
         raise ValueError(
             "two detectors must be evaluated on the same images, and theirs have different lesions"
         )
-
-
-def parts_with_lesions(
-    images: Sequence[Matches], runs: Sequence[Run] | None
-) -> dict[Run, list[Matches]]:
-    """Group images by run, for the runs that have an image with a lesion."""
-    parts = {
-        run: [images[row] for row in rows] for run, rows in rows_by_run(runs, len(images)).items()
-    }
-    return {run: part for run, part in parts.items() if any(image.lesions for image in part)}
 
 
 class _Ranked:

@@ -30,24 +30,22 @@ from numpy.typing import NDArray
 from scipy import stats
 
 from tfmammo.metrics.boxes import Matches
-from tfmammo.metrics.detection import Run, check_pair, rows_by_run
+from tfmammo.metrics.detection import Found, check_pair
 from tfmammo.metrics.significance import FEWEST_PATIENTS, bound_alike, welch_degrees
 
 Merit = Literal["jafroc", "jafroc1"]
 
 
-def choose_common_merit(
-    patient_ids: Sequence[str], *detectors: tuple[Sequence[Matches], Sequence[Run] | None]
-) -> Merit:
+def choose_common_merit(patient_ids: Sequence[str], *detectors: Found) -> Merit:
     """Choose "jafroc" if every run of all detectors has images without lesions, else "jafroc1".
 
     In each run they must be of two patients at least, because the jackknife omits one. Over all
     runs they must be of `FEWEST_PATIENTS`: with fewer the test rejects too often.
     """
-    for images, runs in detectors:
+    for found in detectors:
         normal = [
-            {patient_ids[row] for row in rows if not images[row].lesions}
-            for rows in _list_runs(images, runs)
+            {patient_ids[row] for row in rows if not found.images[row].lesions}
+            for rows in _list_runs(found)
         ]
         if min(map(len, normal)) < 2 or len(set().union(*normal)) < FEWEST_PATIENTS:
             return "jafroc1"
@@ -92,13 +90,11 @@ def jafroc(images: Sequence[Matches], merit: Merit = "jafroc") -> float:
 
 
 def jafroc_test(
-    images: Sequence[Matches],
-    others: Sequence[Matches],
+    found: Found,
+    other: Found,
     patient_ids: Sequence[str],
     merit: Merit = "jafroc",
     level: float = 0.95,
-    runs: Sequence[Run] | None = None,
-    others_runs: Sequence[Run] | None = None,
 ) -> JafrocTest:
     """Test whether two detectors have different figures of merit, by the jackknife over patients.
 
@@ -107,12 +103,9 @@ def jafroc_test(
     pseudo-values, with Welch's degrees of freedom, K - 1 at most.
 
     Args:
-        images: The matches of one detector in each image.
-        others: The matches of the other detector in the same images.
+        found: What one detector found; theta is the mean of its runs' figures of merit.
+        other: What the other detector found in the same images.
         patient_ids: The patient of each image.
-        runs: The run behind each of `images`; theta is the mean of the runs' figures
-            of merit. None: all have one scale of scores.
-        others_runs: The run behind each of `others`; None: as above.
 
     Returns:
         The test. It is NaN where fewer than `FEWEST_PATIENTS` patients have a lesion, or where a
@@ -120,19 +113,17 @@ def jafroc_test(
         is 1. Where they differ without variance, t is infinite, p is 2^(1-n) of n patients
         with a lesion, as of a test that flips signs, and the interval that of the rule of three.
     """
-    check_pair(images, patient_ids, others)
+    check_pair(found, patient_ids, other)
     patients, rows = np.unique(np.asarray(patient_ids, np.str_), return_inverse=True)
     count = len(patients)
-    ours = _rank_runs(images, rows, merit, runs)
-    theirs = _rank_runs(others, rows, merit, others_runs)
-    first = float(np.mean([part.theta() for part in ours]))
-    other = float(np.mean([part.theta() for part in theirs]))
-    difference = first - other
+    ours, theirs = (_rank_runs(side, rows, merit) for side in (found, other))
+    first, second = (float(np.mean([part.theta() for part in side])) for side in (ours, theirs))
+    difference = first - second
     left = np.mean([part.leave_out(count) for part in ours], axis=0)
     left = left - np.mean([part.leave_out(count) for part in theirs], axis=0)
-    is_diseased = np.bincount(rows, [image.lesions for image in images], count) > 0
+    is_diseased = np.bincount(rows, [image.lesions for image in found.images], count) > 0
     if is_diseased.sum() < FEWEST_PATIENTS or np.isnan(left).any():
-        return JafrocTest(first, other, difference, np.nan, np.nan, np.nan, 0, np.nan)
+        return JafrocTest(first, second, difference, np.nan, np.nan, np.nan, 0, np.nan)
     pseudo = count * difference - (count - 1) * left
     error = float(np.sqrt(pseudo.var(ddof=1) / count))
     squares = np.square(pseudo - pseudo.mean())
@@ -147,30 +138,24 @@ def jafroc_test(
         low, high = bound_alike(difference, diseased, level, lowest=-1.0)
         t = float(np.copysign(np.inf, difference))
         p = 2.0 ** (1 - diseased)
-        return JafrocTest(first, other, difference, low, high, t, degrees, p)
+        return JafrocTest(first, second, difference, low, high, t, degrees, p)
     t = difference / error if error >= 1e-12 else 0.0  # below is what rounding leaves of 0
     half = float(stats.t.ppf((1 + level) / 2, degrees)) * error
+    low, high = difference - half, difference + half
     p = float(2 * stats.t.sf(abs(t), degrees))
-    return JafrocTest(first, other, difference, difference - half, difference + half, t, degrees, p)
+    return JafrocTest(first, second, difference, low, high, t, degrees, p)
 
 
-def _rank_runs(
-    images: Sequence[Matches],
-    patients: NDArray[np.intp],
-    merit: Merit,
-    runs: Sequence[Run] | None,
-) -> list[_Ratings]:
+def _rank_runs(found: Found, patients: NDArray[np.intp], merit: Merit) -> list[_Ratings]:
     return [
-        _Ratings([images[row] for row in rows], patients[rows], merit)
-        for rows in _list_runs(images, runs)
+        _Ratings([found.images[row] for row in rows], patients[rows], merit)
+        for rows in _list_runs(found)
     ]
 
 
-def _list_runs(images: Sequence[Matches], runs: Sequence[Run] | None) -> list[list[int]]:
+def _list_runs(found: Found) -> list[list[int]]:
     """List the images of each run, without runs that have no lesion if others do."""
-    groups = rows_by_run(runs, len(images)).values()
-    with_lesions = [rows for rows in groups if any(images[row].lesions for row in rows)]
-    return with_lesions or [list(range(len(images)))]
+    return [*found.rows_with_lesions().values()] or [list(range(len(found.images)))]
 
 
 class _Ratings:

@@ -23,7 +23,7 @@ from tfmammo.evaluation.froc import (
 )
 from tfmammo.evaluation.report import Report, save_figure
 from tfmammo.metrics.boxes import Matches, match_kinds
-from tfmammo.metrics.detection import ALL_DETECTIONS, Run
+from tfmammo.metrics.detection import ALL_DETECTIONS, Found, Run
 from tfmammo.metrics.plotting import plot_style
 from tfmammo.studies import workflow
 from tfmammo.studies.detection import (
@@ -88,10 +88,11 @@ def run_study(
 
 def read_results(config: StudyConfig, output: Path) -> Detected:
     """Read what the evaluations of a study wrote."""
-    matches: dict[str, tuple[list[Matches], list[Run]]] = {}
+    found: dict[str, Found] = {}
     keys: dict[str, list[tuple[str, str]]] = {}
     for arm in list_arms(config):
-        images, trained = matches[arm.name] = ([], [])
+        images: list[Matches] = []
+        trained: list[Run] = []
         keys[arm.name] = []
         for seed in config.seeds:
             path = output / name_evaluation(arm, seed) / "boxes.json"
@@ -100,16 +101,17 @@ def read_results(config: StudyConfig, output: Path) -> Detected:
                 images.append(of_mammogram)
                 trained.append((fold, seed))
                 keys[arm.name].append((name, patient))
-    real, trained = matches[REAL]
-    if any(keys[name] != keys[REAL] or matches[name][1] != trained for name in matches):
+        found[arm.name] = Found(images, trained)
+    real = found[REAL]
+    if any(keys[name] != keys[REAL] or found[name].runs != real.runs for name in found):
         raise DataError(
             f"{output}: the arms were not evaluated on the same mammograms; remove "
             f"{output / 'done' / EVALUATIONS} and run it again"
         )
     patients = [patient for _, patient in keys[REAL]]
     seeds = len(config.seeds)
-    total = Matches.join(real)
-    normal = sum(not matches.lesions for matches in real) // seeds
+    total = Matches.join(real.images)
+    normal = sum(not matches.lesions for matches in real.images) // seeds
     folds = " and ".join(map(str, config.held_out))
     title = (
         f"{config.name}: {total.lesions // seeds} lesions in {total.images // seeds} unseen "
@@ -117,7 +119,7 @@ def read_results(config: StudyConfig, output: Path) -> Detected:
         f"fold{'s' * (len(config.held_out) > 1)} {folds}, {seeds} seed{'s' * (seeds > 1)}"
     )
     return Detected(
-        matches,
+        found,
         patients,
         config.fppi,
         (config.samples, config.seed, config.level),
@@ -182,8 +184,7 @@ def make_report(config: StudyConfig, detected: Detected) -> Report:
         **dict.fromkeys(list(largest.values())[1:], ""),
     }
     add_differences(report, detected, references)
-    _, trained = detected.matches[REAL]
-    if len(set(trained)) > 1:
+    if len(set(detected.found[REAL].runs)) > 1:
         add_runs(report, detected)
     return report
 
