@@ -15,6 +15,7 @@ from tfmammo.archives import phantom
 from tfmammo.config import DataConfig
 from tfmammo.errors import ConfigError, DataError
 from tfmammo.evaluation.froc import POOLED
+from tfmammo.metrics.rows import read_facts
 
 PHANTOMS = 24  # of seven patients
 RECORDS = phantom.read(count=PHANTOMS)
@@ -123,20 +124,36 @@ def test_patients_all_and_without_normal_ones(run, runs):
 
 
 def test_a_second_detector_is_evaluated_on_the_same_mammograms(run, runs):
-    output, facts, _ = run(f"detectors=[{runs}/a, {runs}/b]", f"against={runs}/blind", "coco=true")
+    two = f"detectors={{blind: {runs}/blind, SSD: [{runs}/a, {runs}/b]}}"
+    output, facts, _ = run(two, "coco=true")
     for fact in facts:
         is_merit = fact.measure == "jafroc1"
-        if fact.model == "against" and not is_merit:
+        if fact.model == "blind" and not is_merit:
             assert fact.value == 0, "what is blind finds nothing, neither right nor wrong"
         if fact.against and not is_merit:
-            alone = find(facts, "detectors", fact.measure, "froc")
+            alone = find(facts, "SSD", fact.measure, "froc")
             assert (fact.value, fact.low, fact.high) == (alone.value, alone.low, alone.high)
     # its normal mammograms are all of one patient
-    ours, theirs = (find(facts, name, "jafroc1", "froc") for name in ("detectors", "against"))
-    test = find(facts, "detectors", "jafroc1", "differences", "against")
+    ours, theirs = (find(facts, name, "jafroc1", "froc") for name in ("SSD", "blind"))
+    test = find(facts, "SSD", "jafroc1", "differences", "blind")
     assert theirs.value == 0.5 and test.value == pytest.approx(ours.value - 0.5, abs=1e-5)
-    assert 0 < find(facts, "detectors", "ap50", "coco").value <= 100
+    assert 0 < find(facts, "SSD", "ap50", "coco").value <= 100
     assert "one comparison, no correction" in (output / "table.md").read_text()
+
+
+def test_several_detectors_have_recall_seconds_and_a_row_of_random_boxes(run, runs):
+    three = f"detectors={{SSD: {runs}/blind, Mask R-CNN: {runs}/blind, inside: {runs}/inside}}"
+    output, facts, boxes = run(three, "boxes=20", "fppi=[1, 4]")
+    ssd, mask_rcnn = (find(facts, name, "tpr@4", "froc") for name in ("SSD", "Mask R-CNN"))
+    assert ssd.value == mask_rcnn.value == 0
+    assert find(facts, "Mask R-CNN", "tpr@all", "differences", "SSD").value == 0
+    assert find(facts, "random boxes", "jafroc1", "differences", "SSD").p_corrected
+    assert boxes and not any(one["boxes"] for one in boxes.values()), "those of the first"
+    seconds = read_facts(output / "seconds.csv")
+    assert [fact.model for fact in seconds] == ["SSD", "Mask R-CNN", "inside"]
+    assert all(fact.value > 0 and fact.unit == "s" for fact in seconds)
+    table = (output / "table.md").read_text(encoding="utf-8")
+    assert "Seconds" not in table and "random boxes: at random places" in table
 
 
 @pytest.mark.slow
@@ -144,19 +161,20 @@ def test_the_figure_of_merit_is_tested(run, runs):
     """Other phantoms than those whose lesions the first one knows: it is wrong everywhere, which is
     worse than silence. So few patients have normal mammograms that it is JAFROC1.
     """
-    two = f"detectors={runs}/none/export", f"against={runs}/blind"
-    _, facts, _ = run(*two, "patients=all", "data.phantoms=32", "samples=5")
-    assert find(facts, "detectors", "jafroc1", "froc").value < 0.1
-    test = find(facts, "detectors", "jafroc1", "differences", "against")
+    two = f"detectors={{blind: {runs}/blind, SSD: {runs}/none/export}}"
+    _, facts, _ = run(two, "patients=all", "data.phantoms=32", "samples=5")
+    assert find(facts, "SSD", "jafroc1", "froc").value < 0.1
+    test = find(facts, "SSD", "jafroc1", "differences", "blind")
     assert test.low <= test.value <= test.high < 0 and test.p < 0.05
 
 
 def test_both_are_compared_where_both_are_eligible(run, runs):
     """The blind one saw nobody and is eligible for all, fold a for those that it never saw."""
     _, _, alone = run(f"detectors={runs}/a", "normal=false")
-    _, facts, boxes = run(f"detectors={runs}/blind", f"against={runs}/a", "normal=false")
+    two = f"detectors={{blind: {runs}/blind, SSD: {runs}/a}}"
+    _, facts, boxes = run(two, "normal=false")
     assert set(boxes) == set(alone) and not any(one["boxes"] for one in boxes.values())
-    assert len({fact.images for fact in facts}) == 1
+    assert {fact.images for fact in facts if fact.table == "froc"} == {len(alone)}
 
 
 def test_the_criterion_and_its_threshold_decide(run, runs):
@@ -182,6 +200,7 @@ def test_what_would_not_be_fair_is_refused(run, runs, monkeypatch):
         # normal mammograms are left, on which there is nothing to find
         ([f"detectors=[{runs}/a, {runs}/b]", "data.kinds=[distortion]"], "distortion"),
         ([f"detectors=[{runs / 'a'}]", "data.added.copies=2"], "data.added"),
+        ([f"detectors={{random boxes: {runs}/a}}"], "random boxes is the name"),
     ):
         with pytest.raises((DataError, ConfigError), match=said):
             run(*overrides)

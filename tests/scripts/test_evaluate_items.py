@@ -1,5 +1,5 @@
 """The commands of single tables and figures, on the phantom and on exports of known networks:
-evaluate/defects.py, frames.py, detectors.py and mammograms.py.
+evaluate/defects.py, frames.py and mammograms.py.
 """
 
 import json
@@ -9,14 +9,12 @@ import numpy as np
 import pytest
 
 from tests.commands import run_module_here
-from tests.exported_detectors import save_detector, write_ssd_card
 from tests.facts import find, read_csv, read_rows, read_scores
 from tests.known_networks import KnownCAN, make_card
 from tfmammo.config import DataConfig
 from tfmammo.data import datasets
 from tfmammo.errors import ConfigError, DataError
 from tfmammo.metrics import segmentation
-from tfmammo.metrics.rows import read_facts
 from tfmammo.models.cgan import PostprocessConfig, postprocess
 from tfmammo.tracking import export
 
@@ -105,31 +103,6 @@ def test_what_is_refused(run, known, tmp_path):
     ):
         with pytest.raises(error, match=key):
             run(name, *SMALL, f"models={models}", *others)
-
-
-@pytest.fixture(scope="module")
-def blind(tmp_path_factory):
-    """A detector that was trained on nobody, and always finds one box in the corner."""
-    folder = tmp_path_factory.mktemp("blind") / "export"
-    save_detector(folder / "saved_model", [[0.0, 0.0, 0.1, 0.1]], [0.5])
-    write_ssd_card(folder, DataConfig(size=64))
-    return str(folder.parent)
-
-
-def test_detectors_are_compared_on_one_set(run, blind):
-    models = f"detectors={{SSD: {blind}, Mask R-CNN: {blind}}}"
-    small = ("data.phantoms=8", "samples=20", "boxes=20", "fppi=[1, 4]")
-    output = run("detectors", *small, models)
-    facts = read_rows(output)
-    ssd, mask_rcnn = (find(facts, name, "tpr@4", "froc") for name in ("SSD", "Mask R-CNN"))
-    assert ssd.value == mask_rcnn.value == 0
-    assert find(facts, "Mask R-CNN", "tpr@all", "differences", "SSD").value == 0
-    assert find(facts, "random boxes", "jafroc1", "differences", "SSD").p_corrected
-    seconds = read_facts(output / "seconds.csv")
-    assert [fact.model for fact in seconds] == ["SSD", "Mask R-CNN"]
-    assert all(fact.value > 0 and fact.unit == "s" for fact in seconds)
-    assert "Seconds" not in (output / "table.md").read_text(encoding="utf-8")
-    assert (output / "froc.png").exists()
 
 
 @pytest.mark.slow

@@ -23,7 +23,6 @@ from tfmammo.evaluation.comparison import EvaluationConfig
 from tfmammo.evaluation.contiguous import ContiguousConfig
 from tfmammo.evaluation.defects import DefectsConfig
 from tfmammo.evaluation.detection import DetectionConfig
-from tfmammo.evaluation.detectors import DetectorsConfig
 from tfmammo.evaluation.frames import FramesConfig
 from tfmammo.evaluation.losses import LossesConfig
 from tfmammo.evaluation.mammograms import MammogramsConfig
@@ -54,7 +53,6 @@ SCHEMAS: Mapping[str, Any] = {
     "evaluate/defects.py": DefectsConfig,
     "evaluate/detection.py": DetectionConfig,
     "evaluate/detection.py --study": detection.StudyConfig,
-    "evaluate/detectors.py": DetectorsConfig,
     "evaluate/frames.py": FramesConfig,
     "evaluate/losses.py": LossesConfig,
     "evaluate/mammograms.py": MammogramsConfig,

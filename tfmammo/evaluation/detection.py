@@ -1,4 +1,9 @@
-"""Run detectors on mammograms of patients they never saw: what evaluate/detection.py writes."""
+"""Run detectors on mammograms of patients they never saw: what evaluate/detection.py writes.
+
+The cGAN's review calls the SSD the best of the detectors that it compares; the infilling paper uses
+a Light-Head R-CNN, the blending paper a Mask R-CNN. No paper compares the three on one set. The
+trivial baseline puts boxes of usual sizes at random places of the breast, with random scores.
+"""
 
 from __future__ import annotations
 
@@ -6,38 +11,54 @@ import json
 import logging
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import compress
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import Field, PositiveFloat, PositiveInt
+from pydantic import (
+    BeforeValidator,
+    Field,
+    NonNegativeInt,
+    PositiveFloat,
+    PositiveInt,
+    model_validator,
+)
 
 from tfmammo.archives import read_mammograms
 from tfmammo.data import datasets, sampling
+from tfmammo.data.anatomy import breast_mask
 from tfmammo.detection.detections import Detections, Detector
 from tfmammo.errors import DataError
-from tfmammo.evaluation.comparison import ModelURIs, Settings
+from tfmammo.evaluation.comparison import ModelURIs, Name, Settings
 from tfmammo.evaluation.froc import (
     RECALL,
     Detected,
     add_differences,
     add_false_positives,
     add_recall,
+    add_runs,
+    measure_seconds,
+    tabulate_seconds,
 )
 from tfmammo.evaluation.report import Report, save_figure
 from tfmammo.mammogram import Lesion, Mammogram, Skipped, stack_boxes
 from tfmammo.metrics.average_precision import Boxes, average_precision, import_coco
 from tfmammo.metrics.boxes import Criterion, Matches, find_spared, match_kinds, recall_by
 from tfmammo.metrics.detection import FPPI, Found
+from tfmammo.metrics.rows import write_facts
 from tfmammo.metrics.summary import Table
 
 log = logging.getLogger(__name__)
 
-DETECTORS = "detectors"
-AGAINST = "against"
+UNNAMED = "detectors"  # the name of one detector that the config gives none
+RANDOM_BOXES = "random boxes"
+RANDOM_NOTE = (
+    f"{RANDOM_BOXES}: at random places of the breast, of the sizes of other patients' lesions, "
+    "with random scores."
+)
 COCO = {
     "ap": "AP at IoU 0.5 to 0.95, %",
     "ap50": "AP at IoU 0.5, %",
@@ -46,13 +67,25 @@ COCO = {
 }
 
 
-class MammogramsOfDetectors(Settings):
-    """The mammograms that detectors are evaluated on, and what counts.
+def _name_detector(value: Any) -> Any:
+    return {UNNAMED: value} if isinstance(value, str | list | tuple) else value
+
+
+class DetectionConfig(Settings):
+    """Detectors, the mammograms that they are evaluated on, and what counts.
 
     `data` has the kinds of lesions; detections of other kinds are ignored. Each detector
-    preprocesses as in training. A mammogram for which no detector is eligible is skipped.
+    preprocesses as in training. A mammogram for which a detector has no eligible run is skipped.
     """
 
+    detectors: Annotated[
+        dict[Name, ModelURIs], BeforeValidator(_name_detector), Field(min_length=1)
+    ]
+    """Name -> one model URI, or several: the folds of a cross-validation; see `Detector.load`. The
+    other detectors are compared with the first one. One detector alone needs no name.
+    """
+    boxes: NonNegativeInt = 0
+    """Boxes of the trivial baseline in each mammogram; with 0 it has no row."""
     samples: PositiveInt = 1000
     """Draws of the bootstrap over patients."""
     normal: bool = True
@@ -65,22 +98,19 @@ class MammogramsOfDetectors(Settings):
     """What IoU or IoR must exceed."""
     fppi: tuple[PositiveFloat, ...] = Field(default=FPPI, min_length=1)
     """The numbers of false positives per image at which recall is given."""
+    coco: bool = False
+    """Whether to compute COCO's average precision too; needs pycocotools."""
+
+    @model_validator(mode="after")
+    def _check_names(self) -> DetectionConfig:
+        if RANDOM_BOXES in self.detectors:
+            raise ValueError(f"detectors: {RANDOM_BOXES} is the name of the trivial baseline")
+        return self
 
     @property
     def recall(self) -> str:
         """What is measured, in words."""
         return recall_by(self.criterion, self.threshold)
-
-
-class DetectionConfig(MammogramsOfDetectors):
-    """A detector, perhaps a second one, and the mammograms that they are evaluated on."""
-
-    detectors: ModelURIs
-    """One model URI, or several: the folds of a cross-validation; see `Detector.load`."""
-    against: ModelURIs | None = None
-    """A second detector, for a comparison on the mammograms that both are eligible for."""
-    coco: bool = False
-    """Whether to compute COCO's average precision too; needs pycocotools."""
 
 
 @dataclass(frozen=True)
@@ -109,27 +139,38 @@ Sets = Mapping[str, Sequence[Prediction]]
 
 
 def evaluate(config: DetectionConfig, output: Path) -> Report:
-    """Run the detectors on patients they never saw, and write tables, the FROC curve and boxes."""
+    """Run the detectors on patients they never saw, and write tables, FROC curves and boxes."""
     if config.coco:
         import_coco()  # fails before the work if pycocotools is missing
-    sets = run_sets(config, {DETECTORS: config.detectors, AGAINST: config.against or ()})
+    sets = run_sets(config)
+    first = next(iter(sets))
     detected = collect(config, sets)
+    if config.boxes:
+        random = Found.by_one_run(match_random_boxes(sets[first], config))
+        detected = replace(detected, found={**detected.found, RANDOM_BOXES: random})
     report = Report(config=config)
-    add_recall(report, detected)
+    add_recall(report, detected, (RANDOM_NOTE,) if config.boxes else ())
     add_false_positives(report, detected)
-    if config.against:
-        # the difference is detectors - against
-        add_differences(report, detected, {AGAINST: ""})
+    if len(detected.found) > 1:
+        add_differences(report, detected, {first: ""})
+    add_runs(report, detected)
     if config.coco:
         add_precision(report, detected, sets)
+    seconds = {
+        name: measure_seconds((one.detector, one.seconds) for one in of_set)
+        for name, of_set in sets.items()
+    }
+    facts, timing = tabulate_seconds(seconds, detected)
     output.mkdir(parents=True, exist_ok=True)
-    write_boxes(output / "boxes.json", sets[DETECTORS])
+    write_boxes(output / "boxes.json", sets[first])
+    write_facts(output / "seconds.csv", facts)
     save_figure(detected.draw(), output / "froc.png")
     report.write(output)
+    report.tables.append(timing)  # only printed: table.md is the same if this is repeated
     return report
 
 
-def collect(config: MammogramsOfDetectors, sets: Sets) -> Detected:
+def collect(config: DetectionConfig, sets: Sets) -> Detected:
     """Collect the matches of all sets for their tables."""
     first = next(iter(sets.values()))
     images = [prediction.matches for prediction in first]
@@ -156,19 +197,15 @@ def count_patients(patients: Sequence[str]) -> str:
     return f"{count} patient{'s' * (count > 1)}"
 
 
-def run_sets(config: MammogramsOfDetectors, uris: Mapping[str, Sequence[str]]) -> Sets:
+def run_sets(config: DetectionConfig) -> Sets:
     """Run the eligible detectors on every mammogram with a lesion that counts, and on normal ones.
 
-    Args:
-        config: The mammograms, and what counts.
-        uris: Set -> the model URIs of its detectors; a set without any is skipped. All sets get
-            the same mammograms, for which each of them has an eligible detector.
+    All sets get the same mammograms, for which each of them has an eligible detector.
     """
     datasets.refuse_added(config.data)
     sets = {
-        name: [Detector.load(uri, config.data.kinds, config.tracking_uri) for uri in of_set]
-        for name, of_set in uris.items()
-        if of_set
+        name: [Detector.load(uri, config.data.kinds, config.tracking_uri) for uri in uris]
+        for name, uris in config.detectors.items()
     }
     predictions: dict[str, list[Prediction]] = {name: [] for name in sets}
     skipped = Skipped()
@@ -240,7 +277,7 @@ def _predict(
     lesions: tuple[Lesion, ...],
     detector: Detector,
     index: int,
-    config: MammogramsOfDetectors,
+    config: DetectionConfig,
 ) -> Prediction:
     start = time.perf_counter()
     detections = detector.predict(mammogram)
@@ -256,7 +293,7 @@ def match_counted(
     kinds: Sequence[str],
     mammogram: Mammogram,
     lesions: Sequence[Lesion],
-    config: MammogramsOfDetectors,
+    config: DetectionConfig,
 ) -> tuple[NDArray[np.bool_], Matches]:
     """Match boxes with lesions.
 
@@ -272,6 +309,57 @@ def match_counted(
     found = boxes[counted], scores[counted], list(compress(kinds, counted))
     true_kinds = [lesion.kind for lesion in lesions]
     return counted, match_kinds(*found, truth, true_kinds, *rule, config.data.kinds)
+
+
+def match_random_boxes(predictions: Sequence[Prediction], config: DetectionConfig) -> list[Matches]:
+    """Match the boxes of the trivial baseline in the mammograms of any detector's predictions.
+
+    Boxes on lesions that do not count are left out, as of every detector.
+    """
+    sizes = []
+    for prediction in predictions:
+        mammogram = prediction.mammogram
+        for lesion in prediction.lesions:
+            top, left, bottom, right = lesion.box
+            sides = (bottom - top) / mammogram.rows, (right - left) / mammogram.cols
+            sizes.append((mammogram.patient_id, (*sides, lesion.kind)))
+    matches = []
+    for prediction in predictions:
+        patient = prediction.mammogram.patient_id
+        of_others = [size for owner, size in sizes if owner != patient]
+        random = sampling.random_stream(config.seed, prediction.mammogram.image_id, 0)
+        boxes, kinds = draw_boxes(prediction, of_others, config.boxes, random)
+        scores = random.random(len(boxes))
+        shown = prediction.mammogram, prediction.lesions
+        matches.append(match_counted(boxes, scores, kinds, *shown, config)[1])
+    return matches
+
+
+def draw_boxes(
+    prediction: Prediction,
+    sizes: Sequence[tuple[float, float, str]],
+    count: int,
+    random: np.random.Generator,
+) -> tuple[NDArray[np.float64], list[str]]:
+    """Draw boxes of usual sizes whose centres are anywhere on the breast.
+
+    Sizes are height and width of lesions, as parts of their mammogram's, and their kind. Without
+    any there are no boxes.
+
+    Returns:
+        Boxes in native px, float64 [n, 4], and their kinds.
+    """
+    mammogram = prediction.mammogram
+    places = np.argwhere(breast_mask(mammogram.pixels())[..., 0])
+    if not sizes or not len(places):
+        return np.empty((0, 4)), []
+    centres = places[random.integers(len(places), size=count)] + 0.5
+    chosen = [sizes[number] for number in random.integers(len(sizes), size=count)]
+    limits = np.array([mammogram.rows, mammogram.cols], np.float64)
+    half = np.array([size[:2] for size in chosen]) * limits / 2
+    low = np.clip(centres - half, 0, limits)
+    high = np.clip(centres + half, 0, limits)
+    return np.concatenate([low, high], axis=1), [kind for _, _, kind in chosen]
 
 
 def add_precision(report: Report, detected: Detected, sets: Sets) -> None:

@@ -1,4 +1,4 @@
-"""Several detectors on one set, and the trivial baseline of random boxes."""
+"""Detectors on one set: recall, seconds, average precision, and the baseline of random boxes."""
 
 from dataclasses import replace
 
@@ -8,14 +8,19 @@ import pytest
 from tests.facts import find
 from tfmammo.archives import phantom
 from tfmammo.detection.detections import Detections
-from tfmammo.evaluation import detectors
-from tfmammo.evaluation.detection import DetectionConfig, Prediction, add_precision, collect
-from tfmammo.evaluation.detectors import DetectorsConfig
+from tfmammo.evaluation.detection import (
+    DetectionConfig,
+    Prediction,
+    add_precision,
+    collect,
+    draw_boxes,
+    match_random_boxes,
+)
 from tfmammo.evaluation.froc import add_recall, measure_seconds, tabulate_seconds
 from tfmammo.evaluation.report import Report
 from tfmammo.metrics.boxes import Matches
 
-CONFIG = DetectorsConfig(detectors={"A": "a", "B": "b"}, boxes=40, fppi=(1, 2), samples=20)
+CONFIG = DetectionConfig(detectors={"A": "a", "B": "b"}, boxes=40, fppi=(1, 2), samples=20)
 
 
 def make_prediction(mammogram, hits=(), others=(), detector=0, seconds=1.0):
@@ -41,7 +46,7 @@ def test_random_boxes_have_the_sizes_of_other_patients_lesions(mammograms):
     mammogram = mammograms[0]
     prediction = make_prediction(mammogram)
     random = np.random.default_rng(0)
-    boxes, kinds = detectors.draw_boxes(prediction, [(0.25, 0.5, "mass")], 30, random)
+    boxes, kinds = draw_boxes(prediction, [(0.25, 0.5, "mass")], 30, random)
     assert boxes.shape == (30, 4) and set(kinds) == {"mass"}
     limits = np.array([mammogram.rows, mammogram.cols] * 2)
     assert (boxes >= 0).all() and (boxes <= limits).all()
@@ -50,17 +55,17 @@ def test_random_boxes_have_the_sizes_of_other_patients_lesions(mammograms):
     np.testing.assert_allclose(sides, [[mammogram.rows / 4, mammogram.cols / 2]] * len(sides))
     middle = np.floor(boxes[inside].reshape(-1, 2, 2).mean(axis=1)).astype(int)
     assert (mammogram.pixels()[middle[:, 0], middle[:, 1]] > 0).all(), "on the breast"
-    assert detectors.draw_boxes(prediction, [], 30, random)[0].shape == (0, 4)
+    assert draw_boxes(prediction, [], 30, random)[0].shape == (0, 4)
 
 
 @pytest.mark.slow
 def test_random_boxes_do_not_know_their_own_patient(mammograms):
     alone = [make_prediction(mammograms[0])]
-    (matches,) = detectors.match_random_boxes(alone, CONFIG)
+    (matches,) = match_random_boxes(alone, CONFIG)
     assert not matches.hits.size and not matches.false_positives.size and matches.lesions == 1
     several = [make_prediction(mammogram) for mammogram in mammograms]
-    first = detectors.match_random_boxes(several, CONFIG)
-    again = detectors.match_random_boxes(several, CONFIG)
+    first = match_random_boxes(several, CONFIG)
+    again = match_random_boxes(several, CONFIG)
     for one, other in zip(first, again, strict=True):
         assert len(one.hits) + len(one.false_positives) <= CONFIG.boxes
         np.testing.assert_array_equal(one.false_positives, other.false_positives)
@@ -75,11 +80,11 @@ def test_random_boxes_on_lesions_that_do_not_count_are_no_false_positives(mammog
     benign = replace(mammograms[0].lesions[0], pathology="benign", box=whole, outlines=())
     first = replace(make_prediction(replace(mammograms[0], lesions=(benign,))), lesions=())
     predictions = [first, make_prediction(mammograms[1])]
-    matches, _ = detectors.match_random_boxes(predictions, config)
+    matches, _ = match_random_boxes(predictions, config)
     assert len(matches.false_positives) == 200 and not matches.lesions, "any lesion counts"
     data = config.data.model_copy(update={"pathologies": ("malignant",)})
     config = config.model_copy(update={"data": data})
-    matches, _ = detectors.match_random_boxes(predictions, config)
+    matches, _ = match_random_boxes(predictions, config)
     assert not len(matches.false_positives), "none beside the benign one, which spares all"
 
 
@@ -89,9 +94,8 @@ def test_every_detector_has_its_recall_and_its_median_time(mammograms):
         "B": [make_prediction(one, others=[0.5], seconds=s) for s, one in enumerate(mammograms)],
         "late": [make_prediction(one, hits=[0.5], others=[0.9]) for one in mammograms],
     }
-    config = DetectionConfig(detectors=("a",), fppi=(1, 2), samples=20)
-    detected = collect(config, sets)
-    report = Report(config=config)
+    detected = collect(CONFIG, sets)
+    report = Report(config=CONFIG)
     add_recall(report, detected)
     fact = find(report.facts, "A", "tpr@1", "froc")
     assert (fact.value, fact.high, fact.patients) == (100, 100, 8)
