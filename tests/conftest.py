@@ -3,7 +3,6 @@
 Plain functions that tests share stand beside it, in the modules of tests/ that are no test.
 """
 
-import contextlib
 import ctypes
 import gc
 import logging
@@ -13,7 +12,6 @@ import signal
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
@@ -32,7 +30,6 @@ if "PYTEST_XDIST_WORKER" in os.environ:  # several processes share the cores
     os.environ.setdefault("TF_NUM_INTRAOP_THREADS", "1")
     os.environ.setdefault("OMP_NUM_THREADS", "1")
 
-import portalocker
 import psutil
 import pytest
 from rich.logging import RichHandler
@@ -68,13 +65,6 @@ def pytest_collection_modifyitems(items: list[pytest.Item]):
             item.add_marker("slow")
 
 
-@pytest.hookimpl(wrapper=True, tryfirst=True)
-def pytest_runtest_protocol(item: pytest.Item):
-    """Run a test marked `alone`, which measures time, while no other worker runs a test."""
-    with _take_turn(alone=item.get_closest_marker("alone") is not None):
-        return (yield)
-
-
 @pytest.hookimpl(tryfirst=True)
 def pytest_runtest_setup(item: pytest.Item):
     """Spare tests what an earlier one of this process has done already."""
@@ -88,29 +78,6 @@ def pytest_collection_finish():
     """
     gc.collect()
     gc.freeze()
-
-
-@contextlib.contextmanager
-def _take_turn(alone: bool) -> Iterator[None]:
-    """Hold a lock that all workers share, or that excludes them all.
-
-    A worker takes it while it holds a second lock, so that a test that waits for the others
-    to end is not overtaken for ever.
-    """
-    if "PYTEST_XDIST_WORKER" not in os.environ:
-        yield
-        return
-    with (
-        open(REPOSITORY / "pyproject.toml", "rb") as queue,
-        open(REPOSITORY / "setup.py", "rb") as turn,
-    ):
-        portalocker.lock(queue, portalocker.LOCK_EX)
-        portalocker.lock(turn, portalocker.LOCK_EX if alone else portalocker.LOCK_SH)
-        portalocker.unlock(queue)
-        try:
-            yield
-        finally:  # processes that the test left behind may hold the file as well
-            portalocker.unlock(turn)
 
 
 @pytest.fixture(scope="session")

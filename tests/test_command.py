@@ -63,7 +63,7 @@ def test_what_looks_around_is_quick_and_imports_no_tensorflow(repository, words)
     )
     after = resource.getrusage(resource.RUSAGE_CHILDREN)
     assert done.stdout.splitlines()[-1] == "", done.stdout
-    assert after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime < 0.5
+    assert after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime < 2
 
 
 def test_every_script_and_module_with_a_command_line_has_a_command(repository, capsys):
