@@ -356,22 +356,3 @@ def test_without_benign_patches_the_others_are_told_apart():
     two = {name: tf.gather(value, rows) for name, value in data.items()}
     values = make_model(positives="lesion").train_step(two)
     assert all(np.isfinite(float(value)) for value in values.values())
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize(("target", "updates"), [("mass", 3), ("calcification", 2)])
-def test_no_update_sees_the_noise_of_another(monkeypatch, target, updates):
-    model = make_model(target=target)
-    draw = model._noise
-    drawn = []
-
-    def record(source, use):
-        noise = draw(source, use)
-        drawn.append(noise.numpy().tobytes())
-        return noise
-
-    monkeypatch.setattr(model, "_noise", record)
-    for _ in range(2):
-        model.train_step(batch())
-    # D's fakes, then those of each update of G
-    assert len(drawn) == len(set(drawn)) == 2 * updates

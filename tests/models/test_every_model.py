@@ -175,43 +175,6 @@ def test_the_shape_networks_optimizer_is_rmsprop_with_its_configs_values():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", TINY)
-def test_each_update_lowers_the_loss_of_its_network_and_moves_no_other(name):
-    model = make_seeded(name)
-    batch = make_batch(name)
-    state = {
-        key: [variable.numpy() for variable in network.non_trainable_variables]
-        for key, network in model.networks.items()
-    }
-    for target, optimizer in model.optimizers.items():
-        for each in model.optimizers.values():
-            each.learning_rate = 0.0
-        optimizer.learning_rate = 1e-4
-        before = read_weights(model)
-        losses = []
-        for _ in range(2):
-            restore_state(model, state)
-            losses.append(float(model.train_step(batch)[f"{target}_loss"]))
-        assert losses[1] < losses[0] or "three draws" in name, target  # which draws dropout anew
-        moved = {
-            network
-            for network, weights in read_weights(model).items()
-            if any(np.any(a != b) for a, b in zip(weights, before[network], strict=True))
-        }
-        follows = {"average"} & set(model.networks)
-        assert target in moved and moved <= {target} | follows
-
-
-def restore_state(model, state):
-    """Draw the random numbers of the first step again, with its moving averages."""
-    for optimizer in model.optimizers.values():
-        optimizer.iterations.assign(0)
-    for key, network in model.networks.items():
-        for variable, value in zip(network.non_trainable_variables, state[key], strict=True):
-            variable.assign(value)
-
-
-@pytest.mark.slow
 @pytest.mark.parametrize("name", [mark_heavy(name) for name in TINY])
 def test_a_training_step_in_a_graph_equals_one_outside(name):
     eager, graph = make_seeded(name), make_seeded(name)

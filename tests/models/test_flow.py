@@ -1,6 +1,5 @@
 """Rectified flow: Eq. (1), samplers against flows in closed form, noise as the seed, exports."""
 
-import keras
 import numpy as np
 import pytest
 import tensorflow as tf
@@ -10,9 +9,7 @@ from tests.models.every import make_batch, make_model, make_random
 from tests.updates import assert_follows
 from tfmammo.config import DataConfig
 from tfmammo.errors import ConfigError, ExportError
-from tfmammo.models import flow
 from tfmammo.models.flow import embed_time, export_again, flow_matching, integrate
-from tfmammo.nn import layers
 from tfmammo.nn.layers import patch_seeds, tri_label, uniform_noise
 from tfmammo.synthesis import generators
 from tfmammo.tracking import export
@@ -44,26 +41,10 @@ def test_the_loss_is_each_holes_mean_by_hand():
     assert float(flow_matching(displacement, velocity, mask)) == pytest.approx(expected)
 
 
-@pytest.mark.slow
-def test_a_step_by_hand(monkeypatch):
-    for module in (flow, layers):  # the time, the hole's noise
-        monkeypatch.setattr(
-            module, "uniform_noise", lambda seeds, size: tf.fill([2, size, size, 1], 0.25)
-        )
-    model = make_model("flow", SIZE)
-    label = label_of(batch(), 0)  # an untrained network is still
-    np.testing.assert_allclose(model.infill(label), label[..., :1], atol=1e-6)
-    head = model.velocity.head
-    head.bias.assign([0.25])
-    model.optimizers["velocity"] = keras.optimizers.SGD(0.1)
-    data = batch()
-    data["image"] = tf.fill(data["image"].shape, 0.75)
-    # X_1 = 0.5 and X_0 = -0.5 in the hole; v is the head's bias, since its kernel is 0.
-    # loss = (1 - 0.25)^2, and its derivative by the bias is -2 (1 - 0.25).
-    assert float(model.train_step(data)["velocity_loss"]) == pytest.approx(0.5625)
-    assert float(head.bias[0]) == pytest.approx(0.25 + 0.1 * 1.5)
-    # The average's past weighs (1 + 0) / (10 + 0) at the first step; it started from 0.
-    assert float(model.average.head.bias[0]) == pytest.approx(0.9 * 0.4)
+def test_an_untrained_network_is_still():
+    label = label_of(batch(), 0)
+    found = make_model("flow", SIZE).infill(label)
+    np.testing.assert_allclose(found, label[..., :1], atol=1e-6)
 
 
 @pytest.mark.slow
