@@ -118,15 +118,8 @@ def test_a_model_goes_by_whatever_names_it(can, patches):
     assert np.array_equal(inverter(image=images)["mask"], masks)
     with pytest.raises(TrackingError, match="contains no export"):
         tfmammo.load(folder.parent)
-    zeros = np.zeros((1, 32, 32, 1))
-    for arguments, said in (
-        ((), "takes image"),
-        ((zeros, zeros), "takes image"),
-        ((np.zeros((2, 16, 16, 1)),), r"must have the shape \[n, 32, 32, 1\]"),
-        ((zeros + 255,), "must be in"),
-    ):
-        with pytest.raises(ExportError, match=said):
-            inverter(*arguments)
+    with pytest.raises(ExportError, match="takes image"):
+        inverter()
 
 
 def test_a_model_is_a_function_of_tensors(can):
@@ -318,18 +311,3 @@ def test_ctrl_c_lets_a_training_save_first(stand_in, tmp_path, quiet):
     with pytest.raises(KeyboardInterrupt):
         tfmammo.train("can", "quickstart", output=tmp_path / "run", quiet=quiet)
     assert saved.read_text() == "all"
-
-
-@pytest.mark.long
-def test_a_script_trains_and_loads_what_it_trained(tmp_path, tracking_uri, patches):
-    small = {
-        "data": {"phantoms": 12, "size": 32},
-        "training": {"steps": 2, "steps_per_loop": 1, "precision": "float32"},
-        "model": {"filters": [4, 8, 8], "discriminator_filters": 4},
-        "tracking": {"uri": tracking_uri, "system_metrics": False},
-    }
-    folder = tfmammo.train("can", "quickstart", small, output=tmp_path / "run")
-    assert folder == tmp_path / "run"
-    model = tfmammo.load(folder, "generator")
-    assert model(patches.masks[:2].astype(np.float32))["image"].shape == (2, 32, 32, 1)
-    assert model.card["step"] == 2

@@ -20,7 +20,6 @@ from tests.test_docs import read_setup
 from tfmammo import cli, shipped
 
 REPOSITORY = Path(__file__).resolve().parents[1]
-CONFIGS = sorted(path.name for path in (REPOSITORY / "configs").glob("*.yaml"))
 # Where the name to import is not the name to install.
 DISTRIBUTIONS = {
     "PIL": "pillow",
@@ -157,17 +156,6 @@ def test_every_import_is_a_requirement(package):
     assert names(extras["detection"]) >= DETECTION
     assert names(extras["benchmark"]) >= BENCHMARK
     assert imported("tests") <= core | names(extras["test"])
-
-
-@pytest.mark.parametrize("name", CONFIGS)
-def test_a_config_opens_with_its_command(name):
-    head = re.match(r"(?:#.*\n)*", read(f"configs/{name}")).group()
-    command = r"(python (?:train|evaluate)/\w+\.py|tfmammo [\w-]+)(?: \w+)?(?: --study \w+)?"
-    commands = re.findall(rf"{command} --config configs/{re.escape(name)}\b", head)
-    assert commands, f"the first lines are no comment with a command:\n{head}"
-    for program, target in map(str.split, commands):
-        is_file = (REPOSITORY / target).is_file()
-        assert is_file if program == "python" else target in shipped.COMMANDS
 
 
 def test_the_lock_file_of_the_image_has_what_setup_asks_for_with_hashes_and_names_no_index(package):

@@ -65,17 +65,6 @@ def test_the_real_mammogram_has_its_mass(tmp_path):
     assert case.mammogram.lesions[0].box == (183, 97, 248, 157)
 
 
-def test_places_are_in_the_breast_and_away_from_its_mass(phantom_case):
-    image = phantom_case.mammogram.pixels()[..., 0]
-    box = np.array(phantom_case.mammogram.lesions[0].box)
-    places = list(scenes._list_places(phantom_case))
-    assert len(places) > 20
-    for row, col in places:
-        assert image[row, col] > scenes.DARK
-        beyond = max(box[0] - row, row - box[2], box[1] - col, col - box[3])
-        assert beyond > scenes.CROP // 2 - scenes.STEP
-
-
 def test_no_place_is_an_error_that_says_why(phantom_case):
     config = scenes.EditorConfig(renderer="can", generator="none")
     edit = mock.Mock(side_effect=DataError("there is no room"))
@@ -96,13 +85,6 @@ def test_the_remaining_contrast_of_a_mass():
     for grey, remaining in ((0.6, 1), (0.3, 0.25), (0.1, 0)):
         result = SimpleNamespace(before=make(0.6), after=make(grey))
         assert scenes._measure_remaining(result, mask) == pytest.approx(remaining, abs=1e-6)
-
-
-def test_crops_stay_within_the_mammogram():
-    image = np.arange(512 * 512).reshape(512, 512, 1)
-    crop = scenes._crop(image, SimpleNamespace(box=(0, 500, 10, 512)))
-    assert crop.shape == (scenes.CROP, scenes.CROP, 1)
-    assert crop[0, 0, 0] == 512 - scenes.CROP
 
 
 def test_a_demo_leaves_other_folders_alone(tmp_path):

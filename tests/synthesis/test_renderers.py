@@ -70,9 +70,8 @@ def make_echo(change=0.0, data=DATA):
     return NetworkRenderer(Generator(call, 64, data, takes="pasted"), 6.0)
 
 
-@pytest.mark.parametrize("bits", [8, 16])
-@pytest.mark.parametrize("name", [*poisson.METHODS, "blending"])
-def test_nothing_changes_beyond_the_supports(name, bits, tiny_blending):
+@pytest.mark.parametrize(("bits", "name"), [(16, "opencv"), (8, "blending")])
+def test_nothing_changes_beyond_the_supports(bits, name, tiny_blending):
     stored, target = open_target(bits)
     renderer = make_renderer(name, tiny_blending() if name == "blending" else None, 16.0)
     lesions = [insert(renderer, target, make_piece(), top, 40) for top in (60, 120)]

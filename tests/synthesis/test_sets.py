@@ -77,6 +77,9 @@ def test_only_missing_items_are_made_and_those_left_out_on_demand(
     errors.clear()
     again = synthesize("m", retry=True, grouped=grouped)
     assert drawn == [NAMES[0]] and not any(recipe.left_out for recipe in again)
+    drawn.clear()
+    more = synthesize("m", wanted=5, grouped=grouped)
+    assert drawn == NAMES[3:] and more[:3] == again
 
 
 def test_a_bug_stops_the_work(synthesize, errors, drawn, tmp_path):

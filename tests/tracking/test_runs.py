@@ -10,6 +10,7 @@ import threading
 import time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from unittest import mock
 
 import cv2
 import keras
@@ -473,19 +474,14 @@ def test_the_commit_of_a_checkout(tmp_path):
     assert read_git_state(tmp_path / "untracked.py") == {}
 
 
-def test_system_metrics_are_sampled_where_wanted(folder, monkeypatch):
-    monkeypatch.setenv("MLFLOW_SYSTEM_METRICS_SAMPLING_INTERVAL", "0.1")
-    silent = Run(experiment(), folder / "other")
-    run = Run(experiment(system_metrics=True), folder / "output")
-    deadline = time.monotonic() + 20
-    key = "system/cpu_utilization_percentage"
-    while key not in stored(run).data.metrics and time.monotonic() < deadline:
-        time.sleep(0.1)
+@pytest.mark.parametrize("wanted", [True, False])
+def test_system_metrics_are_sampled_where_wanted(folder, monkeypatch, wanted):
+    sampled = mock.create_autospec(runs.SystemMetricsMonitor)
+    monkeypatch.setattr(runs, "SystemMetricsMonitor", sampled)
+    run = Run(experiment(system_metrics=wanted), folder / "output")
     run.close()
-    metrics = stored(run).data.metrics
-    assert metrics[key] >= 0 and 0 < metrics["system/system_memory_usage_percentage"] <= 100
-    silent.close()
-    assert stored(silent).data.metrics == {}
+    where = mock.call(run.id, resume_logging=True, tracking_uri=run.uri)
+    assert sampled.mock_calls == [where, mock.call().start(), mock.call().finish()] * wanted
 
 
 @pytest.mark.long

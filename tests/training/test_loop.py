@@ -433,18 +433,6 @@ def test_a_truncated_checkpoint_gives_way_to_the_one_before(fit, run, caplog):
         fit(steps=8)
 
 
-@pytest.mark.long
-def test_a_checkpoint_holds_every_variable_of_every_network(fit, run, tiny_can):
-    fit(steps=2, model=CAN)
-    held = [array for name, array in read_checkpoint(run).items() if name.startswith("network_")]
-    model = CAN(tiny_can().model, 32)
-    export.assign(model.networks, run / "export")
-    for network in model.networks.values():
-        for weight in network.weights:  # an export assigns no states of dropout
-            value = weight.numpy()
-            assert any(np.array_equal(array, value) for array in held), weight.path
-
-
 @pytest.mark.slow
 def test_training_starts_from_the_registry_or_an_export(fit, tmp_path, tiny_can, random_patches):
     fit("first", steps=1, register=True)

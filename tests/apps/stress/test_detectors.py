@@ -4,23 +4,18 @@ import base64
 import json
 import sys
 import threading
-from functools import partial
 from http.server import BaseHTTPRequestHandler, HTTPServer
 
 import cv2
-import keras
 import numpy as np
 import pytest
-import tensorflow as tf
 
-from tests.small_detectors import LIGHT_HEAD
+from tests.small_mammograms import make_mammogram
 from tfmammo.apps.stress.config import StressConfig
 from tfmammo.apps.stress.detectors import CommandDetector, OneByOne, OnnxDetector, open_detector
 from tfmammo.config import DataConfig
 from tfmammo.detection.detections import Detections, Detector
-from tfmammo.detection.light_head_rcnn import LightHeadRCNN, LightHeadRCNNConfig
 from tfmammo.errors import ConfigError, DetectionError
-from tfmammo.mammogram import Mammogram
 
 KINDS = ("mass", "calcification")
 # Writes what it is given as its answer, and checks what it reads.
@@ -39,8 +34,7 @@ if answer != "silence":
 
 def record(rows=40, cols=60, seed=0):
     image = np.random.default_rng(seed).random((rows, cols, 1), np.float32)
-    facts = {"laterality": "L", "spacing": (0.2, 0.2)}
-    return Mammogram("phantom", "nobody", f"{seed}", rows, cols, partial(np.copy, image), **facts)
+    return make_mammogram(seed, image, spacing=(0.2, 0.2))
 
 
 @pytest.fixture
@@ -211,35 +205,3 @@ def test_an_onnx_file_of_the_apis_form_is_a_detector(tmp_path):
     file.write_bytes(b"nothing")
     with pytest.raises(DetectionError, match="can't be read as ONNX"):
         OnnxDetector(file, KINDS)
-
-
-# Of tf2onnx, which still uses names that NumPy and TensorFlow have replaced.
-@pytest.mark.long
-@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
-@pytest.mark.slow
-def test_an_onnx_export_of_our_detector_answers_as_the_saved_model(tmp_path, monkeypatch):
-    """Of an image of the network's own size: ONNX has no operation for the letterbox's scaling."""
-    pytest.importorskip("onnxruntime")
-    convert = pytest.importorskip("tf2onnx.convert")
-    keras.utils.set_random_seed(0)
-    model = LightHeadRCNN(LightHeadRCNNConfig(**LIGHT_HEAD), 64)
-
-    @tf.function(input_signature=[tf.TensorSpec([1, 64, 64, 3], tf.float32, "input_tensor")])
-    def serve(input_tensor):
-        found = model.detect(input_tensor[..., :1] / 255.0)
-        return found | {"detection_classes": found["detection_classes"] + 1}
-
-    module = tf.Module()
-    module.weights = [variable.value for variable in model.networks["detector"].variables]
-    saved_model = str(tmp_path / "detector")
-    tf.saved_model.save(module, saved_model, signatures=serve.get_concrete_function())
-    file = tmp_path / "detector.onnx"
-    words = ["--saved-model", saved_model, "--signature_def", "serving_default", "--opset", "17"]
-    monkeypatch.setattr(sys, "argv", ["convert", *words, "--output", str(file)])
-    convert.main()
-    mammogram = record(64, 64)
-    (expected,) = OneByOne(Detector.load(saved_model), KINDS).detect([mammogram])
-    (found,) = OneByOne(OnnxDetector(file, ("mass",)), KINDS).detect([mammogram])
-    assert len(found) == len(expected) > 0
-    np.testing.assert_allclose(found.scores, expected.scores, atol=1e-4)
-    np.testing.assert_allclose(found.boxes, expected.boxes, atol=0.5)
