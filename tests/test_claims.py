@@ -126,8 +126,15 @@ def test_an_error_of_the_work_stays_what_it_is(tmp_path, caplog, error):
     assert (said in caplog.text) == isinstance(error, KeyboardInterrupt)
 
 
-@pytest.mark.parametrize("number", [errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP])
-@pytest.mark.parametrize("hold", [claim, folder.hold_lock])
+@pytest.mark.parametrize(
+    ("hold", "number"),
+    [
+        (claim, errno.ENOLCK),
+        (claim, errno.ENOSYS),
+        (claim, errno.EOPNOTSUPP),
+        (folder.hold_lock, errno.ENOLCK),
+    ],
+)
 def test_where_a_file_system_has_no_locks_work_goes_on_with_a_warning(
     tmp_path, monkeypatch, caplog, hold, number
 ):

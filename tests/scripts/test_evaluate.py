@@ -544,8 +544,11 @@ def test_losses_of_two_runs(run_evaluate, tmp_path, tracking_uri):
     np.testing.assert_allclose(right.lines[0].get_xydata(), [[1, 0.1], [4, 0.4]])
 
 
-@pytest.mark.parametrize("script", ["segmentation", "detection"])
-@pytest.mark.parametrize("option", ["--plan", "--any-version", "--jobs=2"])
+@pytest.mark.parametrize(
+    ("script", "option"),
+    [("segmentation", option) for option in ("--plan", "--any-version", "--jobs=2")]
+    + [("detection", "--plan")],
+)
 def test_what_studies_alone_take_is_refused_without_one(repository, tmp_path, script, option):
     done = run_script_here(
         repository / f"evaluate/{script}.py", option, "--output", tmp_path / "out"

@@ -33,10 +33,17 @@ def test_own_names_alone_are_answered(hosts, status):
 
 
 @pytest.mark.parametrize(
-    "origin", ["http://evil.example", "null", "http://127.0.0.1:9999", "https://localhost:7860"]
+    ("origin", "method", "host"),
+    [
+        ("http://evil.example", "POST", "127.0.0.1"),
+        ("null", "POST", "127.0.0.1"),
+        ("http://127.0.0.1:9999", "POST", "127.0.0.1"),
+        ("https://localhost:7860", "POST", "127.0.0.1"),
+        ("http://evil.example", "OPTIONS", "127.0.0.1"),
+        ("http://evil.example", "GET", "127.0.0.1"),
+        ("http://evil.example", "POST", "0.0.0.0"),
+    ],
 )
-@pytest.mark.parametrize("method", ["POST", "OPTIONS", "GET"])
-@pytest.mark.parametrize("host", ["127.0.0.1", "0.0.0.0"])
 def test_another_sites_page_is_refused(origin, method, host):
     answer = ask({"host": "127.0.0.1:7860", "origin": origin}, host=host, method=method)
     assert answer.status_code == 403 and list(answer.json()) == ["error"]
