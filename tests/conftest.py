@@ -30,6 +30,7 @@ if "PYTEST_XDIST_WORKER" in os.environ:  # several processes share the cores
     os.environ.setdefault("TF_NUM_INTRAOP_THREADS", "1")
     os.environ.setdefault("OMP_NUM_THREADS", "1")
 
+import hypothesis
 import psutil
 import pytest
 from rich.logging import RichHandler
@@ -39,7 +40,9 @@ from tests import once
 pytest_plugins = ["tests.memory"]
 
 REPOSITORY = Path(__file__).resolve().parents[1]
-
+# The same examples in every run, however busy the machine is: a change alone makes a test fail.
+hypothesis.settings.register_profile("repeatable", derandomize=True, deadline=None)
+hypothesis.settings.load_profile("repeatable")
 
 MEMORY_FOLDER = "/dev/shm"
 ROOM = 8 * 2**30  # bytes, four times what the files of a run take

@@ -40,7 +40,7 @@ def test_attributes_are_a_lesions_own(small):
 # Run lengths
 
 
-@settings(deadline=None, max_examples=50)
+@settings(max_examples=50)
 @given(st.lists(st.integers(1, 40_000), min_size=1, max_size=30))
 def test_compressed_runs_of_any_length(lengths):
     size = sum(lengths)
@@ -48,7 +48,7 @@ def test_compressed_runs_of_any_length(lengths):
     assert coco._decode_runs(encoded["counts"].decode()) == lengths
 
 
-@settings(deadline=None, max_examples=50)
+@settings(max_examples=50)
 @given(st.integers(0, 2**32 - 1), st.integers(0, 6), st.integers(0, 4))
 def test_regions_are_encoded_as_pycocotools_does(seed, top, left):
     random = np.random.default_rng(seed)

@@ -97,7 +97,7 @@ def written_patients(draw):
     return cells
 
 
-@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(cells=written_patients(), form=FORMS)
 def test_one_patient_is_one_and_two_are_two(tmp_path, cells, form):
     """Whatever program wrote a table: one pseudonym for all spellings, and for nobody else."""
@@ -130,7 +130,7 @@ CELLS = st.text(
 ).filter(lambda cell: cell.lower() not in BLANK_WORDS - {""})
 
 
-@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(rows=st.lists(st.tuples(CELLS, CELLS, CELLS), min_size=1, max_size=5), form=FORMS)
 def test_what_a_program_wrote_is_read(tmp_path, rows, form):
     path = write(tmp_path / form[0], [("File Name", "b", "C"), *rows], *form[1:])

@@ -220,7 +220,7 @@ KEYS = st.sampled_from(
 YAML_LIKE = st.text("0123456789abefnotxyz_-+.:!&*[]{}<>?%@`'\"|#,= \nT\\~", max_size=30)
 
 
-@settings(deadline=None, max_examples=300, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=300, suppress_health_check=[HealthCheck.too_slow])
 @given(
     override=st.one_of(
         st.text(max_size=40), st.builds("{}={}".format, KEYS, st.text(max_size=20) | YAML_LIKE)
@@ -233,7 +233,7 @@ def test_no_override_raises_anything_but_a_config_error(minimal, override):
         assert str(error)
 
 
-@settings(deadline=None, max_examples=100)
+@settings(max_examples=100)
 @given(content=st.binary(max_size=60) | YAML_LIKE.map(str.encode))
 def test_no_file_raises_anything_but_a_config_error(tmp_path_factory, content):
     path = tmp_path_factory.getbasetemp() / "fuzzed.yaml"

@@ -242,7 +242,7 @@ def test_paper_with_few_patches_scales_the_test_set(caplog):
     folds=st.integers(2, 5),
     seed=st.integers(0, 100),
 )
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 def test_strata_are_shared_out_within_one_patient_and_folds_stay_balanced(patients, folds, seed):
     ids = [f"p{i}" for i, (count, _) in enumerate(patients) for _ in range(count)]
     pathologies = [pathology for count, pathology in patients for _ in range(count)]

@@ -209,7 +209,7 @@ def test_a_shape_is_judged_by_a_mask_made_as_in_training(load):
 
 
 @given(st.integers(0, 2**32 - 1))
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 def test_outlines_hold_a_region_exactly_but_for_its_holes(seed):
     region = (np.random.default_rng(seed).random((12, 9)) < 0.4).astype(np.uint8)
     region[0, 0] = 1

@@ -51,7 +51,7 @@ several = st.integers(4, 30).flatmap(
 )
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(several)
 def test_areas_are_scikit_learns_and_the_variance_is_that_of_every_pair(case):
     """DeLong's components written out: psi of every positive with every negative."""

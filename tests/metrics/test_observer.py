@@ -58,7 +58,7 @@ def test_ratings_of_one_kind_have_no_area():
         pool_ratings(REAL, [[1, 2, 3, np.nan, np.nan, np.nan]])
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(
     arrays(float, (3, 6), elements=st.sampled_from([0.0, 1.0, np.nan])).filter(
         lambda right: not np.isnan(right).all(axis=0).any()
