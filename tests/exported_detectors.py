@@ -1,7 +1,7 @@
 """Detectors whose answers are known, as SavedModels of the kind that others export."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -39,13 +39,19 @@ def save_detector(
     tf.saved_model.save(tf.Module(), str(folder), signatures=detect.get_concrete_function())
 
 
-def write_ssd_card(folder: Path, data: DataConfig, train_patients: Sequence[str] = ()) -> None:
-    """Write the card of an SSD of one SavedModel into its export."""
+def write_detector_card(
+    folder: Path,
+    data: DataConfig,
+    train_patients: Sequence[str] = (),
+    name: str = "ssd",
+    functions: Mapping[str, object] | None = None,
+) -> None:
+    """Write the card of a detector of one SavedModel into its export."""
     card = {
         "format": FORMAT,
-        "name": "ssd",
+        "name": name,
         "serves": "saved_model",
-        "functions": {},
+        "functions": functions or {},
         "train_patients": list(train_patients),
         "id_key": key_check(),
         "config": {"data": data.model_dump(mode="json")},

@@ -11,13 +11,13 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
+from tests.exported_detectors import write_detector_card
 from tfmammo.config import DataConfig, PreprocessConfig
 from tfmammo.data.whole import make_whole
 from tfmammo.detection import detections
 from tfmammo.detection.detections import Detector
 from tfmammo.errors import DetectionError, TrackingError
-from tfmammo.mammogram import Lesion, Mammogram, Skipped, key_check
-from tfmammo.tracking.export import FORMAT
+from tfmammo.mammogram import Lesion, Mammogram, Skipped
 
 ROWS = 80
 COLS = 60
@@ -75,17 +75,9 @@ def mammogram(box=BRIGHT, **facts):
 def ours(folder, save=save_bright_spot, **data):
     """An export as train/ssd.py leaves it: a SavedModel and a card, under a run's folder."""
     save(folder / "export/saved_model")
-    config = DataConfig(**{"size": 40, "percentiles": (0, 100), **data}).model_dump(mode="json")
-    card = {
-        "format": FORMAT,
-        "name": "ssd",
-        "train_patients": ["p1"],
-        "id_key": key_check(),
-        "serves": "saved_model",
-        "functions": {"saved_model": {"inputs": {}, "outputs": {}}},
-        "config": {"data": config},
-    }
-    (folder / "export/card.json").write_text(json.dumps(card))
+    config = DataConfig(**{"size": 40, "percentiles": (0, 100), **data})
+    functions = {"saved_model": {"inputs": {}, "outputs": {}}}
+    write_detector_card(folder / "export", config, ["p1"], functions=functions)
     return folder
 
 

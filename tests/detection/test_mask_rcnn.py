@@ -5,7 +5,6 @@ parameters takes the paper's.
 """
 
 import importlib.util
-import json
 import os
 import subprocess
 import sys
@@ -16,6 +15,7 @@ import pytest
 import tensorflow as tf
 from pydantic import ValidationError
 
+from tests.exported_detectors import write_detector_card
 from tfmammo.archives import phantom
 from tfmammo.config import DataConfig, TrainingConfig
 from tfmammo.detection import mask_rcnn
@@ -23,8 +23,8 @@ from tfmammo.detection.detections import Detector
 from tfmammo.detection.mask_rcnn import MaskRCNN, MaskRCNNConfig, make_settings
 from tfmammo.detection.training import restore_checkpoint
 from tfmammo.errors import DetectionError
-from tfmammo.mammogram import Mammogram, key_check
-from tfmammo.tracking.export import FORMAT, read_card
+from tfmammo.mammogram import Mammogram
+from tfmammo.tracking.export import read_card
 
 HAS_EXTRA = importlib.util.find_spec("object_detection") is not None
 needs_extra = pytest.mark.skipif(not HAS_EXTRA, reason='needs pip install "tfmammo[detection]"')
@@ -133,16 +133,8 @@ def exported(model, trained, tmp_path_factory):
     folder = tmp_path_factory.mktemp("run") / "export"
     folder.mkdir()
     described = mask_rcnn.write(model, folder)
-    data = DataConfig(size=SIZE, percentiles=(0, 100), kinds=("mass",)).model_dump(mode="json")
-    card = {
-        "format": FORMAT,
-        "name": "mask_rcnn",
-        "train_patients": ["p1"],
-        "id_key": key_check(),
-        "serves": "saved_model",
-        "config": {"data": data},
-    }
-    (folder / "card.json").write_text(json.dumps({**card, "functions": described}))
+    data = DataConfig(size=SIZE, percentiles=(0, 100), kinds=("mass",))
+    write_detector_card(folder, data, ["p1"], "mask_rcnn", described)
     return folder
 
 

@@ -1,7 +1,6 @@
 """What all detectors share: configs, refusals, schedules, validation, exports."""
 
 import hashlib
-import json
 import sys
 from pathlib import Path
 
@@ -9,6 +8,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
+from tests.exported_detectors import write_detector_card
 from tests.small_detectors import LIGHT_HEAD
 from tfmammo.archives import phantom
 from tfmammo.config import DataConfig, Experiment, TrainingConfig
@@ -33,9 +33,8 @@ from tfmammo.detection.training import (
     validation_functions,
 )
 from tfmammo.errors import DetectionError, ExportError
-from tfmammo.mammogram import Skipped, key_check
+from tfmammo.mammogram import Skipped
 from tfmammo.metrics.boxes import iou
-from tfmammo.tracking.export import FORMAT
 
 DETECTORS = {
     "light_head_rcnn": (light_head_rcnn, LightHeadRCNNConfig(**LIGHT_HEAD)),
@@ -131,9 +130,7 @@ def test_a_checkpoint_is_named_by_the_content_of_its_files(tmp_path):
 
 def test_patients_behind_a_checkpoint_are_seen(tmp_path, monkeypatch):
     (tmp_path / "export/checkpoint").mkdir(parents=True)
-    card = {"format": FORMAT, "name": "ssd", "serves": "saved_model", "functions": {}}
-    card |= {"train_patients": ["p1", "p2"], "id_key": key_check()}
-    (tmp_path / "export/card.json").write_text(json.dumps(card))
+    write_detector_card(tmp_path / "export", DataConfig(), ["p1", "p2"])
     for checkpoint in ("export/checkpoint", "export/checkpoint/ckpt-0"):
         assert read_training_patients(tmp_path / checkpoint) == ["p1", "p2"]
     monkeypatch.chdir(tmp_path / "export/checkpoint")

@@ -9,7 +9,7 @@ import mlflow
 import numpy as np
 import pytest
 
-from tests.exported_detectors import save_detector, write_ssd_card
+from tests.exported_detectors import save_detector, write_detector_card
 from tests.facts import find, read_rows
 from tfmammo.archives import phantom
 from tfmammo.config import DataConfig
@@ -39,7 +39,7 @@ def runs(tmp_path_factory):
         folder = root / name / "export"
         save(folder / "saved_model", name != "blind", 0.6 if name == "inside" else 1.0)
         if seen is not None:
-            write_ssd_card(folder, DataConfig(size=64), seen)
+            write_detector_card(folder, DataConfig(size=64), seen)
     return root
 
 
@@ -109,7 +109,7 @@ def test_boxes_of_other_kinds_are_no_false_positives(run, runs, tmp_path):
     """
     folder = tmp_path / "both" / "export"
     save(folder / "saved_model")
-    write_ssd_card(folder, DataConfig(size=64, kinds=("calcification", "mass")))
+    write_detector_card(folder, DataConfig(size=64, kinds=("calcification", "mass")))
     output, facts, boxes = run(f"detectors={folder.parent}")
     assert all(one["classes"] for one in boxes.values())
     for key in ("tpr@all", "fp_normal@all", "fp_lesions@all"):

@@ -17,7 +17,7 @@ import tensorflow as tf
 from PIL import Image
 from pydantic import ValidationError
 
-from tests.exported_detectors import save_detector, write_ssd_card
+from tests.exported_detectors import save_detector, write_detector_card
 from tests.known_networks import KnownCAN
 from tests.small_mammograms import draw_breast
 from tfmammo.apps.serving import pictures
@@ -270,7 +270,7 @@ def test_a_detector_of_the_package_is_copied_and_another_is_not(tmp_path, place)
     (tmp_path / "foreign").mkdir()
     pictures.gather(ServiceConfig.model_validate(config), tmp_path / "foreign")
     assert not (tmp_path / "foreign/detector").exists()
-    write_ssd_card(export_folder, DataConfig(size=SIZE))
+    write_detector_card(export_folder, DataConfig(size=SIZE))
     (tmp_path / "own").mkdir()
     pictures.gather(ServiceConfig.model_validate(config), tmp_path / "own")
     assert (tmp_path / "own/detector/card.json").is_file()
