@@ -11,22 +11,24 @@ from tfmammo.studies import workflow
 
 
 @pytest.fixture(scope="session")
-def load_script(repository):
-    """A function (name, such as "evaluate/shape") -> the script as a module."""
+def call_script(repository):
+    """A function (script, such as "evaluate/shape", *arguments) that runs its `main` here."""
 
-    def load(name):
-        path = repository / f"{name}.py"
-        spec = importlib.util.spec_from_file_location(name.replace("/", "_"), path)
+    def call(script, *arguments):
+        path = repository / f"{script}.py"
+        spec = importlib.util.spec_from_file_location(script.replace("/", "_"), path)
         module = importlib.util.module_from_spec(spec)
         sys.modules[spec.name] = module  # where dataclasses and pydantic look annotations up
         spec.loader.exec_module(module)
-        return module
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(sys, "argv", [f"{script}.py", *map(str, arguments)])
+            module.main()
 
-    return load
+    return call
 
 
 @pytest.fixture(scope="session")
-def run_evaluate(load_script, repository, tmp_path_factory):
+def run_evaluate(call_script, repository, tmp_path_factory):
     """A function (name, config, *overrides) that runs an evaluate script here -> its output.
 
     The config is a mapping; None: the shipped one of the script's name.
@@ -38,11 +40,9 @@ def run_evaluate(load_script, repository, tmp_path_factory):
         if config is not None:
             file = folder / "config.yaml"
             file.write_text(json.dumps(config), encoding="utf-8")  # JSON is YAML
-        arguments = ["--config", str(file), "--output", str(folder / "output")]
+        arguments = ["--config", file, "--output", folder / "output"]
         arguments += ["--set", *overrides] if overrides else []
-        with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(sys, "argv", [f"{name}.py", *arguments])
-            load_script(f"evaluate/{name}").main()
+        call_script(f"evaluate/{name}", *arguments)
         return folder / "output"
 
     return call

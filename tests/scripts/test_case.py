@@ -5,7 +5,6 @@ detector that knows where to look.
 import errno
 import json
 import shutil
-import sys
 from types import SimpleNamespace
 
 import cv2
@@ -67,7 +66,7 @@ def stored(tmp_path_factory):
 
 
 @pytest.fixture
-def run(load_script, repository, models, tmp_path, monkeypatch):
+def run(call_script, repository, models, tmp_path):
     """A function (*files, **config) that runs the script in this process and returns its reports by
     folder.
     """
@@ -76,10 +75,8 @@ def run(load_script, repository, models, tmp_path, monkeypatch):
         parts = {"detector": "detector", "segmenter": "cgan", "classifier": "shape"}
         known = {"threshold": 0.01} | {key: f"{models}/{name}" for key, name in parts.items()}
         values = [f"{key}={value}" for key, value in (known | config).items()]
-        options = ["--config", str(repository / "configs/case.yaml")]
-        options += ["--output", str(tmp_path / "out"), "--set", *values]
-        monkeypatch.setattr(sys, "argv", ["case.py", *map(str, files), *options])
-        load_script("evaluate/case").main()
+        options = ["--config", repository / "configs/case.yaml", "--output", tmp_path / "out"]
+        call_script("evaluate/case", *files, *options, "--set", *values)
         reports = (tmp_path / "out").glob("*/report.json")
         return {path.parent: json.loads(path.read_text()) for path in reports}
 

@@ -3,7 +3,6 @@ that are known and tiny classifiers.
 """
 
 import shutil
-import sys
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
@@ -103,24 +102,13 @@ def graded(lesion, normal=0.5):
     return study.Gate({name: np.full(4, score) for name, score in pools.items()})
 
 
-@pytest.fixture
-def run(load_script, monkeypatch):
-    """A function (name, *arguments) that runs an evaluate script in this process."""
-
-    def call(name, *arguments):
-        monkeypatch.setattr(sys, "argv", [f"{name}.py", *map(str, arguments)])
-        load_script(f"evaluate/{name}").main()
-
-    return call
-
-
 @pytest.mark.long
-def test_one_command_trains_tests_and_draws(config, subsets, tmp_path, run):
+def test_one_command_trains_tests_and_draws(config, subsets, tmp_path, call_script):
     study_config = config(seeds=(1,), controls=("pasted",))
     output = tmp_path / "study"
     (tmp_path / "config.yaml").write_text(dump(study_config), encoding="utf-8")
     arguments = ("--config", tmp_path / "config.yaml", "--output", output, "--allow")
-    run("classification", *arguments)
+    call_script("evaluate/classification", *arguments)
     folder = output / "report"
     figures = {"figure-roc.png", "figure-tsne.png"}
     tables = {f"{name}.csv" for name in ("rows", "scores", "effects", "tsne")}
@@ -147,7 +135,7 @@ def test_one_command_trains_tests_and_draws(config, subsets, tmp_path, run):
     assert {row["generator"] for row in lines} == {"mass", "removal"} and len(lines) <= 12
     exports = {path: path.stat().st_mtime_ns for path in output.rglob("saved_model.pb")}
     assert len(exports) >= 2
-    run("classification", *arguments)
+    call_script("evaluate/classification", *arguments)
     # nothing is trained again
     assert {path: path.stat().st_mtime_ns for path in output.rglob("saved_model.pb")} == exports
     assert read_csv(folder / "scores.csv") == scores
@@ -521,14 +509,16 @@ def test_bad_input_is_one_sentence(config, subsets, tiny_contextual, generators)
 
 
 @pytest.mark.slow
-def test_lesions_side_by_side_are_put_back(repository, tiny_contextual, tmp_path, run):
+def test_lesions_side_by_side_are_put_back(repository, tiny_contextual, tmp_path, call_script):
     """Beyond the windows every value is the source's; within, a disc of side / 2 brightens by 0.3
     of the patch's contrast.
     """
     output = tmp_path / "out"
     folder = tiny_contextual("mass", level=0.4)
     arguments = ("--set", "data.phantoms=12", f"generator={folder}", "count=3", "--output", output)
-    run("contiguous", "--config", repository / "configs/contiguous.yaml", *arguments)
+    call_script(
+        "evaluate/contiguous", "--config", repository / "configs/contiguous.yaml", *arguments
+    )
     rows = read_csv(output / "boxes.csv")
     assert len(rows) == 3 and (output / "figure-contiguous.png").is_file()
     phantoms = read(None, Skipped(), count=12, seed=0)
@@ -557,7 +547,9 @@ def test_lesions_side_by_side_are_put_back(repository, tiny_contextual, tmp_path
 
 
 @pytest.mark.slow
-def test_contiguous_boxes_and_where_there_is_no_room(repository, tiny_contextual, tmp_path, run):
+def test_contiguous_boxes_and_where_there_is_no_room(
+    repository, tiny_contextual, tmp_path, call_script
+):
     breast = np.zeros((60, 100, 1), np.uint8)
     breast[20:40, 10:70] = 1
     none = np.zeros_like(breast)
@@ -578,4 +570,4 @@ def test_contiguous_boxes_and_where_there_is_no_room(repository, tiny_contextual
     ):
         options = ("--config", repository / "configs/contiguous.yaml", "--output", tmp_path)
         with pytest.raises((ConfigError, DataError), match=said):
-            run("contiguous", *options, "--set", "data.phantoms=3", *overrides)
+            call_script("evaluate/contiguous", *options, "--set", "data.phantoms=3", *overrides)

@@ -203,7 +203,7 @@ model.proposals_before=50 model.proposals=20 model.hard_examples=8"""
 
 
 @pytest.fixture
-def study(load_script, tmp_path, monkeypatch, tracking_uri):
+def study(call_script, tmp_path, tracking_uri):
     """A function (name, *overrides) that runs a study of Light-Head R-CNN on phantoms, two steps a
     run; returns its folder.
     """
@@ -213,10 +213,8 @@ def study(load_script, tmp_path, monkeypatch, tracking_uri):
     values += [f"detector.set.{value}" for value in SMALL.split()]
 
     def call(name, *overrides, flags=()):
-        options = ["--study", name, "--output", str(tmp_path / "study"), *flags]
-        arguments = [*options, "--set", *values, *overrides]
-        monkeypatch.setattr(sys, "argv", ["detection.py", *arguments])
-        load_script("evaluate/detection").main()
+        options = ["--study", name, "--output", tmp_path / "study", *flags]
+        call_script("evaluate/detection", *options, "--set", *values, *overrides)
         return tmp_path / "study"
 
     return call

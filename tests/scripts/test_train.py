@@ -55,17 +55,15 @@ COMMON += ["tracking.system_metrics=false"]
 
 
 @pytest.fixture
-def train(load_script, repository, tmp_path, monkeypatch, capsys):
+def train(call_script, repository, tmp_path, monkeypatch, capsys):
     """A function (system, *arguments) -> exit code, stdout and stderr of its script."""
 
     def run(system, *arguments, config=None):
         config = config or repository / f"configs/{system}.yaml"
-        arguments = [f"train/{system}.py", "--config", str(config), *arguments]
         monkeypatch.chdir(tmp_path)
-        monkeypatch.setattr(sys, "argv", arguments)
         code = 0
         try:
-            cli.run(load_script(f"train/{system}").main)
+            cli.run(lambda: call_script(f"train/{system}", "--config", config, *arguments))
         except SystemExit as stop:
             code = stop.code
         out, err = capsys.readouterr()

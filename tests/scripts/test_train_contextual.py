@@ -1,6 +1,5 @@
 """Progressive growing: stages that are too short to fade in, and which checkpoint may be best."""
 
-import sys
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -39,15 +38,11 @@ def test_a_stage_that_ends_before_its_level_is_faded_in_is_refused(repository):
     progressive.check_fading(short, [32], 1)
 
 
-def test_it_is_refused_before_anything_is_read_or_written(
-    load_script, repository, tmp_path, monkeypatch
-):
+def test_it_is_refused_before_anything_is_read_or_written(call_script, repository, tmp_path):
     overrides = [*TINY, "model.fade_steps=10", "training.steps=9", f"data.root={tmp_path}/nowhere"]
-    options = ["--config", str(repository / "configs/contextual.yaml")]
-    options += ["--output", str(tmp_path / "out"), "--set", *overrides]
-    monkeypatch.setattr(sys, "argv", ["contextual.py", *options])
+    options = ["--config", repository / "configs/contextual.yaml", "--output", tmp_path / "out"]
     with pytest.raises(ConfigError, match="training.steps: 9 end before"):
-        load_script("train/contextual").main()
+        call_script("train/contextual", *options, "--set", *overrides)
     assert not list(tmp_path.iterdir())
 
 
