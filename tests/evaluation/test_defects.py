@@ -38,10 +38,3 @@ def test_real_patches_and_two_grey_values_are_the_ends_of_the_scale(patches):
     # Without texture everywhere but within three px of the mass.
     assert grey["flat"].min() >= (SIZE**2 - 14**2) / tissue
     assert grey["haar"] == pytest.approx(0, abs=1e-9)
-
-
-def test_two_grey_values_are_means_of_real_pixels(patches):
-    image = defects.make_baselines(patches)[defects.TWO_GREYS]
-    inside = patches.masks == 1
-    assert image[inside] == pytest.approx(patches.images[inside].mean(), abs=1e-6)
-    assert image[~inside] == pytest.approx(patches.images[~inside].mean(), abs=1e-6)

@@ -6,10 +6,9 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from tests.facts import find, read_csv
+from tests.facts import find
 from tfmammo.archives import phantom
 from tfmammo.config import DataConfig
-from tfmammo.errors import DataError
 from tfmammo.evaluation import mammograms
 from tfmammo.evaluation.mammograms import MammogramsConfig
 from tfmammo.evaluation.report import Report
@@ -84,20 +83,3 @@ def test_means_have_intervals_over_patients():
     (line,) = report.tables[0].body
     assert line[:3] == ["A", "14", "4"]
     assert line[4:] == ["-", "1.00\n[1.00, 1.00]", "2.00\n[2.00, 2.00]"]
-
-
-@pytest.mark.slow
-def test_table_lines_and_figure_are_written(tmp_path):
-    config = SynthesisConfig(name="some", data=DATA, renderer="poisson", count=3, format="png")
-    synthesize(config, tmp_path / "set")
-    output = tmp_path / "out"
-    table, corners = mammograms.evaluate(make_config(tmp_path / "set", real=5), output).tables
-    assert corners.body == [["poisson", "3", "10", "-"]], "too few patients to compare corners"
-    assert [row[:2] for row in table.body] == [["poisson", "3"], ["real masses", "5"]]
-    names = {"table.md", "rows.csv", "masses.csv", "figure-poisson.png"}
-    assert {path.name for path in output.iterdir()} == names
-    lines = read_csv(output / "masses.csv")
-    assert len(lines) == 8 and all(line["seam_before"] == "" for line in lines[3:])
-    assert table.notes[-1].startswith("No interval and no p-value:")
-    with pytest.raises(DataError, match="recipe"):
-        mammograms.evaluate(make_config(output), output)

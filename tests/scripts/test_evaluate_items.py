@@ -3,6 +3,7 @@ evaluate/defects.py, frames.py and mammograms.py.
 """
 
 import json
+import re
 
 import cv2
 import numpy as np
@@ -126,7 +127,15 @@ def test_mammograms_with_synthetic_masses(run, repository, tmp_path):
     known = find(facts, "poisson", "of_training_patients", "masses").value
     assert known == 0, "Poisson editing is trained on nobody"
     assert find(facts, "real masses", "contrast", "masses")
-    assert list(output.glob("figure-*.png"))
+    names = {"table.md", "rows.csv", "masses.csv", "figure-poisson.png"}
+    assert {path.name for path in output.iterdir()} == names
+    table = (output / "table.md").read_text(encoding="utf-8")
+    assert re.search(r"\| poisson \| 2 \| \d+ \| - \|", table), "few patients: no corners compared"
+    assert "No interval and no p-value:" in table
+    real = [row for row in read_csv(output / "masses.csv") if row["set"] == "real masses"]
+    assert real and all(row["seam_before"] == "" for row in real)
+    with pytest.raises(DataError, match="recipe"):
+        run("mammograms", *small[:-1], f"sets={{poisson: {output}}}")
     # As if a network had been trained on the patient of the first mass's mammogram, and on another
     # one's lesion.
     first, second, *_ = read_csv(output / "masses.csv")

@@ -119,44 +119,50 @@ def test_a_training_run_that_ends_again_in_its_folder_is_another_generator(
         mammograms.remake(file, tmp_path / "again", where(set_config))
 
 
-def test_a_generator_that_is_replaced_during_the_work_stops_it(
-    oval, patch_config, infillings, tmp_path, monkeypatch
-):
+@pytest.fixture
+def replaced(tmp_path, monkeypatch):
+    """A function (export, other) -> a copy of the export, which the other replaces when a set's
+    work begins.
+    """
     run = runners.run
-    folder = shutil.copytree(infillings[0], tmp_path / "export")
-    others = [infillings[1]]
 
-    def replace_first(*arguments):
-        replace_export(folder, others[0])
-        run(*arguments)
+    def copy(exported, other):
+        folder = shutil.copytree(exported, tmp_path / "export")
 
-    monkeypatch.setattr(runners, "run", replace_first)
+        def replace_first(*arguments):
+            replace_export(folder, other)
+            run(*arguments)
+
+        monkeypatch.setattr(runners, "run", replace_first)
+        return str(folder)
+
+    return copy
+
+
+def test_an_infilling_that_is_replaced_during_the_work_stops_it(
+    oval, infillings, replaced, tmp_path
+):
     with pytest.raises(DataError, match="was replaced"):
-        mammograms.synthesize(oval(generator=str(folder)), tmp_path / "out")
-    replace_export(folder, patch_config(0.3).generators["mass"])
-    others[0] = patch_config(0.6).generators["mass"]
+        mammograms.synthesize(oval(generator=replaced(*infillings)), tmp_path / "out")
+
+
+def test_a_generator_of_patches_that_is_replaced_during_the_work_stops_it(
+    patch_config, replaced, tmp_path
+):
+    exports = (patch_config(level).generators["mass"] for level in (0.3, 0.6))
+    set_config = patch_config(generators={"mass": replaced(*exports)})
     with pytest.raises(DataError, match="export: was replaced"):
-        patches.synthesize(patch_config(generators={"mass": str(folder)}), tmp_path / "patches")
+        patches.synthesize(set_config, tmp_path / "out")
 
 
-def test_a_mask_gan_that_is_replaced_during_the_work_stops_it(oval, tmp_path, monkeypatch):
+def test_a_mask_gan_that_is_replaced_during_the_work_stops_it(oval, replaced, tmp_path):
     def export_gan(step):
         model = make_generator("mask_gan", "noise", (1,), Disc(), ("mask",))
         return export(model, tmp_path / f"gan{step}", {"step": step, "train_patients": []})
 
-    run = runners.run
-    folder = shutil.copytree(export_gan(1), tmp_path / "gan")
-    other = export_gan(2)
-
-    def replace_first(*arguments):
-        replace_export(folder, other)
-        run(*arguments)
-
-    set_config = oval(shapes=ShapeConfig(gan=str(folder), plausible=False))
-    mammograms.synthesize(set_config, tmp_path / "whole")
-    monkeypatch.setattr(runners, "run", replace_first)
+    shapes = ShapeConfig(gan=replaced(export_gan(1), export_gan(2)), plausible=False)
     with pytest.raises(DataError, match="was replaced"):
-        mammograms.synthesize(set_config, tmp_path / "stopped")
+        mammograms.synthesize(oval(shapes=shapes), tmp_path / "out")
 
 
 def test_the_hash_follows_values_order_and_signature(tmp_path):

@@ -173,53 +173,48 @@ def test_a_printed_gain_above_our_interval_is_refuted_on_the_papers_data(row, ab
         assert judge(claim, row, level("U-Net", 88.7), **about).word == "not decided"
 
 
-@pytest.mark.parametrize(("highest", "word"), [(91, "does not hold"), (91.1, "not decided")])
-def test_a_fold_that_gains_as_much_as_printed_leaves_it_open(highest, word):
-    """1.1 of 88.7 are 1.24 %; folds are compared with themselves alone."""
+@pytest.mark.parametrize(
+    ("table", "can", "unet", "word"),
+    [
+        # 1.1 of 88.7 are 1.24 %; folds are compared with themselves alone
+        ("folds", (89, 90, 91), (88.5, 89.9, 90), "does not hold"),
+        ("folds", (89, 90, 91.1), (88.5, 89.9, 90), "not decided"),
+        ("runs", (89, 89.2, 88.9), (88.5, 89.1, 88.6), "does not hold"),
+        ("runs", (89, 89.6, 88.9), (88.5, 89.1, 88.6), "not decided"),  # 89.6 is 1.1 above 88.5
+    ],
+)
+def test_a_fold_or_run_that_gains_as_much_as_printed_leaves_it_open(table, can, unet, word):
     claim = CLAIM.model_copy(update={"printed": "dice"})
-    folds = repeats("folds", CAN=(89, 90, highest), **{"U_Net": (88.5, 89.9, 90)})
-    rows = (lead(0.5, -0.2, 1.0, 0.6), level("U-Net", 88.7), *folds)
+    rows = (lead(0.4, -0.2, 0.9, 0.6), level("U-Net", 88.7), *repeats(table, CAN=can, U_Net=unet))
     assert judge(claim, *rows, data="INbreast", papers_data="INbreast").word == word
 
 
 @pytest.mark.parametrize(
-    ("can", "unet", "word"),
+    ("keys", "printed", "below", "within", "said"),
     [
-        ((89, 89.2, 88.9), (88.5, 89.1, 88.6), "does not hold"),
-        ((89, 89.6, 88.9), (88.5, 89.1, 88.6), "not decided"),  # 89.6 is 1.1 above 88.5: 1.24 %
+        # an integer is rounded to integers
+        (("CAN", "gain"), {"CAN": {"gain": 1}}, 0.4, 0.6, "1.0 points"),
+        # an approximate number
+        (("CAN", "gain"), {"CAN": {"gain": 10, "gain, plus or minus": 5}}, 4.9, 5.1, "10.0 points"),
+        # two points of two shares, with the rounding of both: 1 to 3
+        (
+            ("x", "real", "recall"),
+            {"x": {"recall": 0.83}, "real": {"recall": 0.81}},
+            0.9,
+            1.1,
+            "2.0 points",
+        ),
     ],
 )
-def test_runs_that_gain_as_much_as_printed_leave_it_open(can, unet, word):
-    claim = CLAIM.model_copy(update={"printed": "dice"})
-    rows = (lead(0.4, -0.2, 0.9, 0.6), level("U-Net", 88.7), *repeats("runs", CAN=can, U_Net=unet))
-    assert judge(claim, *rows, data="INbreast", papers_data="INbreast").word == word
-
-
-def test_a_printed_integer_is_rounded_to_integers():
-    claim = GAIN.model_copy(update={"printed_gain": ("CAN", "gain")})
-    for high, word in ((0.4, "does not hold"), (0.6, "not decided")):
-        row = difference("x", "real", 0, -0.3, high, 0.6)
-        facts = make_facts(row, *ALIKE, data="INbreast", papers_data="INbreast")
-        assert judge_claim(claim, facts, {"CAN": {"gain": 1}}).word == word
-
-
-def test_an_approximate_gain_is_refuted_below_the_range_that_it_may_mean():
-    claim = GAIN.model_copy(update={"printed_gain": ("CAN", "gain")})
-    printed = {"CAN": {"gain": 10, "gain, plus or minus": 5}}
-    for high, word in ((4.9, "does not hold"), (5.1, "not decided")):
-        row = difference("x", "real", 0, -0.3, high, 0.6)
-        facts = make_facts(row, *ALIKE, data="INbreast", papers_data="INbreast")
-        assert judge_claim(claim, facts, printed).word == word
-
-
-def test_a_gain_of_two_printed_shares_has_the_rounding_of_both():
-    claim = GAIN.model_copy(update={"printed_gain": ("x", "real", "recall")})
-    printed = {"x": {"recall": 0.83}, "real": {"recall": 0.81}}  # two points, 1 to 3
-    for high, word in ((0.9, "does not hold"), (1.1, "not decided")):
+def test_a_printed_gain_is_refuted_below_the_range_that_it_may_mean(
+    keys, printed, below, within, said
+):
+    claim = GAIN.model_copy(update={"printed_gain": keys})
+    for high, word in ((below, "does not hold"), (within, "not decided")):
         row = difference("x", "real", 0, -0.3, high, 0.6)
         facts = make_facts(row, *ALIKE, data="INbreast", papers_data="INbreast")
         evidence = judge_claim(claim, facts, printed)
-        assert evidence.word == word and evidence.gain.endswith("printed gain of 2.0 points")
+        assert evidence.word == word and evidence.gain.endswith(f"printed gain of {said}")
 
 
 def test_a_printed_gain_of_an_auc_has_three_decimals():
