@@ -46,6 +46,11 @@ def test_a_build_is_timed_and_weighed(built, tmp_path, monkeypatch):
     build.build(config, tmp_path / "whole")
     whole = sum(path.stat().st_size for path in (tmp_path / "whole").glob("shard-*"))
     assert 6 * rate.bytes == pytest.approx(whole, rel=0.35)  # not every phantom has as many masses
+    list_work = build.list_work
+    monkeypatch.setattr(build, "list_work", lambda *those: list_work(*those)[::2])
+    (tmp_path / "half").mkdir()
+    half = measure(built, [], 2, tmp_path / "half")
+    assert half.part == 6 and half.bytes < 0.8 * rate.bytes, "every second one gives no patch"
     with pytest.raises(DataError, match="--sample 6"):
         measure(built, [], 6, tmp_path / "sample")
 

@@ -185,6 +185,7 @@ def test_dump_reads_back_equal(minimal, tmp_path):
 IRRELEVANT = [
     *(f"training.{key}=9" for key in ("steps", "epochs", "checkpoint_every", "validate_every")),
     *(f"training.{key}=9" for key in ("grid_every", "grid_samples", "keep")),
+    *("training.epoch_samples=9", "training.steps_per_loop=3"),
     *("tracking.uri=http://localhost", "tracking.experiment=x", "tracking.register_models=false"),
     *("tracking.system_metrics=false", "data.root=x", "data.root=../x", "data.records=x"),
     *("data.split_file=x/split.json", "data.added.synthetic=x"),

@@ -143,7 +143,7 @@ def test_one_command_trains_tests_and_draws(config, subsets, tmp_path, call_scri
     assert not set(train) & subsets.list_held_out_patients()
     (output / "runs/share50/seed1/train_patches").write_text("of a smaller set")
     with pytest.raises(TrainingError, match="its patches were others"):
-        run("classification", *arguments)
+        call_script("evaluate/classification", *arguments)
 
 
 def test_a_set_chosen_by_a_scorer_is_refused_before_anything_is_trained(

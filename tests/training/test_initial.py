@@ -51,6 +51,7 @@ def test_widths_and_size_are_those_of_the_start_and_nothing_else_is(start):
         (None, "data.size=64", "data.size=32.* 64"),
         (None, "model.upsampling=resize", "model.upsampling=transposed.* resize"),
         (None, "model.filters=[8,8]", r"model.filters=\[4, 8, 8\].* \[8, 8\]"),
+        (None, "model={filters: [8, 8]}", r"model.filters=\[4, 8, 8\].* \[8, 8\]"),
         ("{filters: [8, 8]}", "training.steps=3", r"model.filters=\[4, 8, 8\].* \[8, 8\]"),
     ],
 )
@@ -65,6 +66,22 @@ def test_a_config_of_ones_own_states_what_it_holds(start, tmp_path):
     path = tmp_path / "mine.yaml"
     path.write_text("name: can\nmodel: {lambda_1: 5}\n")
     assert parse(start, name=path).model.filters == (4, 8, 8)
+
+
+@pytest.mark.parametrize(
+    ("ours", "fixed", "is_alike"),
+    [
+        ("mine.npz", "/theirs/vgg19.npz", True),
+        ("imagenet", "imagenet", True),
+        ("none", "none", True),
+        ("none", "imagenet", False),
+        ({"name": "resnet", "weights": "a"}, {"name": "resnet", "weights": "b"}, True),
+        ({"name": "resnet", "weights": "a"}, {"name": "cgan", "weights": "a"}, False),
+    ],
+)
+def test_weights_that_are_replaced_may_be_of_another_file(ours, fixed, is_alike):
+    key = "model.encoder" if isinstance(ours, dict) else "model.weights"
+    assert initial._is_alike(key, ours, fixed) == is_alike
 
 
 def test_the_detector_of_the_package_is_fine_tuned_without_its_settings():

@@ -30,6 +30,11 @@ from tfmammo.training import folder, script
         ({"name": "cdd_cesm", "root": "{tmp_path}/no"}, ConfigError, "data.root: no such folder"),
         ({"records": "{tmp_path}/no"}, ConfigError, "data.records: no such folder"),
         ({"records": "{records}", "size": 64}, ConfigError, "data.size: 64 px"),
+        (
+            {"records": "{records}", "size": 32, "frame": "loose", "window": (0, 1)},
+            ConfigError,
+            "other settings; set data.frame=square data.window=null",
+        ),
         ({"name": "cdd_cesm", "root": "{tmp_path}"}, ValueError, "{tmp_path}"),
         ({"name": "inbreast", "root": "{tmp_path}"}, ValueError, "{tmp_path}"),
     ],

@@ -37,7 +37,7 @@ class Rate:
     seconds: float  # to make it
     bytes: float  # on disk
     index: float  # seconds to read its tables and headers, by one process before the others start
-    part: int  # mammograms that one worker makes at a time: a shard of a build
+    part: int  # mammograms behind what one worker makes at a time: a shard of a build
     sample: int  # mammograms measured
 
     def count_parts(self, mammograms: int) -> int:
@@ -79,7 +79,9 @@ def measure_build(path: str, overrides: Sequence[str], sample: int, folder: Path
     seconds = time.perf_counter() - start
     size = sum(path.stat().st_size for path in folder.glob("shard-00001-*"))
     part = build_config.build.shard_mammograms
-    return Rate(seconds / sample, size / sample, index, part, sample)
+    share = len(jobs) / len(mammograms)
+    each = share / sample
+    return Rate(seconds * each, size * each, index, round(part / share), sample)
 
 
 def measure_synthesis(path: str, overrides: Sequence[str], sample: int, folder: Path) -> Rate:

@@ -394,9 +394,9 @@ class Experiment(Frozen, Generic[Model]):
         for key in ("root", "records", "split_file"):
             del content["data"][key]
         del content["data"]["added"]["synthetic"]
-        length = ("steps", "epochs")
+        length = ("steps", "epochs", "epoch_samples")
         intervals = ("checkpoint_every", "validate_every", "grid_every", "grid_samples", "keep")
-        devices = ("jit_compile", "strategy", "devices")
+        devices = ("jit_compile", "strategy", "devices", "steps_per_loop")
         for key in (*length, *intervals, *devices):
             del content["training"][key]
         return content

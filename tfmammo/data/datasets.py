@@ -10,7 +10,7 @@ from pathlib import Path
 from tfmammo import filesystem
 from tfmammo.archives import folder, read_mammograms
 from tfmammo.archives.files import remove_names
-from tfmammo.config import AddedConfig, DataConfig, is_training_folder
+from tfmammo.config import AddedConfig, DataConfig, format_overrides, is_training_folder
 from tfmammo.data.copies import make_copies
 from tfmammo.data.extraction import MakePatches, make_patches
 from tfmammo.data.patches import Patches
@@ -31,6 +31,20 @@ from tfmammo.mammogram import Mammogram, Skipped, hash_patient
 log = logging.getLogger(__name__)
 
 SPLIT = "split.json"
+# keys that must be those of the records that are read
+DECIDE_PATCHES = (
+    "preprocess",
+    "patches",
+    "kinds",
+    "pathologies",
+    "mixed_findings",
+    "frame",
+    "context",
+    "padding",
+    "pad",
+    "percentiles",
+    "window",
+)
 
 
 def open_subsets(
@@ -120,6 +134,16 @@ def _open_records(config: DataConfig, make: MakePatches) -> Records:
         raise ConfigError(
             f"data.size: {config.size} px, but the patches in {config.records} have {records.size}"
         )
+    made_with = read_manifest(config.records).identity["data"]
+    ours = config.model_dump(mode="json")
+    differing = {
+        key: made_with[key] for key in DECIDE_PATCHES if made_with.get(key, ours[key]) != ours[key]
+    }
+    if differing:
+        raise ConfigError(
+            f"data.records: {config.records} holds patches of other settings; set "
+            f"{' '.join(format_overrides({'data': differing}))}"
+        )
     return records
 
 
@@ -129,9 +153,9 @@ def pin_archive_split(config: DataConfig, output: Path) -> DataConfig:
     `splits.split` goes by the patches that there are. Masses are of other patients than
     calcifications, so without one split the training data of one network would test the next.
     Split "patient" is decided by name, root, folds, seed and stratify. Another split, or a
-    split_file, stays.
+    split_file, stays; so do records, which hold one kind of patches.
     """
-    if config.split != "patient" or config.split_file:
+    if config.split != "patient" or config.split_file or config.records:
         return config
     path = write_archive_split(config, output, once=is_training_folder(output))
     return config.model_copy(update={"split_file": path})

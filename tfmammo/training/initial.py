@@ -34,7 +34,9 @@ def parse_with_initial(schema: type[Experiment[Any]], options: Namespace) -> Exp
     with name_key("training.initial"):
         fixed = _read_fixed(experiment, uri, options.output)
     ours = experiment.model_dump(mode="json")
-    differing = {key: value for key, value in fixed.items() if _get(ours, key) != value}
+    differing = {
+        key: value for key, value in fixed.items() if not _is_alike(key, _get(ours, key), value)
+    }
     for key in sorted(differing.keys() & _list_stated(options)):
         raise ConfigError(
             f"training.initial: {uri} has {key}={differing[key]}, and the config says "
@@ -85,9 +87,25 @@ def _is_fixed(field: FieldInfo) -> bool:
     )
 
 
+def _is_alike(key: str, ours: Any, fixed: Any) -> bool:
+    """Whether networks have the same variables: whichever file their first weights were from."""
+    if isinstance(ours, dict) and isinstance(fixed, dict):
+        return ours.keys() == fixed.keys() and all(
+            _is_alike(name, ours[name], fixed[name]) for name in ours
+        )
+    if key.rpartition(".")[2] == "weights":
+        return (ours == "none") == (fixed == "none")
+    return bool(ours == fixed)
+
+
 def _list_stated(options: Namespace) -> set[str]:
     """List the keys that overrides, or a config of the user's own, state."""
-    stated = {override.partition("=")[0].strip() for override in options.set}
+    stated = set()
+    for override in options.set:
+        key = override.partition("=")[0].strip()
+        value = configuration.read_value(override)
+        is_section = "." not in key and isinstance(value, dict)
+        stated |= {f"{key}.{name}" for name in value} if is_section else {key}
     path = shipped.find_config(options.config)
     if path.resolve().parent != shipped.ROOT / "configs":
         for section, content in configuration.read_yaml(path).items():

@@ -442,9 +442,10 @@ class Training:
         """Make an export a version, unless an earlier call did."""
         card = export.read_card(place)
         record = self.output / f"{place.name}_registered"
-        # empty if an earlier write failed
-        recorded = record.read_text(encoding="utf-8").split() if record.is_file() else []
-        is_registered = recorded[:1] == [str(card["step"])]
+        # the best may have been the last of a shorter training; empty if an earlier write failed
+        records = (self.output / f"{name}_registered" for name in ("export", "best"))
+        recorded = [one.read_text(encoding="utf-8").split() for one in records if one.is_file()]
+        is_registered = any(words[:1] == [str(card["step"])] for words in recorded)
         if is_registered or not self.experiment.tracking.register_models:
             return
         metrics = {f"validation_{key}": value for key, value in card["metrics"].items()}

@@ -97,11 +97,11 @@ def start(
     parser = cli.make_parser(description, schema, name if name in shipped.list_configs() else None)
     parser.add_data()
     arguments = parser.parse_args()
-    experiment = parse_with_initial(schema, arguments)
+    experiment = complete(parse_with_initial(schema, arguments))
     cli.print_if_wanted(experiment, arguments)
     if not_for_workers:
         workers.refuse_multi_worker(experiment.training, not_for_workers)
-    command = Command(complete(experiment), tuple(arguments.set), arguments.output)
+    command = Command(experiment, tuple(arguments.set), arguments.output)
     configure_tensorflow(experiment.training, folder.read_precision(command.output))
     # several workers share a folder, and one of them holds it while they train
     is_shared = experiment.training.strategy == "multi_worker"

@@ -22,7 +22,7 @@ from tests.known_networks import KnownCAN
 from tests.small_mammograms import draw_breast
 from tfmammo.apps.serving import pictures
 from tfmammo.apps.serving.__main__ import lay_out, main, register
-from tfmammo.apps.serving.pictures import NetworkConfig, Service, ServiceConfig
+from tfmammo.apps.serving.pictures import NetworkConfig, Service, ServiceConfig, gather
 from tfmammo.apps.serving.requests import numbering_errors
 from tfmammo.archives import coco
 from tfmammo.archives.writers import synthetic
@@ -31,7 +31,7 @@ from tfmammo.errors import ArchiveError, ConfigError, DataError, ExportError, Tr
 from tfmammo.inference.pipeline import Finding, PipelineResult
 from tfmammo.mammogram import Lesion, trace_borders
 from tfmammo.synthesis.editor import EditorConfig
-from tfmammo.tracking.export import export, load, load_onnx
+from tfmammo.tracking.export import export, load, load_onnx, read_card
 
 SIZE = 16
 BREAST = draw_breast(0)[..., 0]
@@ -83,6 +83,18 @@ def inverter(can):
 def synthesiser(tiny_infilling):
     system = EditorConfig(renderer="infilling", generator=str(tiny_infilling(size=32, padding=20)))
     return Service.load(ServiceConfig(name="synthesis", system=system))
+
+
+def test_a_contextual_gan_is_served_with_its_best_weights(tiny_contextual, tmp_path):
+    """As an editor takes them."""
+    run = tmp_path / "run"
+    for name, step in (("export", 200), ("best", 100)):
+        shutil.copytree(tiny_contextual(), run / name)
+        path = run / name / "card.json"
+        path.write_text(json.dumps({**json.loads(path.read_text()), "step": step}))
+    system = EditorConfig(renderer="contextual", generator=str(run))
+    gather(ServiceConfig(name="editor", system=system), tmp_path / "service")
+    assert read_card(tmp_path / "service/generator")["step"] == 100
 
 
 def square(rows, cols):

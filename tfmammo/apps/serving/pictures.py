@@ -62,6 +62,7 @@ from tfmammo.inference.report import build_report, draw_overlay
 from tfmammo.mammogram import Mammogram
 from tfmammo.synthesis.config import LARGEST
 from tfmammo.synthesis.editor import Editor, EditorConfig, EditRequest
+from tfmammo.synthesis.generators import find_best_weights
 from tfmammo.tracking import export, models
 from tfmammo.training.image_grid import encode_rgb_png
 
@@ -203,7 +204,9 @@ def gather(config: ServiceConfig, folder: Path) -> None:
     for key in MODEL_KEYS:
         model_uri = getattr(part, key, None)
         if model_uri and (key != "detector" or locate_model(model_uri, uri)[1]):
-            shutil.copytree(models.resolve(model_uri, uri), folder / key)
+            is_editor = key == "generator" and part.renderer == "contextual"
+            find = find_best_weights if is_editor else models.resolve
+            shutil.copytree(find(model_uri, uri), folder / key)
             copies[key] = key
     if config.network and config.network.runtime == "onnx":
         export_folder = folder / copies["handle"]
