@@ -11,7 +11,7 @@ from functools import partial
 from tfmammo import cli
 from tfmammo.data.whole import make_whole
 from tfmammo.detection import light_head_rcnn
-from tfmammo.detection.training import check_unused_size, validate
+from tfmammo.detection.training import check_unused_size, list_unused_patients, validate
 from tfmammo.training import script
 
 
@@ -25,7 +25,10 @@ def main() -> None:
         train, held_out = command.open_subsets(partial(make_whole, normal=model.normal))
         build = partial(light_head_rcnn.LightHeadRCNN, model, data.shape, len(data.kinds))
         write = light_head_rcnn.write
-        command.fit(build, train, held_out, validate, monitor="recall", write=write)
+        unused = list_unused_patients(data, model.normal)
+        command.fit(
+            build, train, held_out, validate, monitor="recall", seen_patients=unused, write=write
+        )
 
 
 if __name__ == "__main__":

@@ -12,6 +12,8 @@ from tests.exported_detectors import write_detector_card
 from tests.small_detectors import LIGHT_HEAD
 from tfmammo.archives import phantom
 from tfmammo.config import DataConfig, Experiment, TrainingConfig
+from tfmammo.data import splits
+from tfmammo.data.splits import Mammograms
 from tfmammo.data.whole import letterbox, make_whole
 from tfmammo.detection import light_head_rcnn, mask_rcnn, ssd
 from tfmammo.detection.light_head_rcnn import LightHeadRCNNConfig
@@ -28,6 +30,7 @@ from tfmammo.detection.training import (
     check_unused_size,
     identify_checkpoint,
     learning_rate,
+    list_unused_patients,
     read_training_patients,
     validate,
     validation_functions,
@@ -164,6 +167,25 @@ def make_detector(boxes, scores, kind=0):
         }
 
     return {"detector": detector}
+
+
+def test_patients_of_normal_mammograms_that_no_training_image_shows_are_seen_in_other_folds(
+    tmp_path,
+):
+    config = DataConfig(phantoms=24, folds=3)
+    mammograms = Mammograms.of(phantom.read(count=24))
+    path = tmp_path / "split.json"
+    splits.save(path, splits.describe(mammograms, config, "phantom"))
+    sides = []
+    for fold in range(3):
+        data = config.model_copy(update={"fold": fold, "split_file": path})
+        seen = list_unused_patients(data, normal=False)
+        train, held_out = splits.split(mammograms, data)
+        assert set(seen) == {*train.patient_ids} and not {*seen} & {*held_out.patient_ids}
+        assert list_unused_patients(data, normal=True) == []
+        sides.append({*held_out.patient_ids})
+    assert set.union(*sides) == {*mammograms.patient_ids}
+    assert list_unused_patients(config, normal=False) == []
 
 
 def test_validation_by_hand():

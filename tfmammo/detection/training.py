@@ -22,6 +22,7 @@ import numpy as np
 import tensorflow as tf
 
 from tfmammo.config import DataConfig, TrainingConfig
+from tfmammo.data import splits
 from tfmammo.data.patches import Patches
 from tfmammo.errors import DetectionError
 from tfmammo.metrics.boxes import Matches, match_kinds
@@ -78,6 +79,18 @@ def learning_rate(
     if decay:
         return schedules.CosineDecay(rate, decay)
     return schedules.PolynomialDecay(0.0, warmup, rate) if warmup else rate
+
+
+def list_unused_patients(data: DataConfig, normal: bool) -> list[str]:
+    """List the training side of `data.split_file`, if normal mammograms are not trained on.
+
+    Patients who have no others are in no training image. But each mammogram is for one fold to be
+    evaluated on, also a normal one.
+    """
+    if normal or data.split_file is None:
+        return []
+    saved = splits.load_split_file(data.split_file)
+    return sorted(saved.patients.keys() - splits.held_out_patients(saved, data.fold))
 
 
 def check_split(data: DataConfig, detector: str) -> None:

@@ -50,6 +50,7 @@ from typing import Any
 from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
 
 from tfmammo.config import DataConfig, Frozen, TrackingConfig, format_overrides
+from tfmammo.data.splits import check_folds
 from tfmammo.metrics.boxes import Criterion, recall_by
 from tfmammo.studies.training import ScriptConfig, find_config, plan_training
 from tfmammo.studies.workflow import Step, make_command
@@ -194,6 +195,8 @@ def plan_steps(config: StudyConfig, output: Path, root: Path, parent: str) -> li
         root: The root of the repository, where train, evaluate and configs are.
         parent: Id of the MLflow run that the others are shown under.
     """
+    if config.data.split == "patient":
+        check_folds(config.data, config.data.folds)
     steps: list[Step] = []
     for fold in config.held_out:
         planner = _FoldPlanner(config, output, root, parent, fold)
