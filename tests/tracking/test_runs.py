@@ -165,9 +165,29 @@ def test_a_run_that_is_gone_is_replaced_and_the_log_says_so(folder, caplog, lost
     else:
         file.write_text("" if lost == "damaged file" else "0" * 32)
     second = Run(experiment(), folder / "output")
-    assert second.id != first.id and file.read_text().strip() == second.id
+    assert second.id != first.id and file.read_text().split()[-1] == second.id
+    if lost == "deleted":
+        assert file.read_text().split() == [first.id, second.id]
+        assert Run(experiment(), folder / "output").id == second.id
     (record,) = [record for record in caplog.records if record.levelname == "WARNING"]
     assert "a new one is started" in record.getMessage()
+
+
+def test_a_folder_keeps_the_run_of_each_store(folder, empty_store, monkeypatch):
+    """Whoever repeats a command elsewhere gets a run there, and finds the first one again."""
+    first = Run(experiment(), folder / "output")
+    first.log_metrics({"dice": 0.5}, 1)
+    first.close()
+    (folder / "elsewhere").mkdir()
+    shutil.copy(empty_store, folder / "elsewhere/mlflow.db")
+    monkeypatch.chdir(folder / "elsewhere")
+    second = Run(experiment(), folder / "output")
+    second.close()
+    with pytest.raises(TrackingError, match="logged no dice"):
+        history.read_history(folder / "output", "dice")
+    monkeypatch.chdir(folder)
+    assert history.read_history(folder / "output", "dice") == {1: 0.5}
+    assert Run(experiment(), folder / "output").id == first.id != second.id
 
 
 def test_a_store_that_cannot_be_used_is_one_sentence_within_seconds(folder):

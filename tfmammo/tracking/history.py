@@ -10,7 +10,7 @@ from pathlib import Path
 import mlflow
 
 from tfmammo.errors import TrackingError
-from tfmammo.tracking.runs import MONITOR, RUN_ID
+from tfmammo.tracking.runs import MONITOR, RUN_ID, is_active, read_run_ids
 from tfmammo.tracking.store import probe, require_store, store_uri, translate_errors
 
 
@@ -56,9 +56,8 @@ def read_history(folder: Path, metric: str, uri: str | None = None) -> dict[int,
         TrackingError: The folder is not a run's, the store can't be reached, or no such metric was
             logged.
     """
-    run = _read_run_id(folder)
     with _open_store(uri) as client:
-        entries = client.get_metric_history(run, metric)
+        entries = client.get_metric_history(_find_run(client, folder), metric)
     if not entries:
         raise TrackingError(f"{folder}: its run logged no {metric}")
     entries.sort(key=lambda entry: (entry.step, entry.timestamp))
@@ -71,9 +70,8 @@ def read_monitor(folder: Path, uri: str | None = None) -> tuple[str, dict[int, f
     Raises:
         TrackingError: As `read_history`, or the run names no such measure.
     """
-    run = _read_run_id(folder)
     with _open_store(uri) as client:
-        monitor = client.get_run(run).data.tags.get(MONITOR)
+        monitor = client.get_run(_find_run(client, folder)).data.tags.get(MONITOR)
     if monitor is None:
         raise TrackingError(f"{folder}: its run has no tag {MONITOR}")
     return monitor, read_history(folder, f"validation_{monitor}", uri)
@@ -87,10 +85,12 @@ def _open_store(uri: str | None) -> Iterator[mlflow.MlflowClient]:
         yield mlflow.MlflowClient(uri)
 
 
-def _read_run_id(folder: Path) -> str:
-    try:
-        return (folder / RUN_ID).read_text(encoding="utf-8").strip()
-    except OSError:
-        raise TrackingError(
-            f"{folder}: is not the folder of a training run: it has no {RUN_ID}"
-        ) from None
+def _find_run(client: mlflow.MlflowClient, folder: Path) -> str:
+    """Find the run of a training's folder that the store has."""
+    known = read_run_ids(folder)
+    if not known:
+        raise TrackingError(f"{folder}: is not the folder of a training run: it has no {RUN_ID}")
+    for run in known:
+        if is_active(client, run):
+            return run
+    raise TrackingError(f"{folder}: the store has no run {' or '.join(known)}")

@@ -61,7 +61,7 @@ for _name in ("mlflow", "alembic"):
 for _name in ("mlflow.system_metrics", "urllib3.connectionpool"):
     logging.getLogger(_name).setLevel(logging.ERROR)
 
-RUN_ID = "mlflow_run_id"
+RUN_ID = "mlflow_run_id"  # a file with a line for each store that knows the training
 MONITOR = "monitor"  # the tag that names the measure which chooses the best weights
 PAUSE = 60.0  # seconds without a try after a failure, or ten times what the failing call took
 LONGEST_VALUE = 6000  # characters, MLflow's limit for a parameter
@@ -334,23 +334,32 @@ def _log_parameters(
 
 
 def _resume_run(client: mlflow.MlflowClient, uri: str, output: Path) -> str | None:
-    """Reopen the run that a folder names; None if it names none, or the store has it no more."""
+    """Reopen the run that a folder names; None if it names none that the store has."""
+    for run_id in read_run_ids(output):
+        if is_active(client, run_id):
+            client.update_run(run_id, "RUNNING")
+            return run_id
+    if (output / RUN_ID).is_file():
+        log.warning("%s: has no run of %s, a new one is started", redact(uri), output)
+    return None
+
+
+def read_run_ids(output: Path) -> list[str]:
+    """Read the ids of a training's runs, each of another store; [] where there is no such file."""
     path = output / RUN_ID
-    if not path.is_file():
-        return None
-    run_id = path.read_text(encoding="utf-8").strip()
-    run = None
+    return path.read_text(encoding="utf-8").split() if path.is_file() else []
+
+
+def is_active(client: mlflow.MlflowClient, run_id: str) -> bool:
+    """Whether a store has a run that nobody deleted."""
     try:
         run = client.get_run(run_id)
     except MlflowException as error:
         gone = (RESOURCE_DOES_NOT_EXIST, INVALID_PARAMETER_VALUE)
         if error.error_code not in map(ErrorCode.Name, gone):
             raise
-    if run is None or run.info.lifecycle_stage != LifecycleStage.ACTIVE:
-        log.warning("%s: run %s is no longer there, a new one is started", redact(uri), run_id)
-        return None
-    client.update_run(run_id, "RUNNING")
-    return run_id
+        return False
+    return bool(run.info.lifecycle_stage == LifecycleStage.ACTIVE)
 
 
 def make_run_name(system: str, output: Path) -> str:
@@ -383,7 +392,8 @@ def _start_run(
     tags = {MLFLOW_PARENT_RUN_ID: parent} if parent else None
     run_id = client.create_run(experiment, run_name=name, tags=tags).info.run_id
     output.mkdir(parents=True, exist_ok=True)
-    write_atomically(output / RUN_ID, run_id + "\n")
+    # the first ones may be asked for again
+    write_atomically(output / RUN_ID, "\n".join([*read_run_ids(output), run_id, ""]))
     return run_id
 
 

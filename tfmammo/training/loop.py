@@ -445,13 +445,15 @@ class Training:
         # the best may have been the last of a shorter training; empty if an earlier write failed
         records = (self.output / f"{name}_registered" for name in ("export", "best"))
         recorded = [one.read_text(encoding="utf-8").split() for one in records if one.is_file()]
-        is_registered = any(words[:1] == [str(card["step"])] for words in recorded)
+        of_step = [words for words in recorded if words[:1] == [str(card["step"])]]
+        is_registered = any(words[-1] == self.run_log.id for words in of_step)
         if is_registered or not self.experiment.tracking.register_models:
             return
         metrics = {f"validation_{key}": value for key, value in card["metrics"].items()}
         version = self.run_log.register(place, card["step"], metrics, best)
         if version is not None:
-            filesystem.write_atomically(record, f"{card['step']} is version {version}\n")
+            text = f"{card['step']} is version {version} of run {self.run_log.id}\n"
+            filesystem.write_atomically(record, text)
 
 
 def count_steps(config: TrainingConfig, patches: int) -> int:
