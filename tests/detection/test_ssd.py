@@ -250,7 +250,7 @@ class TestTraining:
         predictions = Detector.load(folder / "run").predict(mammogram)
         assert 0 < len(predictions) <= 20 and set(predictions.classes) == {"mass"}
         assert predictions.boxes.max() > 100, "native px"
-        version = (folder / "run/export_registered").read_text().split()[-1]  # "6 is version 3"
+        version = (folder / "run/registered").read_text().split()[3]  # "6 is version 3 of run"
         for same in (folder / "run/export/saved_model", f"models:/tfmammo-ssd/{version}"):
             again = Detector.load(same, uri=uri).predict(mammogram)
             np.testing.assert_array_equal(again.boxes, predictions.boxes)

@@ -203,14 +203,23 @@ def test_the_same_command_goes_on_where_it_stopped_and_then_has_nothing_to_do(fi
     claim = ("config.yaml", "train_patches", "held_out_patches")
     fit(steps=2, register=True)
     began = times(*claim)
-    (run / "export_registered").write_text("")  # a write that failed
+    (run / "registered").write_text("")  # a write that failed
     fit(steps=4, model=Counting, register=True)
     assert saved_step(run) == 4 and seen and times(*claim) == began
     seen.clear()
-    (run / "export_registered").write_text("")
+    (run / "registered").write_text("")
     before = times("export/card.json")
     fit(steps=4, model=Counting, register=True)
     assert saved_step(run) == 4 and not seen and times("export/card.json") == before
+
+
+@pytest.mark.slow
+def test_the_best_weights_that_were_the_last_ones_stay_one_version(fit, run):
+    for steps, dice in ((1, 0.9), (2, 0.1), (2, 0.1)):
+        fit(steps=steps, register=True, validate=lambda *_, dice=dice: {"dice": dice})
+    assert export.read_card(run / "best")["step"] == 1
+    lines = [line.split() for line in (run / "registered").read_text().splitlines()]
+    assert [line[0] for line in lines] == ["1", "2"] and len({line[3] for line in lines}) == 2
 
 
 @pytest.mark.slow

@@ -439,21 +439,21 @@ class Training:
         return copy
 
     def _register(self, place: Path, best: bool) -> None:
-        """Make an export a version, unless an earlier call did."""
+        """Make an export a version, unless its step, the last of a shorter training, is one."""
         card = export.read_card(place)
-        record = self.output / f"{place.name}_registered"
-        # the best may have been the last of a shorter training; empty if an earlier write failed
-        records = (self.output / f"{name}_registered" for name in ("export", "best"))
-        recorded = [one.read_text(encoding="utf-8").split() for one in records if one.is_file()]
-        of_step = [words for words in recorded if words[:1] == [str(card["step"])]]
-        is_registered = any(words[-1] == self.run_log.id for words in of_step)
+        path = self.output / "registered"
+        recorded = path.read_text(encoding="utf-8") if path.is_file() else ""
+        words = [line.split() for line in recorded.splitlines()]
+        is_registered = any(
+            line[0] == str(card["step"]) and line[-1] == self.run_log.id for line in words if line
+        )
         if is_registered or not self.experiment.tracking.register_models:
             return
         metrics = {f"validation_{key}": value for key, value in card["metrics"].items()}
         version = self.run_log.register(place, card["step"], metrics, best)
         if version is not None:
-            text = f"{card['step']} is version {version} of run {self.run_log.id}\n"
-            filesystem.write_atomically(record, text)
+            line = f"{card['step']} is version {version} of run {self.run_log.id}\n"
+            filesystem.write_atomically(path, f"{recorded}{line}")
 
 
 def count_steps(config: TrainingConfig, patches: int) -> int:
