@@ -1,5 +1,6 @@
 """What a server of DIMSE may do wrong: refusals, and instances that were not requested."""
 
+import threading
 from types import SimpleNamespace
 
 import pytest
@@ -9,33 +10,59 @@ from pydicom.uid import ExplicitVRLittleEndian
 
 from tests.ports import find_free_port
 from tfmammo.apps.pacs import nodes
-from tfmammo.apps.pacs.config import PacsConfig, parse_address
+from tfmammo.apps.pacs.config import Address, PacsConfig, parse_address
 from tfmammo.errors import ConfigError, PacsError, PacsUnreachable
 
 dimse = pytest.importorskip("tfmammo.apps.pacs.dimse")
 
 
-@pytest.fixture
-def node():
-    return dimse.DimseNode(parse_address("dimse://ANY@127.0.0.1:11112", "--from"), PacsConfig())
+def make_node(address="dimse://ANY@127.0.0.1:11112", **values):
+    config = PacsConfig(**values)
+    parsed = address if isinstance(address, Address) else parse_address(address, "--from")
+    return dimse.DimseNode(parsed, config, dimse.Receiver(config, [parsed.ae_title]))
 
 
-def send(node, uid):
-    """Send an instance to the node's own port."""
+def send(receiver, uid):
+    """Send an instance to this process."""
     request = SimpleNamespace(AffectedSOPInstanceUID=uid)
     event = SimpleNamespace(request=request, dataset=Dataset(), file_meta=FileMetaDataset())
-    return node._take(event)
+    return receiver.take(event)
 
 
-def test_an_instance_that_was_not_requested_is_refused(node):
-    node._awaited["1.2.3"] = None
-    assert send(node, "6.6.6") == dimse._REFUSED != 0
-    assert node._awaited == {"1.2.3": None}
-    assert send(node, "1.2.3") == 0
-    assert isinstance(node._awaited["1.2.3"], Dataset)
+def test_an_instance_that_was_not_requested_is_refused():
+    receiver = dimse.Receiver(PacsConfig(), ["ANY"])
+    statuses = []
+    sent = receiver.fetch(
+        "1.2.3", lambda: statuses.extend(send(receiver, uid) for uid in ("6.6.6", "1.2.3"))
+    )
+    assert statuses == [dimse._REFUSED, 0] and dimse._REFUSED != 0
+    assert isinstance(sent, Dataset)
+    assert send(receiver, "1.2.3") == dimse._REFUSED, "it is no longer awaited"
+    assert receiver.fetch("1.2.3", lambda: None) is None
 
 
-def test_a_refusal_is_neither_a_warning_nor_a_lost_association(node):
+def test_source_and_target_listen_at_one_port(tmp_path):
+    """The target is asked for a segmentation after the source was asked for its image."""
+    from tfmammo.apps.pacs.round_trip import RoundTrip
+
+    config = PacsConfig(retrieve="move", listen=f"127.0.0.1:{find_free_port()}")
+    addresses = [
+        parse_address(f"dimse://{title}@127.0.0.1:{find_free_port()}", "--from")
+        for title in ("SOURCE", "TARGET")
+    ]
+    trip = RoundTrip.__new__(RoundTrip)  # without a pipeline
+    vars(trip).update(_config=config, _addresses=addresses, _credentials=[None] * 2)
+    vars(trip).update(_nodes={}, _receiver=None, _connecting=threading.Lock())
+    source, target = trip._open(0), trip._open(1)
+    try:
+        source._receiver.listen()
+        target._receiver.listen()
+    finally:
+        source.close()
+
+
+def test_a_refusal_is_neither_a_warning_nor_a_lost_association():
+    node = make_node()
     answer = Dataset()
     for status in (0x0000, 0xFF00, 0xFF01, 0xB000, 0xB007):  # done, going on, warnings
         answer.Status = status
@@ -49,9 +76,8 @@ def test_a_refusal_is_neither_a_warning_nor_a_lost_association(node):
 
 
 def test_images_come_with_tls_or_not_at_all():
-    address = parse_address("dimse+tls://ANY@127.0.0.1:11112", "--from")
     with pytest.raises(ConfigError, match="pacs.retrieve"):
-        dimse.DimseNode(address, PacsConfig(retrieve="move"))
+        make_node("dimse+tls://ANY@127.0.0.1:11112", retrieve="move")
 
 
 @pytest.fixture
@@ -82,6 +108,6 @@ def server():
 
 
 def test_an_image_of_another_study_is_refused(server):
-    node = dimse.DimseNode(server, PacsConfig(timeout=5))
+    node = make_node(server, timeout=5)
     with pytest.raises(PacsError, match="another instance"):
         node.retrieve(nodes.Instance("1.2", "1.3", "1.4", MAMMOGRAM))

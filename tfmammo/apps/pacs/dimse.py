@@ -1,8 +1,8 @@
 """Studies over DIMSE: C-FIND to query, C-GET or C-MOVE to fetch, C-STORE to store.
 
-pynetdicom speaks the protocol. Every request has its own association. For C-MOVE, a node of this
-process listens at `pacs.listen`. It accepts only instances that were requested, from the AE title
-that they were requested from.
+pynetdicom speaks the protocol. Every request has its own association. For C-MOVE, this process
+listens at `pacs.listen`. It accepts only instances that were requested, from the AE titles of the
+source and the target.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from pydicom.dataset import Dataset
@@ -59,10 +59,80 @@ _PENDING = (0xFF00, 0xFF01)
 _REFUSED = 0x0124  # not authorized
 
 
+class Receiver:
+    """Takes requested instances, and listens for those that C-MOVE sends.
+
+    The nodes of a process share one, as they share `pacs.listen`.
+
+    Args:
+        config: Where to listen, and under which AE title.
+        senders: AE titles that may send.
+    """
+
+    def __init__(self, config: PacsConfig, senders: Sequence[str]) -> None:
+        self._config = config
+        self._senders = list(senders)
+        self._awaited: dict[str, Dataset | None] = {}  # by SOP Instance UID; None until it comes
+        self._lock = threading.Lock()
+        self._listener: Any = None
+
+    def fetch(self, uid: str, request: Callable[[], None]) -> Dataset | None:
+        """Request an instance; return what came until the request ended."""
+        with self._lock:
+            self._awaited[uid] = None
+        try:
+            request()
+            return self._awaited[uid]
+        finally:
+            with self._lock:
+                del self._awaited[uid]
+
+    def take(self, event: Any) -> int:
+        """Accept an instance that was requested, and no other; return DIMSE's status."""
+        uid = str(event.request.AffectedSOPInstanceUID)
+        with self._lock:
+            if uid not in self._awaited:
+                return _REFUSED
+        with silence():
+            dataset = event.dataset
+            dataset.file_meta = event.file_meta
+        with self._lock:
+            if uid in self._awaited:
+                self._awaited[uid] = dataset
+        return 0
+
+    def listen(self) -> None:
+        """Start to listen, once."""
+        with self._lock:
+            if self._listener is not None:
+                return
+            node = _make_entity(self._config)
+            for kind in {*IMAGE_CLASSES, *_RESULTS}:
+                node.add_supported_context(kind, [*_PLAIN, *_COMPRESSED])
+            node.require_called_aet = True
+            node.require_calling_aet = self._senders
+            host, _, port = self._config.listen.rpartition(":")
+            try:
+                self._listener = node.start_server(
+                    (host, int(port)), block=False, evt_handlers=[(evt.EVT_C_STORE, self.take)]
+                )
+            except (OSError, OverflowError) as error:
+                raise ConfigError(
+                    f"pacs.listen: can't listen on {self._config.listen} ({type(error).__name__})"
+                ) from None
+
+    def close(self) -> None:
+        """Stop listening."""
+        with self._lock:
+            if self._listener is not None:
+                self._listener.shutdown()
+                self._listener = None
+
+
 class DimseNode:
     """A server of DIMSE, which threads may share."""
 
-    def __init__(self, address: Address, config: PacsConfig) -> None:
+    def __init__(self, address: Address, config: PacsConfig, receiver: Receiver) -> None:
         if address.has_tls and config.retrieve == "move":
             raise ConfigError(
                 "pacs.retrieve: with move the images come without TLS; use get for dimse+tls"
@@ -71,9 +141,7 @@ class DimseNode:
         self._config = config
         self._name = address.host
         self._tls = make_tls(config) if address.has_tls else None
-        self._awaited: dict[str, Dataset | None] = {}  # by SOP Instance UID; None until it comes
-        self._lock = threading.Lock()
-        self._listener: Any = None
+        self._receiver = receiver
 
     def list_instances(self, study: str) -> list[Instance]:
         """List the instances of a study; [] if the server has no such study."""
@@ -94,17 +162,8 @@ class DimseNode:
 
     def retrieve(self, instance: Instance) -> Dataset:
         """Fetch an instance as it is stored."""
-        with self._lock:
-            self._awaited[instance.uid] = None
-        try:
-            if self._config.retrieve == "get":
-                self._get(instance)
-            else:
-                self._move(instance)
-            dataset = self._awaited[instance.uid]
-        finally:
-            with self._lock:
-                del self._awaited[instance.uid]
+        request = self._get if self._config.retrieve == "get" else self._move
+        dataset = self._receiver.fetch(instance.uid, lambda: request(instance))
         if dataset is None:
             raise PacsUnreachable(f"{self._name}: did not send the instance requested")
         check_identity(dataset, instance, self._name)
@@ -122,11 +181,8 @@ class DimseNode:
                 raise PacsError(f"{self._name}: refused to store a result (status {status:04X})")
 
     def close(self) -> None:
-        """Stop the own node."""
-        with self._lock:
-            if self._listener is not None:
-                self._listener.shutdown()
-                self._listener = None
+        """Stop listening."""
+        self._receiver.close()
 
     def _find(self, level: str, study: str, series: str, instance: str) -> list[Dataset]:
         query = Dataset()
@@ -155,51 +211,17 @@ class DimseNode:
         for kind in _RESULTS if is_result else IMAGE_CLASSES:
             contexts += [(kind, [syntax]) for syntax in (*_PLAIN, *_COMPRESSED)]
         roles = [build_role(kind, scp_role=True) for kind in {kind for kind, _ in contexts[1:]}]
-        handlers = [(evt.EVT_C_STORE, self._take)]
+        handlers = [(evt.EVT_C_STORE, self._receiver.take)]
         with self._associate(contexts, roles, handlers) as association, silence():
             for answer, _ in association.send_c_get(_make_query(instance), GET):
                 self._check_transfer(answer)
 
     def _move(self, instance: Instance) -> None:
-        self._listen()
+        self._receiver.listen()
         with self._associate([(MOVE, _PLAIN)]) as association, silence():
             query = _make_query(instance)
             for answer, _ in association.send_c_move(query, self._config.ae_title, MOVE):
                 self._check_transfer(answer)
-
-    def _listen(self) -> None:
-        """Start the node of this process, once."""
-        with self._lock:
-            if self._listener is not None:
-                return
-            node = self._make_entity()
-            for kind in {*IMAGE_CLASSES, *_RESULTS}:
-                node.add_supported_context(kind, [*_PLAIN, *_COMPRESSED])
-            node.require_called_aet = True
-            node.require_calling_aet = [self._address.ae_title]
-            host, _, port = self._config.listen.rpartition(":")
-            try:
-                self._listener = node.start_server(
-                    (host, int(port)), block=False, evt_handlers=[(evt.EVT_C_STORE, self._take)]
-                )
-            except (OSError, OverflowError) as error:
-                raise ConfigError(
-                    f"pacs.listen: can't listen on {self._config.listen} ({type(error).__name__})"
-                ) from None
-
-    def _take(self, event: Any) -> int:
-        """Accept an instance that was requested, and no other; return DIMSE's status."""
-        uid = str(event.request.AffectedSOPInstanceUID)
-        with self._lock:
-            if uid not in self._awaited:
-                return _REFUSED
-        with silence():
-            dataset = event.dataset
-            dataset.file_meta = event.file_meta
-        with self._lock:
-            if uid in self._awaited:
-                self._awaited[uid] = dataset
-        return 0
 
     def _check(self, answer: Dataset) -> int:
         if "Status" not in answer:
@@ -218,7 +240,7 @@ class DimseNode:
         roles: list[Any] | None = None,
         handlers: list[Any] | None = None,
     ) -> Iterator[Any]:
-        entity = self._make_entity()
+        entity = _make_entity(self._config)
         for kind, syntaxes in contexts:
             entity.add_requested_context(kind, syntaxes)
         address = self._address
@@ -251,13 +273,14 @@ class DimseNode:
             if association.is_established:
                 association.release()
 
-    def _make_entity(self) -> AE:
-        entity = AE(ae_title=self._config.ae_title)
-        entity.acse_timeout = self._config.timeout
-        entity.dimse_timeout = self._config.timeout
-        entity.network_timeout = self._config.timeout
-        entity.connection_timeout = self._config.timeout
-        return entity
+
+def _make_entity(config: PacsConfig) -> AE:
+    entity = AE(ae_title=config.ae_title)
+    entity.acse_timeout = config.timeout
+    entity.dimse_timeout = config.timeout
+    entity.network_timeout = config.timeout
+    entity.connection_timeout = config.timeout
+    return entity
 
 
 def _make_query(instance: Instance) -> Dataset:

@@ -24,6 +24,7 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 from pydicom.dataset import Dataset
 from pydicom.uid import UID
@@ -74,6 +75,7 @@ class RoundTrip:
         self._predicting = threading.Lock()
         self._connecting = threading.Lock()
         self._nodes: dict[tuple[int, int], Node] = {}
+        self._receiver: Any = None  # of DIMSE, once a node of it is open
 
     def run(self, studies: Sequence[str]) -> Iterator[Outcome]:
         """Process studies by their UIDs, `config.in_flight` at once, and yield their outcomes."""
@@ -189,19 +191,22 @@ class RoundTrip:
         owner = threading.get_ident() if address.is_web else 0
         with self._connecting:
             if (owner, role) not in self._nodes:
-                self._nodes[owner, role] = _connect(address, self._config, self._credentials[role])
+                self._nodes[owner, role] = self._connect(role)
             return self._nodes[owner, role]
 
+    def _connect(self, role: int) -> Node:
+        """Make a node; nothing is sent yet. Both kinds need the extra `pacs`."""
+        address = self._addresses[role]
+        if address.is_web:
+            from tfmammo.apps.pacs.dicomweb import WebNode
 
-def _connect(address: Address, config: PacsConfig, authorization: str | None) -> Node:
-    """Make the node of an address; nothing is sent yet. Both kinds need the extra `pacs`."""
-    if address.is_web:
-        from tfmammo.apps.pacs.dicomweb import WebNode
+            return WebNode(address, self._config, self._credentials[role])
+        from tfmammo.apps.pacs.dimse import DimseNode, Receiver
 
-        return WebNode(address, config, authorization)
-    from tfmammo.apps.pacs.dimse import DimseNode
-
-    return DimseNode(address, config)
+        if self._receiver is None:
+            titles = [each.ae_title for each in self._addresses if not each.is_web]
+            self._receiver = Receiver(self._config, titles)
+        return DimseNode(address, self._config, self._receiver)
 
 
 @contextlib.contextmanager
