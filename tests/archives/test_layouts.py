@@ -176,3 +176,7 @@ def test_one_number_is_one_patient_of_hugging_face_too(tmp_path, caplog):
     patients = [record.patient_id for record in read(tmp_path)[0]]
     assert patients == [hash_id("folder", "12")] * 3 + [hash_id("folder", "13")]
     assert "leading zeros" in caplog.text
+    lines[3] = json.dumps({"file_name": "d.png", "patient": float("nan")})
+    write(tmp_path / "train/metadata.jsonl", "\n".join(lines))
+    records, _ = read(tmp_path)
+    assert len(records) == 3, "an image of nobody is left out"

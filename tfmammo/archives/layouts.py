@@ -219,6 +219,7 @@ def _open_hugging_face(notes: Notes) -> Layout:
             name: str(int(value) if isinstance(value, float) and value.is_integer() else value)
             for name, value in lines[key].items()
             if isinstance(value, str | int | float) and not isinstance(value, bool)
+            if value == value  # NaN is no value
         }
         for key in images
     }
