@@ -11,6 +11,7 @@ CORE = [
     "keras>=3.12",
     "numpy>=2",
     "pydantic>=2.7",
+    "pydantic-core",
     "pyyaml",
     "pydicom>=3",
     "pylibjpeg",  # pydicom finds these three by itself: JPEG lossless and JPEG 2000 pixels

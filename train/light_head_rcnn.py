@@ -11,7 +11,7 @@ from functools import partial
 from tfmammo import cli
 from tfmammo.data.whole import make_whole
 from tfmammo.detection import light_head_rcnn
-from tfmammo.detection.training import check_unused_size, list_unused_patients, validate
+from tfmammo.detection.training import check_unused_size, list_seen_patients, validate
 from tfmammo.training import script
 
 
@@ -25,9 +25,9 @@ def main() -> None:
         train, held_out = command.open_subsets(partial(make_whole, normal=model.normal))
         build = partial(light_head_rcnn.LightHeadRCNN, model, data.shape, len(data.kinds))
         write = light_head_rcnn.write
-        unused = list_unused_patients(data, model.normal)
+        seen = list_seen_patients(data, model.normal)
         command.fit(
-            build, train, held_out, validate, monitor="recall", seen_patients=unused, write=write
+            build, train, held_out, validate, monitor="recall", seen_patients=seen, write=write
         )
 
 

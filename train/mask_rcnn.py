@@ -13,12 +13,7 @@ from pathlib import Path
 from tfmammo import cli
 from tfmammo.data.whole import make_whole
 from tfmammo.detection import mask_rcnn
-from tfmammo.detection.training import (
-    check_unused_size,
-    list_unused_patients,
-    read_training_patients,
-    validate,
-)
+from tfmammo.detection.training import check_unused_size, list_seen_patients, validate
 from tfmammo.tracking.export import read_card
 from tfmammo.training import loop, script
 
@@ -35,8 +30,7 @@ def main() -> None:
         check_unused_size(command.overrides, data)
         mask_rcnn.check(experiment)
         train, held_out = command.open_subsets(partial(make_whole, normal=model.normal))
-        patients = read_training_patients(model.checkpoint)
-        patients += list_unused_patients(data, model.normal)
+        patients = list_seen_patients(data, model.normal, model.checkpoint)
         start: Path | None = None  # the weights of the stage before
         for stage, training in model.stages(experiment.training):
             log.info("stage %s", stage)

@@ -19,8 +19,7 @@ from tfmammo.data.whole import make_whole  # noqa: E402
 from tfmammo.detection import ssd  # noqa: E402
 from tfmammo.detection.training import (  # noqa: E402
     check_unused_size,
-    list_unused_patients,
-    read_training_patients,
+    list_seen_patients,
     validate,
 )
 from tfmammo.training import script  # noqa: E402
@@ -42,10 +41,7 @@ def main() -> None:
             held_out,
             validate,
             monitor="recall",
-            seen_patients=[
-                *read_training_patients(model.checkpoint),
-                *list_unused_patients(data, model.normal),
-            ],
+            seen_patients=list_seen_patients(data, model.normal, model.checkpoint),
             write=ssd.write,
         )
 

@@ -30,7 +30,7 @@ from tfmammo.detection.training import (
     check_unused_size,
     identify_checkpoint,
     learning_rate,
-    list_unused_patients,
+    list_seen_patients,
     read_training_patients,
     validate,
     validation_functions,
@@ -179,13 +179,13 @@ def test_patients_of_normal_mammograms_that_no_training_image_shows_are_seen_in_
     sides = []
     for fold in range(3):
         data = config.model_copy(update={"fold": fold, "split_file": path})
-        seen = list_unused_patients(data, normal=False)
+        seen = list_seen_patients(data, normal=False)
         train, held_out = splits.split(mammograms, data)
         assert set(seen) == {*train.patient_ids} and not {*seen} & {*held_out.patient_ids}
-        assert list_unused_patients(data, normal=True) == []
+        assert list_seen_patients(data, normal=True) == []
         sides.append({*held_out.patient_ids})
     assert set.union(*sides) == {*mammograms.patient_ids}
-    assert list_unused_patients(config, normal=False) == []
+    assert list_seen_patients(config, normal=False) == []
 
 
 def test_validation_by_hand():

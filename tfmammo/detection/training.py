@@ -81,16 +81,19 @@ def learning_rate(
     return schedules.PolynomialDecay(0.0, warmup, rate) if warmup else rate
 
 
-def list_unused_patients(data: DataConfig, normal: bool) -> list[str]:
-    """List the training side of `data.split_file`, if normal mammograms are not trained on.
+def list_seen_patients(data: DataConfig, normal: bool, checkpoint: Path | None = None) -> list[str]:
+    """List the patients that count as seen besides those of the training images.
 
-    Patients who have no others are in no training image. But each mammogram is for one fold to be
-    evaluated on, also a normal one.
+    They are those of the checkpoint, as far as it is known, and the training side of
+    `data.split_file`, if normal mammograms are not trained on: patients who have no others are in
+    no training image, but each mammogram is for one fold to be evaluated on, also a normal one.
     """
+    patients = read_training_patients(checkpoint)
     if normal or data.split_file is None:
-        return []
+        return patients
     saved = splits.load_split_file(data.split_file)
-    return sorted(saved.patients.keys() - splits.held_out_patients(saved, data.fold))
+    unused = saved.patients.keys() - splits.held_out_patients(saved, data.fold)
+    return sorted({*patients, *unused})
 
 
 def check_split(data: DataConfig, detector: str) -> None:
