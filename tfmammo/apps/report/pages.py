@@ -32,7 +32,16 @@ from tfmammo.apps.report.studies import (
     describe_difference,
     describe_runs,
 )
-from tfmammo.apps.report.verdicts import NO_RUN, OTHER_DATA, WORDS, Evidence, Word, judge_claim
+from tfmammo.apps.report.verdicts import (
+    DISAGREE,
+    NO_RUN,
+    OTHER_DATA,
+    WORDS,
+    Evidence,
+    Word,
+    contradicts,
+    judge_claim,
+)
 from tfmammo.metrics.case_scores import POSTPROCESSED
 from tfmammo.metrics.printed import Paper, read_papers
 from tfmammo.metrics.rows import Fact
@@ -82,7 +91,10 @@ def list_sources(item: Item, facts: AllFacts) -> list[Facts]:
 
 
 def judge_item(item: Item, facts: AllFacts) -> tuple[Evidence, ...]:
-    """Judge each claim of an item by the first facts that have its row."""
+    """Judge each claim of an item by the first facts that have its row.
+
+    Where others are significant in the opposite direction, nothing is decided.
+    """
     if reason := find_reason(item, facts):
         why = NO_RUN if reason == NO_RUN else NO_RESULT
         return tuple(
@@ -95,7 +107,11 @@ def judge_item(item: Item, facts: AllFacts) -> tuple[Evidence, ...]:
             for source in list_sources(item, facts)
         ]
         tested = [one for one in evidence if one.word != "not tested"]
-        judged.append((tested or evidence)[0])
+        first, *others = tested or evidence
+        for other in others:
+            if contradicts(first, other, claim) and other.facts:
+                first = first.withhold(DISAGREE, f"{other.facts.about.data}: {other.numbers}")
+        judged.append(first)
     return tuple(judged)
 
 

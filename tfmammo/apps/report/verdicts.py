@@ -36,6 +36,7 @@ SMALLER = "it depends on the patch size in pixels, and our patches are smaller t
 OTHER_DATA = "a printed level, on other data than the paper's"
 BELOW_LEVEL = "below the printed level"
 BEYOND_REAL = "beyond what real patches have, which is not better"
+DISAGREE = "another experiment of ours says the opposite"
 NO_MARGIN = "the absence of a gain cannot be shown without an equivalence margin"
 DETECTED = 2.8 / (2 * 1.96)  # widths of a 95 % interval that a test detects with 80 % power
 
@@ -85,7 +86,7 @@ class Evidence:
 
     def withhold(self, why: str, detail: str = "") -> Evidence:
         """Return it as not decided."""
-        return replace(self, word="not decided", why=why, detail=detail)
+        return replace(self, word="not decided", why=why, detail=detail, certainty="")
 
 
 class Gains(NamedTuple):
@@ -422,6 +423,21 @@ def judge_claim(
         return evidence
     runs = facts.about.count_runs(claim.named, claim.subset)
     return replace(evidence, certainty=_rate_certainty(evidence, facts, runs))
+
+
+def contradicts(evidence: Evidence, other: Evidence, claim: Claim) -> bool:
+    """Whether another experiment's test is significant against a verdict on substitute data."""
+    if not (evidence.is_decided and evidence.facts and other.facts):
+        return False
+    if evidence.facts.about.is_papers_data or not isinstance(claim, Difference):
+        return False
+    if not (other.is_decided or other.why in OF_RUNS):
+        return False
+    row = other.facts.find(claim.model, claim.measure, claim.against, claim.table, claim.subset)
+    if row is None:
+        return False
+    word = _judge_row("", row, claim.higher, claim.null_value).word
+    return word in DECIDED and word != evidence.word
 
 
 def beats(facts: Facts, model: str, trivial: Trivial) -> bool:
