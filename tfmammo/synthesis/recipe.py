@@ -74,7 +74,7 @@ class Source(ItemSource):
     rows: PositiveInt
     cols: PositiveInt
     bits: PositiveInt
-    """Of a picture of it."""
+    """Of a picture of it, where a DICOM's greys fill 8 or 16."""
     laterality: Laterality | None = None
     view: View | None = None
     density: str | None = None
