@@ -58,17 +58,13 @@ def find_yolo(notes: Notes) -> Layout | None:
         label_files[key] = root / _name_folder(relative, "labels").with_suffix(".txt")
     label_folders = {path.parent for path in label_files.values()}
     label_folders |= {root / _name_folder(Path(it) / "x", "labels").parent for it in folders}
+    in_folders = [
+        path for folder in label_folders for path in list_regular_files(folder, links=False)
+    ]
     texts = {
-        path
-        for folder in label_folders
-        for path in list_regular_files(folder, links=False)
-        if path.suffix == ".txt" and path.name.lower() not in _NO_LABELS
+        path for path in in_folders if path.suffix == ".txt" and path.name.lower() not in _NO_LABELS
     } - {place for place, _ in places}
-    are_masks = any(
-        path.suffix.lower() in PICTURES
-        for folder in label_folders
-        for path in list_regular_files(folder)
-    )
+    are_masks = any(path.suffix.lower() in PICTURES for path in in_folders)
     if not texts and (are_masks or not (names_file and images)):
         return None
     for other in ("annotations.json", "masks"):

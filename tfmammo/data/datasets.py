@@ -31,20 +31,8 @@ from tfmammo.mammogram import Mammogram, Skipped, hash_patient
 log = logging.getLogger(__name__)
 
 SPLIT = "split.json"
-# keys that must be those of the records that are read
-DECIDE_PATCHES = (
-    "preprocess",
-    "patches",
-    "kinds",
-    "pathologies",
-    "mixed_findings",
-    "frame",
-    "context",
-    "padding",
-    "pad",
-    "percentiles",
-    "window",
-)
+# keys of records that do not decide a lesion's patch
+UNDECISIVE = {"size", "canvas", "tiles", "sampling", "added", "seed", "phantoms"}
 
 
 def open_subsets(
@@ -137,7 +125,9 @@ def _open_records(config: DataConfig, make: MakePatches) -> Records:
     made_with = read_manifest(config.records).identity["data"]
     ours = config.model_dump(mode="json")
     differing = {
-        key: made_with[key] for key in DECIDE_PATCHES if made_with.get(key, ours[key]) != ours[key]
+        key: value
+        for key, value in made_with.items()
+        if key not in UNDECISIVE and value != ours[key]
     }
     if differing:
         raise ConfigError(

@@ -99,13 +99,14 @@ def open_images(
         ConfigError: There is no such place, no image, or more than one archive.
         ArchiveError: The folder is no such archive.
     """
+    results = output.resolve() if output else None
     records = [each for each in given if isinstance(each, Mammogram)]
     places = [each for each in given if not isinstance(each, Mammogram)]
     found = [(record.image_id, record) for record in records]
     if archive and (places or not records):
-        found += _read_archive(archive, places, failed, output)
+        found += _read_archive(archive, places, failed, results)
     else:
-        found += [named for place in places for named in _read_place(place, failed, output)]
+        found += [named for place in places for named in _read_place(place, failed, results)]
     images: dict[str, Image] = {}
     for name, record in found:
         if name in images:
@@ -119,7 +120,7 @@ def open_images(
 
 
 def _read_archive(
-    archive: str, places: Sequence[Path], failed: Skipped, output: Path | None
+    archive: str, places: Sequence[Path], failed: Skipped, results: Path | None
 ) -> Iterator[tuple[str, Mammogram]]:
     """Read the records of an archive, with their names; images that have none are failures."""
     if len(places) > 1 or (not places and archive != "phantom"):
@@ -131,7 +132,7 @@ def _read_archive(
     used = set()
     for record in archives.read_mammograms(DataConfig(name=archive, root=root), skipped):
         name = record.image_id
-        if record.file and _is_beneath(record.file, output):
+        if record.file and _is_beneath(record.file, results):
             continue
         if record.file and skipped.root and record.file.is_relative_to(skipped.root):
             name = _remove_ending(record.file.relative_to(skipped.root))
@@ -140,7 +141,7 @@ def _read_archive(
     other = Skipped(root=skipped.root)
     for file, reason in skipped.reasons.items():
         path = skipped.root / file if skipped.root else Path(file)
-        if _is_image(Path(file)) and path not in used and not _is_beneath(path, output):
+        if _is_image(Path(file)) and path not in used and not _is_beneath(path, results):
             failed.add(path, reason)
         else:
             other.add(file, reason)
@@ -148,13 +149,13 @@ def _read_archive(
 
 
 def _read_place(
-    place: Path, failed: Skipped, output: Path | None
+    place: Path, failed: Skipped, results: Path | None
 ) -> Iterator[tuple[str, Mammogram]]:
     """Read the header of a file, or of each image of a folder."""
     is_file = place.is_file()
     files = {_remove_ending(Path(place.name)): place} if is_file else _list_images(place, failed)
     for name, path in files.items():
-        if _is_beneath(path, output):
+        if _is_beneath(path, results):
             continue
         try:
             yield name, folder.read_one(path)
@@ -162,8 +163,9 @@ def _read_place(
             failed.add(path, str(error).removeprefix(f"{path}: "))
 
 
-def _is_beneath(path: Path, folder: Path | None) -> bool:
-    return folder is not None and path.resolve().is_relative_to(folder.resolve())
+def _is_beneath(path: Path, results: Path | None) -> bool:
+    """Whether a file lies in the folder of results, a resolved path."""
+    return results is not None and path.resolve().is_relative_to(results)
 
 
 def _remove_ending(path: Path) -> str:
@@ -175,7 +177,12 @@ def _remove_ending(path: Path) -> str:
 def _is_image(path: Path) -> bool:
     """Whether a file beneath a folder is an image by its name, and no mask by its folder's."""
     is_ending = path.suffix.lower() in PICTURES + DICOMS
-    return is_ending and not NO_IMAGES & {part.lower() for part in path.parts[:-1]}
+    return is_ending and not _draws_lesions(path)
+
+
+def _draws_lesions(path: Path) -> bool:
+    """Whether a path beneath a folder leads into a folder of what draws lesions."""
+    return not NO_IMAGES.isdisjoint(part.lower() for part in path.parts[:-1])
 
 
 def _list_images(root: Path, failed: Skipped) -> dict[str, Path]:
@@ -194,8 +201,7 @@ def _list_images(root: Path, failed: Skipped) -> dict[str, Path]:
     return {
         name: path
         for name, path in images.items()
-        if not NO_IMAGES & {part.lower() for part in Path(name).parts[:-1]}
-        and not (is_dicom(path) and regions.is_region_file(path))
+        if not _draws_lesions(Path(name)) and not (is_dicom(path) and regions.is_region_file(path))
     }
 
 

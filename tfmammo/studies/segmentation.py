@@ -248,7 +248,7 @@ def find_missing(config: StudyConfig, planned: Sequence[Run]) -> list[Run]:
     """List the runs that have no scores yet; refuse scores that were made with other settings."""
     known = {_read_key(row): row["settings"] for row in read_lines(config.rows / RUNS)}
     for run in planned:
-        if known.get(run.key, _hash(config, run)) != _hash(config, run):
+        if run.key in known and known[run.key] != _hash(config, run):
             raise DataError(
                 f"{config.rows / RUNS}: {', '.join(run.key)} was made with other settings; take "
                 "its lines out of the CSV files, or name another folder by rows=DIR"
@@ -260,8 +260,7 @@ def _hash(config: StudyConfig, run: Run) -> str:
     test = config.test and config.test.model_dump_json(exclude_unset=True, exclude={"root"})
     morphology = config.postprocess.model_dump_json() if config.postprocess else ""
     threshold = "" if config.threshold == 0.5 else f"threshold={config.threshold}"
-    file = run.train.command[run.train.command.index("--config") + 1]
-    own = "" if config.models[run.model].config is None else sha256(Path(file))
+    own = "" if config.models[run.model].config is None else sha256(run.train.config_file)
     return run.hash_settings(f"{test}{morphology}{threshold}{own}")
 
 

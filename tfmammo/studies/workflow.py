@@ -81,6 +81,11 @@ class Step:
         return *self.command, *self.resumable_args, *self.ignored_args
 
     @property
+    def config_file(self) -> Path:
+        """The value after --config."""
+        return Path(self.command[self.command.index("--config") + 1])
+
+    @property
     def overrides(self) -> list[str]:
         """The values after --set."""
         overrides = []
@@ -111,9 +116,8 @@ def make_command(
 
 def parse_step(step: Step, schema: Any, name: str) -> Any:
     """Parse the config of a step; the message of an error begins with `name`."""
-    file = step.command[step.command.index("--config") + 1]
     try:
-        return configuration.parse(schema, file, step.overrides)
+        return configuration.parse(schema, step.config_file, step.overrides)
     except ConfigError as error:
         raise ConfigError(f"{name}: {error}") from None
 

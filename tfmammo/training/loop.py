@@ -443,10 +443,9 @@ class Training:
         card = export.read_card(place)
         path = self.output / "registered"
         recorded = path.read_text(encoding="utf-8") if path.is_file() else ""
-        words = [line.split() for line in recorded.splitlines()]
-        is_registered = any(
-            line[0] == str(card["step"]) and line[-1] == self.run_log.id for line in words if line
-        )
+        versions = [line.split() for line in recorded.splitlines()]
+        own = (str(card["step"]), self.run_log.id)
+        is_registered = any((words[0], words[-1]) == own for words in versions)
         if is_registered or not self.experiment.tracking.register_models:
             return
         metrics = {f"validation_{key}": value for key, value in card["metrics"].items()}

@@ -54,6 +54,7 @@ def test_source_and_target_listen_at_one_port(tmp_path):
     vars(trip).update(_config=config, _addresses=addresses, _credentials=[None] * 2)
     vars(trip).update(_nodes={}, _receiver=None, _connecting=threading.Lock())
     source, target = trip._open(0), trip._open(1)
+    assert source._receiver is target._receiver
     try:
         source._receiver.listen()
         target._receiver.listen()

@@ -17,14 +17,12 @@ from tfmammo.apps.report.items import (
     list_checks,
     read_checks,
 )
+from tfmammo.apps.report.verdicts import DISAGREE
 from tfmammo.errors import ConfigError, DataError
 from tfmammo.metrics.printed import read_papers
 
-LONGEST = {
-    "index.md": 150,
-    "cgan.md": 345,
-    "infilling.md": 305,
-}  # lines; of the other papers' pages 300
+# lines; of the other papers' pages 300
+LONGEST = {"index.md": 150, "cgan.md": 345, "infilling.md": 305}
 CLAIM = "The Dice coefficient of CAN is higher than that of U-Net."
 # what the claim needs besides its own test
 BEHIND = [
@@ -203,7 +201,7 @@ def test_the_papers_data_decide_before_a_substitute():
         assert evidence.word == word and evidence.facts is (source or substitute)
     found = {"can_inbreast": make_facts(*against, data="VinDr"), "can_table1": substitute}
     (evidence,) = (one for one in pages.judge_item(item, found) if one.says == CLAIM)
-    assert evidence.why == pages.DISAGREE and evidence.detail.startswith("CBIS-DDSM: ")
+    assert evidence.why == DISAGREE and evidence.detail.startswith("CBIS-DDSM: ")
 
 
 def test_a_picture_is_linked_where_its_file_exists():

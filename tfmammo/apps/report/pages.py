@@ -33,15 +33,15 @@ from tfmammo.apps.report.studies import (
     describe_runs,
 )
 from tfmammo.apps.report.verdicts import (
-    DISAGREE,
     NO_RUN,
     OTHER_DATA,
     WORDS,
     Evidence,
     Word,
-    contradicts,
     judge_claim,
+    withhold_contradicted,
 )
+from tfmammo.document import tabulate
 from tfmammo.metrics.case_scores import POSTPROCESSED
 from tfmammo.metrics.printed import Paper, read_papers
 from tfmammo.metrics.rows import Fact
@@ -78,12 +78,6 @@ def slug(heading: str) -> str:
     return "".join(kept).replace(" ", "-")
 
 
-def tabulate(header: Sequence[str], body: Sequence[Sequence[str]], words: int = 1) -> list[str]:
-    """Format a table; so many of its first columns are of words, the others of numbers."""
-    rule = ["---:" if column >= words else "---" for column in range(len(header))]
-    return [f"| {' | '.join(line)} |" for line in (header, rule, *body)]
-
-
 def list_sources(item: Item, facts: AllFacts) -> list[Facts]:
     """List the facts of an item that have a result."""
     found = [facts[key] for key in item.fact_keys if key in facts]
@@ -108,10 +102,7 @@ def judge_item(item: Item, facts: AllFacts) -> tuple[Evidence, ...]:
         ]
         tested = [one for one in evidence if one.word != "not tested"]
         first, *others = tested or evidence
-        for other in others:
-            if contradicts(first, other, claim) and other.facts:
-                first = first.withhold(DISAGREE, f"{other.facts.about.data}: {other.numbers}")
-        judged.append(first)
+        judged.append(withhold_contradicted(claim, first, others))
     return tuple(judged)
 
 
@@ -270,7 +261,7 @@ def show(shown: Shown, facts: Facts, item: Item) -> list[str]:
             if measure in printed:
                 value = values.get(label, {}).get(printed[measure])
                 body[-1].append(format_printed(value, measure))
-    return tabulate(header, body) if body else []
+    return tabulate(header, body).splitlines() if body else []
 
 
 def _fill(text: str, facts: Facts | None) -> list[str]:
@@ -354,7 +345,7 @@ def _show_study(study: Study, facts: AllFacts, item: Item) -> list[str]:
                 format_printed(value, "dice"),
             ]
         )
-    return tabulate(header, body)
+    return tabulate(header, body).splitlines()
 
 
 def draw_curves(facts: AllFacts) -> dict[str, str]:

@@ -17,8 +17,9 @@ from tfmammo.apps.report.config import ReportConfig, Scale
 from tfmammo.apps.report.facts import Facts
 from tfmammo.apps.report.items import FACT_KEYS, ITEMS, find_item, list_checks
 from tfmammo.apps.report.measures import UNKNOWN, Placeholder
-from tfmammo.apps.report.pages import AllFacts, count_words, judge_item, name_counts, tabulate, wrap
+from tfmammo.apps.report.pages import AllFacts, count_words, judge_item, name_counts, wrap
 from tfmammo.apps.report.verdicts import DECIDED, WORDS, Evidence
+from tfmammo.document import tabulate
 from tfmammo.errors import ConfigError, DataError
 from tfmammo.metrics.printed import read_papers
 
@@ -82,7 +83,7 @@ def _tabulate_claims(evidence: AllEvidence) -> list[str]:
         counts = [str(count) for count in count_words(of_paper).values()]
         checks = len(list_checks({key, *keys}))
         body.append([f"[{paper.name}]({key}.md)", str(len(of_paper)), *counts, f"{checks} facts"])
-    lines = tabulate(("paper", "claims", *WORDS, "verified in the implementation"), body)
+    papers = tabulate(("paper", "claims", *WORDS, "verified in the implementation"), body)
     decided = [
         [
             read_papers()[find_item(key).paper].name,
@@ -95,7 +96,7 @@ def _tabulate_claims(evidence: AllEvidence) -> list[str]:
         if one.is_decided
     ]
     header = ("paper", "claim that is decided", "verdict", "our numbers")
-    return [*lines, "", *tabulate(header, decided, words=4)] if decided else lines
+    return [papers, "", tabulate(header, decided, words=4)] if decided else [papers]
 
 
 def _describe_open(evidence: AllEvidence) -> str:

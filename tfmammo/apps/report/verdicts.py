@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import ClassVar, Literal, NamedTuple
 
@@ -425,19 +425,21 @@ def judge_claim(
     return replace(evidence, certainty=_rate_certainty(evidence, facts, runs))
 
 
-def contradicts(evidence: Evidence, other: Evidence, claim: Claim) -> bool:
-    """Whether another experiment's test is significant against a verdict on substitute data."""
-    if not (evidence.is_decided and evidence.facts and other.facts):
-        return False
-    if evidence.facts.about.is_papers_data or not isinstance(claim, Difference):
-        return False
-    if not (other.is_decided or other.why in OF_RUNS):
-        return False
-    row = other.facts.find(claim.model, claim.measure, claim.against, claim.table, claim.subset)
-    if row is None:
-        return False
-    word = _judge_row("", row, claim.higher, claim.null_value).word
-    return word in DECIDED and word != evidence.word
+def withhold_contradicted(claim: Claim, evidence: Evidence, others: Iterable[Evidence]) -> Evidence:
+    """Withhold a verdict on substitute data if another experiment is significant against it."""
+    facts = evidence.facts
+    if not (evidence.is_decided and facts and isinstance(claim, Difference)):
+        return evidence
+    if facts.about.is_papers_data:
+        return evidence
+    for other in others:
+        if not (other.facts and (other.is_decided or other.why in OF_RUNS)):
+            continue
+        row = other.facts.find(claim.model, claim.measure, claim.against, claim.table, claim.subset)
+        word = row and _judge_row("", row, claim.higher, claim.null_value).word
+        if word in DECIDED and word != evidence.word:
+            return evidence.withhold(DISAGREE, f"{other.facts.about.data}: {other.numbers}")
+    return evidence
 
 
 def beats(facts: Facts, model: str, trivial: Trivial) -> bool:
