@@ -1,7 +1,7 @@
 """Make the pictures of README.md and the documentation, one command each.
 
 python docs/pictures.py insertions --data DIR
-python docs/pictures.py case --data FILMS
+python docs/pictures.py pipeline --data FILMS
 python docs/pictures.py cdd_cesm --data DIR
 python docs/pictures.py demo
 python docs/pictures.py studio
@@ -62,17 +62,17 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("picture", choices=("insertions", "case", "cdd_cesm", "demo", *TESTS))
+    parser.add_argument("picture", choices=("insertions", "pipeline", "cdd_cesm", "demo", *TESTS))
     parser.add_argument(
         "--data",
         type=Path,
-        help="CDD-CESM with some normal mammograms; for case films of CBIS-DDSM, official split",
+        help="CDD-CESM with some normal mammograms; for pipeline CBIS-DDSM, official split",
     )
     options = parser.parse_args()
     if options.picture == "insertions":
         draw_insertions(options.data)
-    elif options.picture == "case":
-        draw_cases(options.data)
+    elif options.picture == "pipeline":
+        draw_findings(options.data)
     elif options.picture == "cdd_cesm":
         draw_outlines(options.data)
     elif options.picture == "demo":
@@ -98,7 +98,7 @@ def draw_demo() -> None:
     record_networks("demo", [uri.removeprefix(zoo.PREFIX) for uri in uris])
 
 
-def draw_cases(root: Path) -> None:
+def draw_findings(root: Path) -> None:
     """Draw what the CAD pipeline finds on test films; the first in which it finds anything."""
     names = ("light_head", "cgan", "shape")
     detector, segmenter, classifier = (f"{zoo.PREFIX}{name}" for name in names)
@@ -123,8 +123,8 @@ def draw_cases(root: Path) -> None:
         if len(panels) == 3:
             break
     image = (np.hstack(panels) * 255).astype(np.uint8)
-    cv2.imwrite(str(HERE / "case.jpg"), image[..., ::-1], [cv2.IMWRITE_JPEG_QUALITY, 85])
-    record_networks("case", names, " --data FILMS")
+    cv2.imwrite(str(HERE / "pipeline.jpg"), image[..., ::-1], [cv2.IMWRITE_JPEG_QUALITY, 85])
+    record_networks("pipeline", names, " --data FILMS")
 
 
 def draw_outlines(root: Path) -> None:

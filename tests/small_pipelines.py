@@ -20,7 +20,7 @@ SIZE = 64
 def save_models(
     folder: Path, boxes: Sequence[Sequence[int]], rows: int, cols: int, level: float = 0.5
 ) -> list[str]:
-    """Save three models; return overrides of configs/case.yaml that name them.
+    """Save three models; return overrides of configs/pacs.yaml that name them.
 
     The detector finds the same boxes in every mammogram. The segmenter marks what is brighter than
     the middle of its patch, and the classifier is random.

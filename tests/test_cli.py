@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from tfmammo import cli, config
-from tfmammo.apps.pacs.config import CaseConfig
+from tfmammo.apps.pacs.config import RoundTripConfig
 from tfmammo.config import Experiment
 from tfmammo.models.can import CANConfig
 
@@ -42,7 +42,7 @@ def read_error(capsys, parse, arguments):
 
 def test_a_section_is_no_key(capsys):
     """--set data=DIR would be refused."""
-    made = cli.make_parser("x", CaseConfig, "case")
+    made = cli.make_parser("x", RoundTripConfig, "pacs")
     said = read_error(capsys, made.parse_args, ["--pacs", "x"])
     assert said.endswith("--set pacs.KEY=VALUE")
 

@@ -101,7 +101,7 @@ def test_a_training_runs_under_its_name_and_prints_its_config(capsys, tmp_path):
         (["synthesize", "--config", "synthesis_full", "--set", "count=7"], "count: 7"),
         (["build", "--config", "build", "--set", "data.size=64"], "  size: 64"),
         (["reader-study", "--config", "reader_study", "--set", "level=0.9"], "level: 0.9"),
-        (["case", "--config", "case", "--set", "score=0.25"], "score: 0.25"),
+        (["pacs", "--config", "pacs", "--set", "score=0.25"], "score: 0.25"),
         (["registry", "promote", "--model", "tfmammo-can"], "model: tfmammo-can"),
     ],
     ids=lambda value: value[0] if isinstance(value, list) else "",

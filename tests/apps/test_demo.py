@@ -8,7 +8,7 @@ from unittest import mock
 import numpy as np
 import pytest
 
-from tests.commands import REPOSITORY, run_script_here
+from tests.commands import run_module_here
 from tfmammo.apps.demo import __main__ as command
 from tfmammo.apps.demo import scenes
 from tfmammo.archives import folder, phantom
@@ -37,12 +37,12 @@ def test_the_demo_shows_every_system(tmp_path, capsys, monkeypatch):
     assert "http" not in re.sub(r"models:/\S+|data:image\S+|https://\S+", "", text)
     for name in re.findall(r"models:/zoo/(\w+)", text):
         assert name in zoo.list_names()
-    (shown,) = re.findall(r"tfmammo (case [^<\n]+)", text)
-    case, *arguments, option, name = shown.split()
-    assert option == "--output"
-    done = run_script_here(REPOSITORY / f"evaluate/{case}.py", *arguments, option, tmp_path / name)
+    (shown,) = re.findall(r"tfmammo predict ([^<\n]+)", text)
+    *arguments, option, name = shown.split()
+    assert option == "-o"
+    done = run_module_here("tfmammo.inference", *arguments, option, tmp_path / name)
     assert done.returncode == 0, done.stderr
-    assert [*(tmp_path / name).glob("*/overlay.png")]
+    assert len([*(tmp_path / name / "overviews").glob("*.png")]) == 2
 
 
 def test_files_of_the_demo_are_an_archive(phantom_case):

@@ -7,6 +7,7 @@ import json
 from dataclasses import replace
 from functools import partial
 from math import pi, sqrt
+from types import SimpleNamespace
 
 import keras
 import numpy as np
@@ -69,13 +70,13 @@ def load(models, tmp_path):
         parts = (np.reshape(boxes, (-1, 4)) / ([ROWS, COLS] * 2)).tolist()
         scores = scores or np.linspace(0.9, 0.6, len(parts)).tolist()
         save_detector(tmp_path / "detector", parts, scores, batch=1, classes=classes)
-        handle = models / segmenter
+        handle = segmenter and models / segmenter
         if data is not None:
             content = data if "config" in data else card(**data)
             handle = export.export(KnownSegmenter(), tmp_path / "segmenter", content)
         handles = {
             "detector": str(tmp_path / "detector"),
-            "segmenter": str(handle),
+            "segmenter": handle and str(handle),
             "classifier": str(models / "shape"),
             "postprocess": {"closing": 0, "erosion": 0, "dilation": 0},
         }
@@ -435,6 +436,34 @@ def test_the_overlay_shows_boxes_outlines_and_words(load):
     bare = draw_overlay(replace(result, findings=()), side=640)
     grey = (np.ptp(bare.astype(int), axis=-1) == 0).all()
     assert grey and (bare[-40:] == 255).any() and not (bare[:-40] == 255).any()
+
+
+@pytest.mark.parametrize(
+    ("card", "remark"),
+    [
+        ({"archive": "phantom", "packed": True}, "trained on generated phantoms alone"),
+        ({"archive": "folder", "packed": True}, "missed half of the masses in mammograms"),
+        ({"archive": "inbreast", "config": {"data": {"name": "inbreast"}}}, None),
+    ],
+)
+def test_a_detector_that_must_not_be_relied_on_says_so(card, remark):
+    said = Pipeline.list_remarks(SimpleNamespace(detector=SimpleNamespace(card=card)))
+    if remark is None:
+        assert not said
+    else:
+        assert remark in said[0] and said[0].endswith("use one of your own")
+
+
+def test_shapes_of_masks_that_a_detector_draws(load):
+    whole = load([BOX], segmenter=None)
+    masks = np.array([ellipse(), np.zeros((ROWS, COLS))], np.uint8)
+    drawn = SimpleNamespace(
+        classes=("mass", "mass"), scores=[0.9, 0.8], boxes=[BOX, BOX], masks=masks
+    )
+    drawn.above = lambda _: drawn
+    whole.detector = SimpleNamespace(predict=lambda _: drawn)
+    outlined, empty = whole._find(mammogram())
+    assert outlined.lesion.shape in SHAPES and empty.lesion is None and not empty.remarks
 
 
 @pytest.mark.parametrize("shape", [(3, 300), (300, 3), (1, 1)])

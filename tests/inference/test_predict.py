@@ -11,6 +11,7 @@ import cv2
 import numpy as np
 import pydicom
 import pytest
+from highdicom.seg import segread
 from pycocotools.coco import COCO
 
 import tfmammo
@@ -26,6 +27,7 @@ from tfmammo.data.extraction import make_patches
 from tfmammo.errors import ConfigError, PipelineError
 from tfmammo.inference.pipeline import Pipeline, PipelineConfig
 from tfmammo.inference.predict import predict, predict_files
+from tfmammo.inference.report import format_label
 from tfmammo.mammogram import Lesion, Skipped
 from tfmammo.metrics.segmentation import dice, per_image
 from tfmammo.tracking import export
@@ -141,6 +143,45 @@ def test_boxes_of_a_detector_give_what_the_pipeline_gives(models, tmp_path):
     for path in (tmp_path / "out").rglob("*"):
         if path.is_file() and path.suffix != ".dcm":
             assert b"QUIBBLE" not in path.read_bytes() and b"PIDXW" not in path.read_bytes()
+
+
+def test_shapes_and_morphology_on_request(models, tmp_path, caplog):
+    record = make_mammogram(1, (draw() / 255).astype(np.float32)[..., None])
+    (path,) = vindr.write([record], tmp_path / "in")
+    dataset = pydicom.dcmread(path)
+    del dataset.StudyInstanceUID
+    dataset.save_as(tmp_path / "bare.dcm")
+    options = {"boxes": models / "detector", "classifier": models / "shape", "postprocess": True}
+    images = [path, tmp_path / "bare.dcm"]
+    summary = predict_files(models / "segmenter", images, tmp_path / "out", **options)
+    assert (summary.images, summary.failures) == (2, {})
+    assert "bare.dcm: has no StudyInstanceUID" in caplog.text
+    (segmentation,) = (tmp_path / "out/segmentations").iterdir()
+    written = segread(segmentation)
+    handles = {name: str(models / name) for name in ("detector", "segmenter")}
+    pipeline = Pipeline.load(PipelineConfig(**handles, classifier=str(models / "shape")))
+    expected = pipeline.predict(folder.read_one(path)).findings
+    found = json.loads((tmp_path / f"out/findings/{path.stem}.json").read_text())["findings"]
+    for number, (finding, entry) in enumerate(zip(expected, found, strict=True), 1):
+        shape = finding.lesion.shape
+        assert entry["shape"] == shape and entry["mask_box"] == list(finding.lesion.box)
+        assert entry["shape_probabilities"][shape] == round(finding.probabilities[shape], 4)
+        label = f"Lesion {format_label(number, finding)}"
+        assert written.get_segment_description(number).segment_label == label
+        assert label.endswith(f"{shape} {finding.probabilities[shape]:.2f}")
+
+
+def test_a_classifier_needs_outlines(models, tmp_path):
+    write_image(tmp_path / "a.png", draw())
+    with pytest.raises(ConfigError, match="classifier: names the shapes of outlines"):
+        list(predict(models / "detector", tmp_path / "a.png", classifier=models / "shape"))
+
+
+@pytest.mark.slow
+def test_results_of_the_packages_own_detector_are_doubted(models, tmp_path, caplog):
+    write_image(tmp_path / "a.png", draw())
+    list(predict("light_head", tmp_path / "a.png"))
+    assert "it missed half of the masses" in caplog.text
 
 
 @pytest.fixture

@@ -10,7 +10,7 @@ from typing import Any
 
 from tfmammo.apps.audit.attacks import AuditConfig
 from tfmammo.apps.exchange.cases import ExchangeConfig
-from tfmammo.apps.pacs.config import CaseConfig
+from tfmammo.apps.pacs.config import RoundTripConfig
 from tfmammo.apps.reader_study.cases import ReaderStudyConfig
 from tfmammo.apps.registry.promotion import PromotionConfig
 from tfmammo.apps.report.config import ReportConfig
@@ -38,6 +38,7 @@ SCHEMAS: Mapping[str, Any] = {
     "-m tfmammo.apps.audit": AuditConfig,
     "-m tfmammo.data.build": BuildConfig,
     "-m tfmammo.apps.exchange": ExchangeConfig,
+    "-m tfmammo.apps.pacs": RoundTripConfig,
     "-m tfmammo.apps.reader_study": ReaderStudyConfig,
     "-m tfmammo.apps.registry promote": PromotionConfig,
     "-m tfmammo.apps.serving register": ServiceConfig,
@@ -46,7 +47,6 @@ SCHEMAS: Mapping[str, Any] = {
     "-m tfmammo.synthesis": SynthesisConfig,
     "-m tfmammo.synthesis.patches": PatchSynthesisConfig,
     "evaluate/blending.py": BlendingEvaluationConfig,
-    "evaluate/case.py": CaseConfig,
     "evaluate/classification.py": classification.StudyConfig,
     "evaluate/compare.py": segmenters.ComparisonConfig,
     "evaluate/contiguous.py": ContiguousConfig,

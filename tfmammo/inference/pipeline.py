@@ -19,8 +19,8 @@ The paper leaves four things open. What was chosen:
   as in all records.
 - Only masses have shapes.
 
-Deviation: the paper's detector is an SSD. configs/case.yaml names the zoo's small Light-Head R-CNN,
-since the zoo has no SSD; `detector` takes any.
+Deviation: the paper's detector is an SSD. The zoo has none, so configs/pacs.yaml and the examples
+name its small Light-Head R-CNN; `detector` takes any.
 
 A stage that can't handle a lesion keeps the results of the stages before it; the lesion's remarks
 give the reason. A stage whose model is not named is skipped. Without a detector, regions are given,
@@ -204,12 +204,12 @@ class Pipeline:
         if card.get("archive", data.get("name")) == "phantom":
             return [
                 "the detector was trained on generated phantoms alone: on a real mammogram its "
-                "result means nothing; name your own by detector=RUN"
+                "result means nothing; use one of your own"
             ]
         if card.get(PACKED):
             return [
                 "the detector is a small one that comes with the package: it missed half of the "
-                "masses in mammograms of unseen patients; name your own by detector=RUN"
+                "masses in mammograms of unseen patients; use one of your own"
             ]
         return []
 
@@ -342,7 +342,9 @@ class Pipeline:
         if self.segmenter or detections.masks is None:
             return findings
         return [
-            replace(finding, lesion=_make_lesion(finding.kind, mask) if mask.any() else None)
+            self._classify(replace(finding, lesion=_make_lesion(finding.kind, mask)), native)
+            if mask.any()
+            else finding
             for finding, mask in zip(findings, detections.masks, strict=True)
         ]
 

@@ -4,7 +4,7 @@
     masks/NAME.png              0 tissue, 255 lesion, in the image's own pixels
     segmentations/NAME.dcm      DICOM SEG of a DICOM image with a lesion
     overviews/NAME.png          boxes, outlines and scores over the image, on request
-    findings/NAME.json          each lesion's box, outline, score and size
+    findings/NAME.json          each lesion's box, outline, score, size and shape
     images.json                 COCO: the images, and with `truth` their lesions
     predictions.json            COCO results: the predicted lesions
     scores.csv                  with `truth`: measures of each image
@@ -18,7 +18,8 @@ whole images, which must be patches then.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator
+import logging
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -41,8 +42,10 @@ from tfmammo.inference.images import (
 )
 from tfmammo.inference.pipeline import Pipeline, PipelineConfig, PipelineResult
 from tfmammo.inference.writing import Part, Summary, load, make, read_part, write_lists
-from tfmammo.mammogram import Mammogram, Skipped
+from tfmammo.mammogram import LesionKind, Mammogram, Skipped
 from tfmammo.models.cgan import PostprocessConfig
+
+log = logging.getLogger(__name__)
 
 IDENTITY = "predict.json"
 TOGETHER = 8  # whole patches that a network sees at once
@@ -55,8 +58,11 @@ def predict(
     *,
     boxes: str | Path | None = None,
     archive: str | None = None,
+    classifier: str | Path | None = None,
+    kinds: Sequence[LesionKind] = ("mass",),
     score: float = 0.5,
     threshold: float = 0.5,
+    postprocess: bool = False,
     skipped: Skipped | None = None,
     tracking_uri: str | None = None,
 ) -> Iterator[PipelineResult]:
@@ -69,8 +75,12 @@ def predict(
             with the columns file, row_min, col_min, row_max, col_max; or "truth", the lesions that
             the archive states. None: each image is a patch.
         archive: The archive that `images` is the folder of.
+        classifier: Handle of a network that names the shape of each outlined mass.
+        kinds: Lesion kinds of classes 1, 2, ... of a detector without a card of this package.
         score: Least score of a detection.
         threshold: A pixel belongs to the mask from this probability on.
+        postprocess: Clean masks by Singh et al.'s morphology, see PostprocessConfig. Evaluations
+            score masks as the network gives them.
         skipped: Takes images that can't be read or processed, and why. None raises at the end.
         tracking_uri: Store of handles that begin with runs:/ or models:/.
 
@@ -79,15 +89,17 @@ def predict(
         lesion; `mask` is all of them in one, uint8 [rows, cols] of the image's own pixels.
 
     Raises:
-        ConfigError: There is no such image, or boxes are given to a detector.
+        ConfigError: There is no such image, boxes are given to a detector, or a classifier where
+            nothing is outlined.
         TfmammoError: The model can't be read.
     """
     failed = Skipped() if skipped is None else skipped
-    config = _make_config(model, boxes, score, threshold, tracking_uri)
+    config = _make_config(
+        model, boxes, classifier, kinds, score, threshold, postprocess, tracking_uri
+    )
     opened = _open(images, boxes, archive, failed)
     pipeline = Pipeline.load(config)
-    if boxes:
-        pipeline.warn_of_whole_images()
+    _check(pipeline, boxes)
     for waiting in _divide(opened, config):
         for _, result in predict_each(pipeline, waiting, failed):
             yield result
@@ -102,8 +114,11 @@ def predict_files(
     *,
     boxes: str | Path | None = None,
     archive: str | None = None,
+    classifier: str | Path | None = None,
+    kinds: Sequence[LesionKind] = ("mass",),
     score: float = 0.5,
     threshold: float = 0.5,
+    postprocess: bool = False,
     overview: bool = False,
     truth: bool = False,
     jobs: int = 1,
@@ -126,7 +141,9 @@ def predict_files(
         TfmammoError: The model can't be read.
     """
     failed = Skipped()
-    config = _make_config(model, boxes, score, threshold, tracking_uri)
+    config = _make_config(
+        model, boxes, classifier, kinds, score, threshold, postprocess, tracking_uri
+    )
     output = Path(output)
     archive = archive or ("folder" if truth else None)
     opened = _open(images, boxes, archive, failed, output)
@@ -135,8 +152,7 @@ def predict_files(
     )
     load.cache_clear()  # a folder may hold another model by now
     pipeline = load(config)
-    if boxes:
-        pipeline.warn_of_whole_images()
+    _check(pipeline, boxes)
     identity = {
         "models": pipeline.hash_models(),
         "settings": settings | {"overview": overview, "truth": truth},
@@ -158,17 +174,22 @@ def predict_files(
 def _make_config(
     model: str | Path,
     boxes: str | Path | None,
+    classifier: str | Path | None,
+    kinds: Sequence[LesionKind],
     score: float,
     threshold: float,
+    postprocess: bool,
     tracking_uri: str | None,
 ) -> PipelineConfig:
     """Make the config of the stages: a segmenter, a detector, or both."""
+    raw = PostprocessConfig(closing=0, erosion=0, dilation=0)
     settings: dict[str, Any] = {
+        "classifier": None if classifier is None else str(classifier),
+        "kinds": tuple(kinds),
         "score": score,
         "threshold": threshold,
+        "postprocess": PostprocessConfig() if postprocess else raw,
         "tracking_uri": tracking_uri,
-        # Evaluations score masks as the network gives them.
-        "postprocess": PostprocessConfig(closing=0, erosion=0, dilation=0),
     }
     try:
         if _is_segmenter(model, tracking_uri):
@@ -179,6 +200,19 @@ def _make_config(
         return PipelineConfig(detector=str(model), **settings)
     except ValidationError as error:
         raise ConfigError(describe(error, PipelineConfig)) from None
+
+
+def _check(pipeline: Pipeline, boxes: str | Path | None) -> None:
+    """Warn of what makes results doubtful; refuse a classifier without outlines."""
+    if pipeline.classifier and not pipeline.gives_masks:
+        raise ConfigError(
+            f"classifier: names the shapes of outlines, and {pipeline.config.detector} gives boxes "
+            "alone; give a segmenter, with the detector as its boxes"
+        )
+    if boxes:
+        pipeline.warn_of_whole_images()
+    for remark in pipeline.list_remarks():
+        log.warning("%s", remark)
 
 
 def _is_segmenter(model: str | Path, tracking_uri: str | None) -> bool:

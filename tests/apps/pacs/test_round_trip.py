@@ -15,12 +15,12 @@ from highdicom.seg import segread
 from highdicom.sr import srread
 from pydicom.uid import JPEGLSLossless, generate_uid
 
-from tests.commands import run_script_here
+from tests.commands import run_module_here
 from tests.orthanc import AUTHORIZATION, run_orthanc
 from tests.small_mammograms import PATIENT
 from tests.small_pipelines import save_models
 from tfmammo import config as configuration
-from tfmammo.apps.pacs.config import CaseConfig, PacsConfig, parse_address
+from tfmammo.apps.pacs.config import PacsConfig, RoundTripConfig, parse_address
 from tfmammo.apps.pacs.nodes import Instance
 from tfmammo.apps.pacs.results import Identity, build_results
 from tfmammo.apps.pacs.round_trip import RoundTrip
@@ -91,13 +91,13 @@ def add(pacs, tmp_path):
 
 @pytest.fixture(scope="module")
 def overrides(tmp_path_factory):
-    """Overrides of configs/case.yaml that name small models."""
+    """Overrides of configs/pacs.yaml that name small models."""
     return save_models(tmp_path_factory.mktemp("models"), BOXES, ROWS, COLS)
 
 
 @pytest.fixture(scope="module")
 def pipeline(overrides, repository):
-    config = configuration.parse(CaseConfig, repository / "configs/case.yaml", overrides)
+    config = configuration.parse(RoundTripConfig, repository / "configs/pacs.yaml", overrides)
     return Pipeline.load(config.get_pipeline())
 
 
@@ -368,17 +368,14 @@ def test_no_patient_data_is_written_or_printed(
     here.mkdir()
     monkeypatch.chdir(here)
     monkeypatch.setenv("TMPDIR", str(here))
-    command = ["--config", repository / "configs/case.yaml", "--from", pacs.web, "--to", pacs.web]
-    script = repository / "evaluate/case.py"
-    done = run_script_here(script, *command, "--study", study, "--set", *overrides)
+    command = ["tfmammo.apps.pacs", "--from", pacs.web, "--to", pacs.web, "--set", *overrides]
+    done = run_module_here(*command, "--study", study)
     assert (done.returncode, done.stderr) == (0, "")
     assert done.stdout == f"{study}: results of 1 mammograms stored\n"
     assert list(here.rglob("*")) == []
     assert NAME not in caplog.text and NUMBER not in caplog.text
-    done = run_script_here(script, *command, "--study", "1.2.3", "--set", *overrides)
+    done = run_module_here(*command, "--study", "1.2.3")
     assert done.returncode == 2 and "1 of 1 studies are not complete" in done.stderr
-    done = run_script_here(script, *command, "--set", *overrides)
-    assert done.returncode == 2 and "--study and --to belong together" in done.stderr
 
 
 @pytest.mark.long
@@ -389,8 +386,8 @@ def test_uids_follow_from_the_models(pipeline, overrides, repository, tmp_path):
     options = [override.replace(place, f"{tmp_path}/moved") for override in overrides]
 
     def digest(*more):
-        path = repository / "configs/case.yaml"
-        config = configuration.parse(CaseConfig, path, [*options, *more])
+        path = repository / "configs/pacs.yaml"
+        config = configuration.parse(RoundTripConfig, path, [*options, *more])
         return Identity.make(Pipeline.load(config.get_pipeline())).digest
 
     assert digest() == same.digest != digest("score=0.6")

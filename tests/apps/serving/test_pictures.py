@@ -278,7 +278,7 @@ def test_a_detector_of_the_package_is_copied_and_another_is_not(tmp_path, place)
     export_folder = tmp_path / "run/export"
     save_detector(export_folder / "saved_model", [], [])
     pipeline = {"segmenter": None, "classifier": None}
-    config = {"name": "x", "case": {"detector": str(tmp_path / place), **pipeline}}
+    config = {"name": "x", "pipeline": {"detector": str(tmp_path / place), **pipeline}}
     (tmp_path / "foreign").mkdir()
     pictures.gather(ServiceConfig.model_validate(config), tmp_path / "foreign")
     assert not (tmp_path / "foreign/detector").exists()
@@ -286,7 +286,7 @@ def test_a_detector_of_the_package_is_copied_and_another_is_not(tmp_path, place)
     (tmp_path / "own").mkdir()
     pictures.gather(ServiceConfig.model_validate(config), tmp_path / "own")
     assert (tmp_path / "own/detector/card.json").is_file()
-    assert pictures.unpack(tmp_path / "own").case.detector == str(tmp_path / "own/detector")
+    assert pictures.unpack(tmp_path / "own").pipeline.detector == str(tmp_path / "own/detector")
 
 
 def test_an_unsuitable_model_is_refused(tiny_infilling, tmp_path):

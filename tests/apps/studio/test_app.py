@@ -55,7 +55,7 @@ def models(tmp_path_factory, tiny_infilling, tiny_contextual, mass):
             "infilling": {"renderer": "infilling", "generator": str(tiny_infilling())},
             "add": {"renderer": "contextual", "generator": str(tiny_contextual())},
         },
-        "case": {stage: f"{root}/{name}" for stage, name in names.items()},
+        "pipeline": {stage: f"{root}/{name}" for stage, name in names.items()},
     }
 
 

@@ -206,7 +206,7 @@ def test_a_study_is_opened_with_the_keys_that_its_cases_were_drawn_with(
     reader_study.main(["--config", str(config), "open", "--set", *overrides])
     (opened,) = shown
     assert opened.study == parse(ReaderStudyConfig, config, overrides)
-    assert not opened.systems and opened.case is None and not database.exists()
+    assert not opened.systems and opened.pipeline is None and not database.exists()
 
 
 @pytest.mark.slow

@@ -350,10 +350,10 @@ def _show_reading(cases: Sequence[Case], pictures: dict[str, bytes]) -> Iterator
         yield document.show_picture(key, key)
         labels = [format_label(number, each) for number, each in enumerate(result.findings, 1)]
         yield document.tabulate(["finding"], [[label] for label in labels or ["no lesion found"]])
-    settings = " ".join(f"{stage}={handle}" for stage, handle in handles.items())
     files = " ".join(str(case.file) for case in cases)
     yield document.show_commands(
-        f"tfmammo case --config case {files} --set {settings} --output case"
+        f"tfmammo predict cgan {files} --boxes light_head --classifier shape --postprocess "
+        "--overview -o findings"
     )
 
 

@@ -64,7 +64,7 @@ class PacsConfig(Frozen):
     """HOST:PORT on which this node listens for C-MOVE. The PACS must know it under ae_title."""
 
 
-class CaseConfig(PipelineConfig):
+class RoundTripConfig(PipelineConfig):
     """The models of the pipeline, and the PACS."""
 
     pacs: PacsConfig = PacsConfig()

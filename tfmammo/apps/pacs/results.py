@@ -72,7 +72,7 @@ class Identity:
 
     def make_uid(self, *names: str) -> str:
         """Derive a UID from this identity and some names."""
-        return generate_uid(entropy_srcs=["tfmammo case", self.digest, *names])
+        return generate_uid(entropy_srcs=["tfmammo pacs", self.digest, *names])
 
 
 def build_results(

@@ -5,9 +5,9 @@ tfmammo serve run --model models:/tfmammo-can-inverter@best --port 5001
 tfmammo serve layout --model models:/tfmammo-can@best --output DIR
 tfmammo serve onnx --model models:/tfmammo-can@best --output DIR
 
-`register` copies the exports that a config names (network.handle, case.detector, ...) into a new
-version of a registered model, which gets the config's alias. `run` answers requests. `mlflow models
-serve --env-manager local -m MODEL` does too, but without limits, short errors and /metrics.
+`register` copies the exports that a config names (network.handle, pipeline.detector, ...) into a
+new version of a registered model, which gets the config's alias. `run` answers requests. `mlflow
+models serve --env-manager local -m MODEL` does too, but without limits, short errors and /metrics.
 `layout` writes an export's SavedModels in TensorFlow Serving's layout: DIR/NAME-FUNCTION/VERSION/
 and DIR/models.config. `onnx` writes each function of an export as DIR/NAME-FUNCTION.onnx, for ONNX
 Runtime.

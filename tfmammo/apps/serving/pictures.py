@@ -18,7 +18,7 @@ whole request with one sentence, which names its number.
                 The input is a patch of the network's size with intensities mapped like those of
                 its training patches. Other sizes are refused, as the answer for a whole mammogram
                 would be meaningless; `scaled` allows crops at native pixels.
-    case        "report", as evaluate/case.py writes it, "masks" (COCO's RLE, null for a lesion
+    pipeline    "report", see inference.report.build_report, "masks" (COCO's RLE, null for a lesion
                 without a mask), and "overlay" if asked for
     system      takes the keys of synthesis.editor.EditRequest too, and "format" (png or dicom):
                 "image", "mask", "box", "kind", "annotations", "recipe"
@@ -71,7 +71,7 @@ BATCH_SIZE = 8  # patches in one call, so that memory does not grow with the req
 MAX_IMAGES = 1024  # in one request
 MAX_PIXELS = 2 * LARGEST  # of all images of one request together
 MODEL_KEYS = ("detector", "segmenter", "classifier", "generator", "gan", "handle")
-KINDS = ("network", "case", "system")  # of services, by the keys of ServiceConfig
+KINDS = ("network", "pipeline", "system")  # of services, by the keys of ServiceConfig
 
 
 class NetworkConfig(Frozen):
@@ -103,13 +103,13 @@ class NetworkConfig(Frozen):
 
 
 class ServiceConfig(Frozen):
-    """A served model: a network, a CAD pipeline (`case`) or an editor (`system`)."""
+    """A served model: a network, a CAD pipeline (`pipeline`) or an editor (`system`)."""
 
     name: str = Field(pattern=r"^[a-z0-9][a-z0-9_-]*$")
     """The model is registered as tfmammo-NAME."""
     network: NetworkConfig | None = None
     """A network of patches."""
-    case: PipelineConfig | None = None
+    pipeline: PipelineConfig | None = None
     """A CAD pipeline."""
     system: EditorConfig | None = None
     """An editor, which inserts or removes lesions."""
@@ -121,7 +121,7 @@ class ServiceConfig(Frozen):
     @model_validator(mode="after")
     def _one(self) -> ServiceConfig:
         if sum(getattr(self, kind) is not None for kind in KINDS) != 1:
-            raise ValueError("give one of network, case and system")
+            raise ValueError("give one of network, pipeline and system")
         return self
 
     @property
@@ -149,8 +149,8 @@ class Service:
         """Load the models of a service."""
         if config.network:
             return NetworkService(config.network)
-        if config.case:
-            return PipelineService(Pipeline.load(config.case))
+        if config.pipeline:
+            return PipelineService(Pipeline.load(config.pipeline))
         assert config.system
         return EditorService(Editor.load(config.system))
 

@@ -78,7 +78,7 @@ def build(config: StudioConfig) -> gr.Blocks:
         name: _load(f"systems.{name}", Editor.load, system)
         for name, system in config.systems.items()
     }
-    pipeline = _load("case", Pipeline.load, config.case) if config.case else None
+    pipeline = _load("pipeline", Pipeline.load, config.pipeline) if config.pipeline else None
     study = _load("study", ReaderStudy, config.study) if config.study else None
     with gr.Blocks(
         title="tfmammo studio", analytics_enabled=False, delete_cache=(60, 3600)

@@ -15,10 +15,10 @@ class StudioConfig(Frozen):
 
     systems: dict[str, EditorConfig] = {}
     """Editors, which insert or remove lesions, by the names that the page shows."""
-    case: PipelineConfig | None = None
+    pipeline: PipelineConfig | None = None
     """The CAD pipeline that reads mammograms."""
     study: ReaderStudyConfig | None = None
-    """A reader study. At least one of systems, case and study must be given."""
+    """A reader study. At least one of systems, pipeline and study must be given."""
     host: str = "127.0.0.1"
     """Address to listen on; the default is reached from this machine only."""
     port: int = Field(default=7860, ge=1, le=65535)
@@ -38,8 +38,8 @@ class StudioConfig(Frozen):
 
     @model_validator(mode="after")
     def _consistent(self) -> StudioConfig:
-        if not (self.systems or self.case or self.study):
-            raise ValueError("one of systems, case and study must be given")
+        if not (self.systems or self.pipeline or self.study):
+            raise ValueError("one of systems, pipeline and study must be given")
         if self.total_mb < self.upload_mb:
             raise ValueError(f"total_mb must be at least upload_mb ({self.upload_mb})")
         return self

@@ -12,14 +12,18 @@ from typing import Any
 
 import gradio as gr
 
+from tfmammo import filesystem
 from tfmammo.apps.studio import uploads
 from tfmammo.apps.studio.uploads import Updates
-from tfmammo.inference import case as files
 from tfmammo.inference.pipeline import Pipeline
 from tfmammo.inference.report import build_report, draw_overlay, write_segmentation
 from tfmammo.mammogram import Mammogram
 from tfmammo.synthesis import editor
+from tfmammo.training.image_grid import encode_rgb_png
 
+OVERLAY = "overlay.png"
+REPORT = "report.json"
+SEGMENTATION = "segmentation.dcm"
 HEADER = "no. | kind | score | box, px | size, px | size, mm | shape | uncertainty | remarks"
 HINT = """Three trained models find lesions, and mark their boxes, outlines and shapes.
 First state what the file does not.
@@ -89,15 +93,15 @@ class ReadTab:
         result = self.pipeline.predict(mammogram)
         overlay = draw_overlay(result, min(uploads.MAX_SIDE, max(mammogram.rows, mammogram.cols)))
         with uploads.new_folder("read_") as folder:
-            files.write_overlay(overlay, folder)
-            reason = write_segmentation(self.pipeline, result, source, folder / files.SEGMENTATION)
+            (folder / OVERLAY).write_bytes(encode_rgb_png(overlay))
+            reason = write_segmentation(self.pipeline, result, source, folder / SEGMENTATION)
             content = build_report(result, self.pipeline)
             shown = [reason if result.findings else "no lesion found", *content["remarks"]]
             content["remarks"] += [reason] if reason else []
-            files.write_report(content, folder)
-            names = [files.REPORT, files.OVERLAY]
+            (folder / REPORT).write_text(filesystem.to_json(content), encoding="utf-8")
+            names = [REPORT, OVERLAY]
             if not reason:
-                names.append(files.SEGMENTATION)
+                names.append(SEGMENTATION)
         rows = [format_row(lesion, mammogram.spacing) for lesion in content["lesions"]]
         uploads.release(old)
         return {
