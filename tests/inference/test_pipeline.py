@@ -20,12 +20,11 @@ from tests.exported_detectors import save_detector
 from tests.known_networks import KnownSegmenter
 from tfmammo.config import DataConfig, PreprocessConfig
 from tfmammo.data.extraction import make_patches, make_shape_patches
-from tfmammo.data.patches import TEXTS
 from tfmammo.errors import DetectionError, ExportError, PipelineError, TrackingError
 from tfmammo.inference import pipeline as pipelines
 from tfmammo.inference.pipeline import Finding, Pipeline, PipelineConfig
 from tfmammo.inference.report import COLOURS, build_report, draw_overlay, format_label, measure
-from tfmammo.mammogram import SHAPES, Mammogram, MaskedLesion, Skipped, key_check
+from tfmammo.mammogram import SHAPES, Mammogram, MaskedLesion, Skipped
 from tfmammo.metrics.segmentation import dice
 from tfmammo.models.cgan import CGAN, CGANConfig
 from tfmammo.models.shape import ShapeCNN, ShapeConfig
@@ -360,23 +359,12 @@ def test_postprocessing_takes_specks_away(load):
         ({"config": {"data": {"frame": "round"}}}, "does not say how its patches are made"),
         (card(patches="offset"), "data.patches=offset"),
         (card(size=32), "card.json"),
-        (card(records="nowhere"), "nowhere"),
     ],
 )
 def test_a_segmenter_whose_patches_are_not_known(tmp_path, load, change, said):
     with pytest.raises(PipelineError, match=said) as raised:
         load([], data={"name": "cgan", **change})
     assert str(raised.value).startswith(f"{tmp_path}/segmenter") and "\n" not in str(raised.value)
-
-
-def test_a_segmenter_of_records_asks_their_manifest(tmp_path, load):
-    data = DataConfig(size=SIZE, frame="tight").model_dump(mode="json")
-    manifest = {"format": 1, "identity": {"data": data}, "size": SIZE, "count": 0}
-    manifest |= {"fingerprint": "", "shards": [], "id_key": key_check()}
-    manifest |= {"columns": {name: [] for name in TEXTS}}
-    (tmp_path / "records").mkdir()
-    (tmp_path / "records/manifest.json").write_text(json.dumps(manifest))
-    assert load([], data=card(records=str(tmp_path / "records"))).data.frame == "tight"
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,6 @@ from typing import Any
 from pydantic import ValidationError
 
 from tfmammo.config import DataConfig
-from tfmammo.data.tfrecord import read_manifest
 from tfmammo.errors import PipelineError
 from tfmammo.tracking import export, models
 from tfmammo.tracking.export.card import remove_places
@@ -69,16 +68,9 @@ def read_training_data(segmenter: Stage) -> DataConfig:
     """Return how a segmenter's patches were made, which must be around lesions."""
     try:
         data = DataConfig.model_validate(segmenter.card["config"]["data"])
-        if data.records:  # the folder of records was made with a config of its own
-            data = DataConfig.model_validate(read_manifest(data.records).identity["data"])
     except (KeyError, TypeError, ValidationError):
         raise PipelineError(
             f"{segmenter.handle}: its {export.CARD} does not say how its patches are made"
-        ) from None
-    except ValueError as error:
-        raise PipelineError(
-            f"{segmenter.handle}: the manifest of its records, which says how its patches are "
-            f"made, can't be used: {error}"
         ) from None
     if data.patches != "lesion":
         raise PipelineError(
