@@ -45,3 +45,18 @@ def test_a_difference_of_all_from_nothing_is_not_certain():
         assert (fact.value, fact.low, fact.high) == pytest.approx((-100, -100, bound - 100))
     for fact in compare_recall(detected, "again", "all"):
         assert (fact.value, fact.low, fact.high) == (0, 0, 0)
+
+
+def test_recall_of_all_lesions_is_no_surer_than_its_draws():
+    """All are hit before half a false positive per image, unless a draw repeats a noisy patient."""
+    surest = Matches(np.array([0.9]), np.empty(0), 1, 1)
+    noisy = Matches(np.array([0.9]), np.full(6, 0.6), 1, 1)
+    unsure = Matches(np.array([0.5]), np.empty(0), 1, 1)
+    found = Found.by_one_run([surest] * 30 + [noisy] * 4 + [unsure] * 26)
+    patients = [str(number) for number in range(60)]
+    detected = Detected({"a": found}, patients, (0.45,), (500, 0, 0.95), "recall", "phantom")
+    mean, _, low, high = detected.measure("a", detected.rates)
+    # 0.4 false positives per image before the last 26; 5 noisy patients in a draw make 0.5
+    assert mean.tolist() == high.tolist() == [1, 1]
+    assert low[0] < 0.7, "not the rule of three, which excludes what many draws show"
+    assert low[1] == pytest.approx(1 + np.log(0.05) / 60), "the rule of three, of all detections"

@@ -99,11 +99,12 @@ class Detected:
         found = self._take(detector, is_pooled)
         low, high = froc_interval(found, self.patients, rates, *self.bootstrap, of)
         mean, deviation = self.average(detector, rates, of, is_pooled)
-        if np.isfinite(low).all():  # resampling sees no variance in all or none
+        if np.isfinite(low).all():  # resampling may see no variance, though others would differ
             diseased = found.count_diseased(self.patients)
-            for place in np.flatnonzero((mean == 0) | (mean == 1)):
-                share = bound_alike(mean[place], diseased, self.bootstrap[2])
-                low[place], high[place] = share
+            for place in np.flatnonzero((mean == 0) | (mean == 1) | (high - low < 1e-12)):
+                least, most = bound_alike(mean[place], diseased, self.bootstrap[2])
+                low[place] = min(low[place], least)
+                high[place] = max(high[place], most)
         return mean, deviation, low, high
 
     def _take(self, detector: str, is_pooled: bool) -> Found:
