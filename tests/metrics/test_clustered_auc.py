@@ -70,6 +70,14 @@ def test_the_formulas_written_out(seed):
     assert of_one_patch == pytest.approx(delong_variance(labels, a), rel=1e-12)
 
 
+def test_no_variance_is_not_negative():
+    """Each positive is just above its own negative: patients' two components cancel."""
+    for patients in range(6, 60):
+        members = np.repeat(np.arange(patients), 2)
+        variance, _ = obuchowski_variance([0, 1] * patients, np.arange(2 * patients), members)
+        assert 0 <= variance < 1e-15
+
+
 def test_swaps_by_hand():
     """Six patients, a positive and a negative patch each; all 64 ways to swap, areas by counting
     pairs.

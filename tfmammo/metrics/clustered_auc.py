@@ -144,7 +144,8 @@ def obuchowski_variance(
     s11 = count / (count - 1) * above @ below
     of_both = 2 * s11 / (m * n)
     degrees = welch_degrees((float(s10 / m), float(s01 / n)), (int(i10), int(i01)), count - 1)
-    return float(s10 / m + s01 / n + of_both), degrees
+    # rounding can make it negative
+    return max(0.0, float(s10 / m + s01 / n + of_both)), degrees
 
 
 def rank_swap_test(
