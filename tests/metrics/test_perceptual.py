@@ -298,6 +298,8 @@ def test_an_areas_interval_stays_within_0_and_1_and_an_area_of_1_is_not_certain(
     perfect = perceptual.jackknife_area(lambda rows: 1.0, patients, 8)
     assert perfect.value == 1 == perfect.high
     assert perfect.low == pytest.approx(1 + np.log(0.05) / 8), "the rule of three"
+    blind = perceptual.jackknife_area(lambda rows: 0.5, patients, 8)
+    assert blind.low == pytest.approx(0.5 + np.log(0.05) / 8), "all alike to the classifier"
     smaller = perceptual.jackknife_area(lambda rows: 1.0, patients, 6)
     assert smaller.low == pytest.approx(1 + np.log(0.05) / 6), "of the smaller class"
     few = perceptual.jackknife_area(lambda rows: 1.0, patients, 5)

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from scipy import stats
 
 from tfmammo.errors import name_key
-from tfmammo.metrics.significance import FEWEST_PATIENTS, Estimate, bound_alike
+from tfmammo.metrics.significance import FEWEST_PATIENTS, Estimate, bound_alike, is_point
 from tfmammo.nn import pretrained, published
 
 Floats = NDArray[np.floating]
@@ -370,8 +370,8 @@ def jackknife_area(
     """Compute an area under a ROC curve with its interval; otherwise as `jackknife`, without p.
 
     The interval is on the scale of logits, so that it stays within [0, 1]. Where an area is 0 or 1,
-    which has no logit, it is that of the area itself, at least by the rule of three (3 / n to
-    either side at 0.95), and cut off there.
+    which has no logit, or never varies, it is that of the area itself, at least by the rule of
+    three (3 / n to either side at 0.95), and cut off there.
 
     Args:
         statistic: As for `jackknife`, like `patient_ids`.
@@ -385,7 +385,8 @@ def jackknife_area(
     value = statistic(np.arange(len(patient_ids)))
     logit = jackknife(compute_logit, patient_ids, level, seed)
     low, high = (float(1 / (1 + np.exp(-bound))) for bound in (logit.low, logit.high))
-    if np.isnan(low) and np.isfinite(value) and fewest >= FEWEST_PATIENTS:
+    is_unknown = np.isnan(low) or is_point(low, high)
+    if is_unknown and np.isfinite(value) and fewest >= FEWEST_PATIENTS:
         area = jackknife(statistic, patient_ids, level, seed)
         least, most = bound_alike(value, fewest, level)
         low = float(np.clip(np.fmin(area.low, least), 0, 1))
