@@ -80,7 +80,9 @@ def test_observers_who_are_all_right_have_the_interval_of_the_pairs():
     sure = pool_ratings([1] * 10 + [0] * 10, [[5] * 10 + [1] * 10] * 2, 50)
     assert (sure.area.value, sure.area.high) == (1, 1)
     assert sure.area.low == pytest.approx(1 + np.log(0.05) / 10), "the rule of three"
-    assert sure.d_a.value == pytest.approx(sqrt(2) * Z(1 - 0.5 / (20 * 20))), "half a pair less"
+    assert sure.d_a.value == pytest.approx(sqrt(2) * Z(1 - 0.5 / 200)), "half a pair less"
+    unsure = pool_ratings([1] * 10 + [0] * 10, [[3] * 20] * 2, 50)
+    assert (unsure.area.value, unsure.area.low) == (0.5, pytest.approx(0.5 + np.log(0.05) / 10))
 
 
 def test_the_pooled_interval_covers_what_observers_and_pairs_of_a_known_law_have():

@@ -33,6 +33,7 @@ from tfmammo.metrics.significance import (
     FEWEST_PATIENTS,
     Estimate,
     bound_alike,
+    is_point,
     percentile_interval,
 )
 
@@ -64,16 +65,21 @@ class Choices:
 
 @dataclass(frozen=True)
 class Ratings:
-    """Numbers of ratings of real and synthetic cases, and the area under their ROC curve."""
+    """Numbers of ratings of real and synthetic cases, and the area under their ROC curve.
+
+    Attributes:
+        pairs: Number of pairs of a real and a synthetic case that one observer rated.
+    """
 
     real: int
     synthetic: int
+    pairs: int
     area: Estimate
 
     @property
     def d_a(self) -> Estimate:
-        """sqrt(2) z(area). An area of 0 or 1 counts as half a pair of cases more or less."""
-        return _convert_to_d(self.area, 0.5 / (self.real * self.synthetic))
+        """sqrt(2) z(area). An area of 0 or 1 counts as half a pair more or less."""
+        return _convert_to_d(self.area, 0.5 / self.pairs)
 
 
 def estimate_choices(right: ArrayLike, level: float = 0.95) -> Choices:
@@ -144,7 +150,8 @@ def estimate_ratings(real: ArrayLike, given: ArrayLike, level: float = 0.95) -> 
     """
     truth = np.asarray(real, bool)
     area = estimate_auc(truth, given, np.arange(len(truth)), level)
-    return Ratings(int(truth.sum()), int((~truth).sum()), area)
+    real_cases, others = int(truth.sum()), int((~truth).sum())
+    return Ratings(real_cases, others, real_cases * others, area)
 
 
 def pool_ratings(
@@ -153,8 +160,8 @@ def pool_ratings(
     """Average the areas under the ROC curves of several observers' ratings of the same cases.
 
     Areas are averaged, not ratings, because each observer uses the scale in a different way. For
-    the interval, observers, real and synthetic cases are drawn, each with replacement. That of an
-    area of 0 or 1 is by the rule of three: 3 / n at 0.95, n the cases of the smaller kind. With
+    the interval, observers, real and synthetic cases are drawn, each with replacement. Where all
+    draws are alike it is by the rule of three: 3 / n at 0.95, n the cases of the smaller kind. With
     fewer than `FEWEST_PATIENTS` of these there is none.
 
     Args:
@@ -187,10 +194,10 @@ def pool_ratings(
     fewest = min(int(answered[:, kind].any(axis=0).sum()) for kind in (truth, ~truth))
     if fewest >= FEWEST_PATIENTS:
         bounds = percentile_interval(sums[has_pairs] / weights.sum(axis=1)[has_pairs], level)
-        if area in (0, 1):  # every draw is alike, though other cases might not be
+        if is_point(*bounds):  # every draw is alike, though other cases might not be
             bounds = bound_alike(float(area), fewest, level)
     counts = int(answered[:, truth].sum()), int(answered[:, ~truth].sum())
-    return Ratings(*counts, Estimate(float(area), *bounds))
+    return Ratings(*counts, int(pairs.sum()), Estimate(float(area), *bounds))
 
 
 @plot_style
