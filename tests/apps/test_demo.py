@@ -2,6 +2,7 @@
 
 import html
 import re
+import shlex
 from types import SimpleNamespace
 from unittest import mock
 
@@ -24,8 +25,8 @@ def phantom_case(tmp_path_factory):
 @pytest.mark.long
 def test_the_demo_shows_every_system(tmp_path, capsys, monkeypatch):
     monkeypatch.setenv("TFMAMMO_CACHE", str(tmp_path / "cache"))
-    command.main(["--output", str(tmp_path)])
-    page = tmp_path / "demo.html"
+    command.main(["--output", str(tmp_path / "my demo")])
+    page = tmp_path / "my demo" / "demo.html"
     assert capsys.readouterr().out == f"page: {page}\n"
     text = html.unescape(page.read_text(encoding="utf-8"))
     for method in scenes.METHODS:
@@ -38,7 +39,7 @@ def test_the_demo_shows_every_system(tmp_path, capsys, monkeypatch):
     for name in re.findall(r"models:/zoo/(\w+)", text):
         assert name in zoo.list_names()
     (shown,) = re.findall(r"tfmammo predict ([^<\n]+)", text)
-    *arguments, option, name = shown.split()
+    *arguments, option, name = shlex.split(shown)
     assert option == "-o"
     done = run_module_here("tfmammo.inference", *arguments, option, tmp_path / name)
     assert done.returncode == 0, done.stderr
@@ -57,6 +58,18 @@ def test_files_of_the_demo_are_an_archive(phantom_case):
     image = mammogram.pixels()[..., 0]
     inside = image[phantom_case.mask[..., 0] > 0].mean()
     assert inside > image[image > scenes.DARK].mean()
+
+
+def test_commands_name_folders_with_blanks(tmp_path):
+    case = scenes._write_real(tmp_path / "my demo")
+    command = next(
+        line
+        for line in "\n".join(scenes._show_cases([case], {})).splitlines()
+        if line.startswith("tfmammo")
+    )
+    assert shlex.split(command)[-1] == str(case.root)
+    override = scenes._quote_root("data", case)
+    assert shlex.split(override) == [f"data.root={case.root}"]
 
 
 def test_the_real_mammogram_has_its_mass(tmp_path):

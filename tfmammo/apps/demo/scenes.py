@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -14,7 +15,7 @@ from numpy.typing import NDArray
 
 from tfmammo import document, filesystem
 from tfmammo.archives import folder, phantom
-from tfmammo.config import DataConfig
+from tfmammo.config import DataConfig, format_override
 from tfmammo.data import preprocess
 from tfmammo.data.extraction import make_patches
 from tfmammo.errors import DataError
@@ -200,7 +201,8 @@ def _show_cases(cases: Sequence[Case], pictures: dict[str, bytes]) -> Iterator[s
         yield f"The {case.name}: {case.title}, with a mass of {size}."
         yield document.show_picture(case.name, case.title)
     yield "To check such a folder:"
-    yield document.show_commands(*(f"tfmammo archives folder {case.root}" for case in cases))
+    words = (("tfmammo", "archives", "folder", str(case.root)) for case in cases)
+    yield document.show_commands(*map(shlex.join, words))
 
 
 def _show_insertion(
@@ -219,9 +221,9 @@ def _show_insertion(
     yield "To make mammograms with such masses, and their annotations:"
     if method.is_real:
         commands = [
-            f"tfmammo synthesize {arguments} data.name=folder data.root={case.root} "
-            f"lesions.name=folder lesions.root={other.root} mammograms=all count=1 format=png "
-            f"--output {case.name}-{method.name}"
+            f"tfmammo synthesize {arguments} data.name=folder {_quote_root('data', case)} "
+            f"lesions.name=folder {_quote_root('lesions', other)} mammograms=all count=1 "
+            f"format=png --output {case.name}-{method.name}"
             for case, other in zip(cases, cases[::-1], strict=True)
         ]
     else:  # sizes can't be fitted on the one lesion of a case: phantoms have many
@@ -229,6 +231,11 @@ def _show_insertion(
             f"tfmammo synthesize {arguments} count=1 format=png --output phantom-{method.name}"
         ]
     yield document.show_commands(*commands)
+
+
+def _quote_root(section: str, case: Case) -> str:
+    """Write the folder of a case as an override for a shell."""
+    return shlex.quote(format_override(f"{section}.root", case.root))
 
 
 def insert(method: Method, cases: Sequence[Case]) -> list[EditResult]:
@@ -350,7 +357,7 @@ def _show_reading(cases: Sequence[Case], pictures: dict[str, bytes]) -> Iterator
         yield document.show_picture(key, key)
         labels = [format_label(number, each) for number, each in enumerate(result.findings, 1)]
         yield document.tabulate(["finding"], [[label] for label in labels or ["no lesion found"]])
-    files = " ".join(str(case.file) for case in cases)
+    files = shlex.join(str(case.file) for case in cases)
     yield document.show_commands(
         f"tfmammo predict cgan {files} --boxes light_head --classifier shape --postprocess "
         "--overview -o findings"
