@@ -355,6 +355,13 @@ def test_command(archive, tmp_path, capsys, repository):
         assert "error: " in capsys.readouterr().err
 
 
+def test_patches_that_cannot_be_made_are_explained(tmp_path):
+    root = make_archive(tmp_path / "archive", [MASS])
+    patches = {"size": 32, "kinds": ("mass",), "frame": "square", "context": 20}
+    with pytest.raises(DataError, match="larger than the mammogram"):
+        write_dataset("coco", config(root, exchange={"items": "patches"}, **patches), tmp_path)
+
+
 def test_two_images_of_one_name_are_refused():
     """Both would be a_1.png."""
     records = [

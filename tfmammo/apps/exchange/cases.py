@@ -10,6 +10,7 @@ import numpy as np
 from pydantic import model_validator
 
 from tfmammo.archives import read_mammograms
+from tfmammo.archives.files import remove_names
 from tfmammo.config import DataConfig, Frozen
 from tfmammo.data import jobs, splits
 from tfmammo.data.datasets import refuse_added
@@ -112,15 +113,18 @@ def make_plan(config: ExchangeConfig, skipped: Skipped) -> Plan:
             "exchange.items=mammograms"
         )
     records = read_mammograms(config.data, skipped)
-    items = records
+    items, noted = records, skipped
     if is_patches:
-        # what is skipped is noted when they are written
+        # noted for the summary when they are written
+        noted = Skipped(dict(skipped.reasons), skipped.root)
         items = [
             replace(item, read=_no_pixels, lesions=())
-            for item in _make_items(config, records, Skipped())
+            for item in _make_items(config, records, noted)
         ]
     if not items:
-        raise DataError("the archive has none of the patches that the config describes")
+        raise DataError(
+            "the archive has none of the images that the config describes" + name_first(noted)
+        )
     index = Mammograms.of(items)
     splits.split(index, config.data)  # for its errors
     saved = splits.describe(index, config.data, config.data.archive_name)
@@ -139,6 +143,12 @@ def make_cases(config: ExchangeConfig, plan: Plan, skipped: Skipped) -> Iterator
         names.add(name)
         patient = item.patient_id
         yield Case(name, item, patient in plan.held_out, plan.folds.get(patient))
+
+
+def name_first(skipped: Skipped) -> str:
+    """Say what was skipped first and why, without the name of a file; "" if nothing was."""
+    reasons = remove_names(skipped.reasons, skipped.root)
+    return next((f" ({item}: {reason})" for item, reason in reasons.items()), "")
 
 
 def translate_split(saved: SavedSplit) -> SavedSplit:

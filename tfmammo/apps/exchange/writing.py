@@ -24,6 +24,7 @@ from tfmammo.apps.exchange.cases import (
     ExchangeConfig,
     make_cases,
     make_plan,
+    name_first,
     translate_split,
 )
 from tfmammo.apps.exchange.formats import FORMATS, Format
@@ -97,8 +98,7 @@ def write_dataset(name: str, config: ExchangeConfig, output: Path) -> Summary:
             images["held out" if case.is_held_out else "training"] += 1
             kinds.update(lesion.kind for lesion in lesions)
         if not rows:
-            first = next((f" ({item}: {reason})" for item, reason in skipped.reasons.items()), "")
-            raise DataError(f"no image could be written{first}")
+            raise DataError(f"no image could be written{name_first(skipped)}")
         if name != "hf":  # its metadata.jsonl has the facts, and it allows no second table
             table = io.StringIO(newline="")
             writer = csv.DictWriter(table, ("file", *COLUMNS, "split"), lineterminator="\n")
