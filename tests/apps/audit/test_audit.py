@@ -81,6 +81,7 @@ def test_an_overfitted_generator_is_caught_and_an_untrained_one_is_not(data, tmp
     audit(config, tmp_path / "out")
     record = read_card(overfitted)["audit"]
     assert record["verdict"] == "leaks", record
+    assert "attack patient was not tried" in (tmp_path / "out/table.md").read_text()
     assert record["attacks"]["loss"][1] > 0.6 and record["patches"] == PATIENTS // 2
     assert json.loads((tmp_path / "out/audit.json").read_text())["verdict"] == "leaks"
     assert (tmp_path / "out/nearest.png").is_file()

@@ -127,6 +127,8 @@ def tabulate(
     names = {attack.name for attack in attacks}
     if "discriminator" not in names:
         notes.append("The export has no discriminator, so that attack was not tried.")
+    if "patient" not in names:
+        notes.append("Too few patients have two patches, so the attack patient was not tried.")
     if "nearest, LPIPS" not in names:
         notes.append("Pixels alone: no LPIPS or Inception weights, or the generator sees tissue.")
     if facts["patches"] < 100:
