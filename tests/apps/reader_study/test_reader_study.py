@@ -285,6 +285,14 @@ def test_names_of_readers(study):
     assert [answer.reader for answer in study.answers.all()] == names
 
 
+def test_a_reader_resumes_however_the_name_is_typed(study):
+    case = study.next("José")
+    assert study.answer("José", case, case.allowed[0], 1)
+    for name in ("josé", " JOSE\u0301 "):
+        assert study.find_reader(name) == "José"
+    assert study.find_reader("Jose") == "Jose"
+
+
 def test_eight_threads_lose_no_answer_and_store_none_twice(study):
     """Two of them are one reader: of each case one answer is."""
 

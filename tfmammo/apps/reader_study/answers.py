@@ -143,6 +143,12 @@ class Answers:
         with self._connect() as database:
             return {number for (number,) in database.execute(query, (reader,))}
 
+    def list_readers(self) -> list[str]:
+        """List everybody who has answered, oldest first."""
+        query = "SELECT reader FROM answers GROUP BY reader ORDER BY MIN(rowid)"
+        with self._connect() as database:
+            return [reader for (reader,) in database.execute(query)]
+
     def is_unfinished(self) -> bool:
         """Return whether a reader has begun and not answered all cases."""
         query = (

@@ -57,6 +57,12 @@ class ReaderStudy:
         done = self.answers.completed(reader)
         return next((case for case in self.cases(reader) if case.number not in done), None)
 
+    def find_reader(self, text: str) -> str:
+        """Parse a reader's name, spelled with the capitals of the first time."""
+        name = parse_reader_name(text)
+        known = self.answers.list_readers()
+        return next((each for each in known if each.casefold() == name.casefold()), name)
+
     def answer(self, reader: str, case: Case, value: str | int, seconds: float) -> bool:
         """Store one of case.allowed at once; False if the reader had already answered the case."""
         if (
@@ -73,8 +79,8 @@ class ReaderStudy:
 
 
 def parse_reader_name(text: str) -> str:
-    """Trim and check a reader's name."""
-    name = text.strip()
+    """Trim and check a reader's name; keyboards write one accent in two ways."""
+    name = unicodedata.normalize("NFC", text.strip())
     if not 1 <= len(name) <= 64:
         raise DataError("a reader's name must have 1 to 64 characters")
     if any(unicodedata.category(character) in ("Cc", "Cs", "Zl", "Zp") for character in name):

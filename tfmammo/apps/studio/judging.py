@@ -23,7 +23,7 @@ from tfmammo.apps.reader_study.results import (
     results_table,
     write_results,
 )
-from tfmammo.apps.reader_study.session import ReaderStudy, parse_reader_name
+from tfmammo.apps.reader_study.session import ReaderStudy
 from tfmammo.apps.studio.uploads import QUICK, Updates, new_folder
 from tfmammo.errors import ConfigError, DataError
 from tfmammo.metrics import observer
@@ -98,7 +98,7 @@ class StudyTab:
 
     def _start(self, name: str) -> Updates:
         try:
-            return self._next(parse_reader_name(name))
+            return self._next(self.study.find_reader(name))
         except (DataError, ConfigError) as error:
             raise _to_page_error(error) from None
 
