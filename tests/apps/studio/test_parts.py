@@ -3,6 +3,7 @@
 import shutil
 import tempfile
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -138,6 +139,14 @@ def test_facts_count_only_where_the_file_has_none():
     assert (bare.laterality, bare.view, bare.spacing) == ("L", None, (0.1, 0.1))
     with pytest.raises(ArchiveError, match="25.4 mm per px is not the spacing of a mammogram"):
         uploads.parse_facts("unknown", "unknown", 25.4).add_to(unknown)
+
+
+def test_the_next_mammogram_has_not_the_facts_of_the_last_one():
+    names = ["held", "centre", "picture", "hint", "height", "width", "make", "result"]
+    tab = SimpleNamespace(facts=["side", "view", "spacing"], **{name: name for name in names})
+    held = uploads.open_phantom(next(iter(uploads.list_phantoms())))
+    updates = inserting.InsertTab._show(tab, held, None)
+    assert [updates[name] for name in tab.facts] == ["unknown", "unknown", None]
 
 
 @pytest.mark.parametrize(

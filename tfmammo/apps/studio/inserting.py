@@ -150,7 +150,7 @@ class InsertTab:
         long = uploads.computing(parallel)
         quick = uploads.QUICK
         opening = [self.held, self.centre, self.picture, self.hint, self.height, self.width]
-        opening += [self.make, self.note, self.upload, self.example, self.result]
+        opening += [self.make, self.note, self.upload, self.example, self.result, *self.facts]
         self.upload.upload(self._open, [self.upload, self.held], opening, **long)
         # Gradio's `input` comes twice for one choice, and its `select` not at all for the keyboard.
         self.example.change(self._example, [self.example, self.held], opening, **long)
@@ -198,6 +198,7 @@ class InsertTab:
             self.width: width,
             self.make: gr.update(interactive=False),
             self.result: gr.update(visible=False),
+            **uploads.forget_facts(self.facts),
         }
 
     def _place(self, held: OpenMammogram | None, event: gr.SelectData) -> Updates:

@@ -64,7 +64,7 @@ class ReadTab:
             self.remarks = gr.Markdown()
             self.files = gr.Files(label="Downloads", interactive=False, elem_id="read-files")
         outputs = [self.results, self.note, self.findings, self.overlay, self.table, self.remarks]
-        outputs += [self.files, self.upload, self.example]
+        outputs += [self.files, self.upload, self.example, *self.facts]
         options = uploads.computing(parallel)
         self.upload.upload(
             self._upload, [self.upload, self.results, *self.facts], outputs, **options
@@ -76,7 +76,7 @@ class ReadTab:
         def work() -> Updates:
             with uploads.claim(upload) as path:
                 mammogram = uploads.parse_facts(*facts).add_to(editor.open_mammogram(path))
-                return self._read(mammogram, path, old)
+                return self._read(mammogram, path, old) | uploads.forget_facts(self.facts)
 
         return {self.upload: None, self.example: None} | self._run(work)
 

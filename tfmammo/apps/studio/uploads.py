@@ -15,7 +15,7 @@ import re
 import shutil
 import tempfile
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from functools import partial
@@ -194,6 +194,11 @@ def add_facts_inputs() -> list[gr.components.Component]:
             gr.Dropdown(list(VIEWS), value="unknown", label="View", min_width=90, filterable=False),
             gr.Number(label="mm per px", minimum=0, step=0.01, min_width=90),
         ]
+
+
+def forget_facts(inputs: Sequence[gr.components.Component]) -> Updates:
+    """Empty the inputs of `add_facts_inputs`, which state facts of one mammogram alone."""
+    return dict(zip(inputs, ("unknown", "unknown", None), strict=True))
 
 
 def parse_facts(side: str, view: str, spacing: float | None) -> GivenFacts:
