@@ -117,6 +117,7 @@ def test_a_command_that_is_late_or_cant_be_run():
         ("command: find '{images} {boxes}", "quote"),
         # no mammogram leaves this machine without permission
         ("https://example.org/invocations", "example.org"),
+        ("http://[::1/invocations", "is no URL"),
     ],
 )
 def test_a_bad_detector_is_refused(uri, word):

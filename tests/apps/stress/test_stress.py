@@ -23,7 +23,7 @@ from tfmammo.archives import phantom
 from tfmammo.config import DataConfig
 from tfmammo.data.sampling import is_normal, select_lesions
 from tfmammo.detection.detections import Detections, Detector
-from tfmammo.errors import ConfigError, DataError
+from tfmammo.errors import ArchiveError, ConfigError, DataError
 from tfmammo.mammogram import Mammogram, Skipped
 from tfmammo.metrics.boxes import Matches
 from tfmammo.metrics.rows import read_facts
@@ -151,6 +151,19 @@ def test_an_archive_without_lesions_has_no_removals(monkeypatch):
     monkeypatch.setattr(pairs.sampling, "is_normal", lambda _: False)
     with pytest.raises(DataError, match="is normal"):
         next(pairs.make_pairs(make_config(), known, Skipped()))
+
+
+def test_a_mammogram_that_cant_be_read_is_skipped(normal, monkeypatch):
+    def fail():
+        raise ArchiveError("it is damaged")
+
+    broken = replace(normal.with_pixels(fail), image_id="broken")
+    monkeypatch.setattr(archives, "read_mammograms", lambda *_: [broken, normal])
+    config = make_config(pairs=4, contrasts=(0.1,), sizes=(4,), softness=(0,))
+    skipped = Skipped()
+    made = list(pairs.make_pairs(config, (), skipped))
+    assert made and {pair.before.image_id for pair in made} == {normal.image_id}
+    assert skipped.reasons["broken"] == "it is damaged"
 
 
 def test_unseen_mammograms_are_checked_before_anything_is_detected():
@@ -325,6 +338,10 @@ def test_names_on_the_page_are_no_markup(tmp_path):
     density = "breast density: a|b &lt;b&gt;x&lt;/b&gt; `c` [d](e)</td>"
     assert density in page
     assert page.count('<img src="data:image/png;base64,') == 2
+    assert [*tmp_path.glob("worst-*.png")]
+    easy = {name: replace(each, limit=-1.0) for name, each in trials.items()}
+    work.write_page(tmp_path, tables, curves, easy, config)
+    assert not [*tmp_path.glob("worst-*.png")]  # of the earlier test
     for tag in ("<em", "<b>", "<a ", "<code"):
         assert tag not in page
 

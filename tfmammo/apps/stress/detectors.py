@@ -163,7 +163,10 @@ class EndpointDetector:
     def __init__(
         self, url: str, kinds: Sequence[LesionKind], timeout: float, remote: bool = False
     ) -> None:
-        host = urllib.parse.urlsplit(url).hostname
+        try:
+            host = urllib.parse.urlsplit(url).hostname
+        except ValueError as error:
+            raise ConfigError(f"detectors: {url} is no URL ({error})") from None
         if host not in HERE and not remote:
             raise ConfigError(
                 f"detectors: {host} is not this machine, and mammograms would leave it; "

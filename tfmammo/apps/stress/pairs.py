@@ -37,7 +37,7 @@ from tfmammo.apps.stress.config import REMOVAL, MethodConfig, Place, StressConfi
 from tfmammo.apps.stress.detectors import KNOWN, StressedDetector, read_unknown
 from tfmammo.archives.stored import Stored
 from tfmammo.data import sampling
-from tfmammo.errors import DataError
+from tfmammo.errors import ArchiveError, DataError
 from tfmammo.mammogram import SHAPES, Box, Lesion, Mammogram, Skipped
 from tfmammo.synthesis import lesion_bank
 from tfmammo.synthesis.generators import resolve_handle
@@ -219,7 +219,11 @@ def make_pairs(
         wanted = list(enumerate(conditions))[turn :: len(order)]
         if not wanted:
             break
-        stored = archives.read_stored(mammogram)
+        try:
+            stored = archives.read_stored(mammogram)
+        except ArchiveError as error:
+            skipped.add(mammogram.image_id, error)
+            continue
         for inserter in inserters:
             for number, condition in wanted:
                 random = sampling.random_stream(config.seed, mammogram.image_id, number)

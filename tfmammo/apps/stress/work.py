@@ -40,7 +40,9 @@ WORDS = (
 def stress(config: StressConfig, output: Path) -> list[Table]:
     """Run a stress test; write rows, tables, pairs, summary.json, index.html and pictures."""
     detectors = {name: open_detector(uri, config) for name, uri in config.detectors.items()}
-    unseen = prediction.list_unseen(detectors, config)  # errors come before hours of work
+    unseen = prediction.list_unseen(detectors, config)
+    # errors, as of a file that can't be read, come before hours of work
+    recall = prediction.measure_recall(detectors, unseen, config) if config.unseen else None
     skipped = Skipped()
     opened = detectors.values()
     pairs = chain(make_pairs(config, opened, skipped), make_removals(config, opened, skipped))
@@ -64,8 +66,7 @@ def stress(config: StressConfig, output: Path) -> list[Table]:
     ]
     facts = analysis.list_facts(curves, trials, config)
     predictions: list[prediction.Prediction] = []
-    if config.unseen:
-        recall = prediction.measure_recall(detectors, unseen, config)
+    if recall:
         predictions = prediction.predict(trials, *recall, config)
         tables += prediction.tabulate(predictions, config)
         facts += prediction.list_facts(predictions, config)
@@ -182,6 +183,8 @@ def write_page(
 ) -> None:
     """Write index.html, curves.png and worst-DETECTOR.png into a folder."""
     save_figure(draw_curves(curves, trials, config), output / "curves.png")
+    for path in output.glob("worst-*.png"):  # of an earlier test
+        path.unlink()
     titles = {"curves.png": "Sensitivity against contrast and size"}
     for name, trial in trials.items():
         if worst := choose_worst(trial, config.worst):
