@@ -344,8 +344,8 @@ def _extract_patch(
     top, left, bottom, right = place
     if not config.pad and (bottom - top > mammogram.rows or right - left > mammogram.cols):
         raise ValueError(
-            "its patch is larger than the mammogram (data.pad=true keeps it; where the images are "
-            "cut around lesions already, data.frame=full)"
+            "its patch is larger than the mammogram (pad=true keeps it; where the images are "
+            "cut around lesions already, frame=full)"
         )
     image = extract_window(preprocessed.image, place, config)
     mask = resize_mask(crop_image(preprocessed.regions, place), config.size, config.size)

@@ -498,3 +498,5 @@ def test_cases_are_drawn_and_what_is_missing_is_one_line(command):
     code, said = command("export")
     assert code == 2 and "error: tiny" in said
     assert command("results")[0] == 0
+    code, said = command("cases", "--output", "out")
+    assert code == 2 and "--output: cases writes into `database` alone" in said

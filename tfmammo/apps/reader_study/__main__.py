@@ -31,6 +31,7 @@ from tfmammo.apps.reader_study.results import (
     write_results,
 )
 from tfmammo.apps.reader_study.session import ReaderStudy
+from tfmammo.errors import ConfigError
 from tfmammo.evaluation.report import save_figure
 from tfmammo.metrics.summary import Table
 
@@ -47,6 +48,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
     def run() -> None:
         config = cli.read_config(ReaderStudyConfig, options)
+        if options.output and options.command in ("cases", "open"):
+            raise ConfigError(f"--output: {options.command} writes into `database` alone")
         work[options.command](config, options.output)
 
     cli.run(run)
