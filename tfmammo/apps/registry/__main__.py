@@ -70,7 +70,7 @@ def list_models(tracking_uri: str | None = None) -> rich.table.Table:
     table = rich.table.Table(
         title=f"Registered models in {store.redact(uri)}", title_justify="left", show_lines=True
     )
-    for heading in ("model", "version", "alias", "step", "metrics", "promotion"):
+    for heading in ("model", "version", "alias", "step", "metrics and audit", "promotion"):
         table.add_column(heading, justify="right" if heading in ("version", "step") else "left")
     for model in models:
         for number, tags in model.versions.items():
