@@ -1,7 +1,7 @@
 # A server for one registered model. Build it where the repository is; the model is not part of the image:
 #   docker build -t tfmammo-serving .
 #   docker run --rm -p 127.0.0.1:5001:5001 -v "$PWD/model:/model:ro" tfmammo-serving
-# `model` is a version's folder, as `mlflow artifacts download -u models:/tfmammo-case@best -d model` fetches it.
+# `model` is a version's folder, as `mlflow artifacts download -u models:/tfmammo-pipeline@best -d model` fetches it.
 FROM python:3.11-slim
 RUN useradd --create-home server
 WORKDIR /opt/tfmammo
