@@ -15,7 +15,7 @@ ROOT = _PACKAGE / FOLDER if (_PACKAGE / FOLDER).is_dir() else _PACKAGE.parent
 """The folder that holds configs, train and evaluate."""
 # What `python` runs, and what it is for.
 COMMANDS = {
-    "predict": ("-m tfmammo.inference", "write masks and boxes of lesions for a folder of images"),
+    "predict": ("-m tfmammo.inference", "find and outline lesions in a folder of images"),
     "report": ("evaluate/report.py", "re-run the five papers' tables and figures"),
     "compare": ("evaluate/compare.py", "compare segmentation models as a paper does"),
     "archives": ("-m tfmammo.archives", "look at an archive before anything is trained on it"),

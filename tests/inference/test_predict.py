@@ -109,6 +109,19 @@ def test_patches_of_a_messy_folder_and_what_a_second_run_does(models, tmp_path):
     assert refused.returncode == 2 and "differs in settings" in refused.stderr
 
 
+def test_nothing_stays_of_an_image_that_became_unreadable(models, tmp_path):
+    for name in "ab":
+        write_image(tmp_path / f"in/{name}.png", draw())
+    for _ in range(2):
+        summary = predict_files(
+            models / "segmenter", tmp_path / "in", tmp_path / "out", overview=True
+        )
+        (tmp_path / "in/a.png").write_bytes(b"no picture")
+    assert summary.images == 1 and list(summary.failures) == [str(tmp_path / "in/a.png")]
+    assert not list((tmp_path / "out").rglob("a.*"))
+    assert len(list((tmp_path / "out").rglob("b.*"))) == 3
+
+
 def test_boxes_of_a_detector_give_what_the_pipeline_gives(models, tmp_path):
     record = make_mammogram(1, (draw() / 255).astype(np.float32)[..., None])
     (path,) = vindr.write([record], tmp_path / "in")
@@ -175,6 +188,12 @@ def test_a_classifier_needs_outlines(models, tmp_path):
     write_image(tmp_path / "a.png", draw())
     with pytest.raises(ConfigError, match="classifier: names the shapes of outlines"):
         list(predict(models / "detector", tmp_path / "a.png", classifier=models / "shape"))
+
+
+def test_morphology_needs_a_segmenter(models, tmp_path):
+    write_image(tmp_path / "a.png", draw())
+    with pytest.raises(ConfigError, match="postprocess: cleans the masks of a segmenter"):
+        list(predict(models / "detector", tmp_path / "a.png", postprocess=True))
 
 
 @pytest.mark.slow

@@ -1,14 +1,14 @@
-"""Write masks and boxes of lesions for a folder of images.
+"""Write masks, boxes and shapes of lesions for a folder of images.
 
 tfmammo predict runs/can patches/ -o predicted
-tfmammo predict cgan mammograms/ -o predicted --boxes light_head --classifier shape --overview
+tfmammo predict cgan mammograms/ -o predicted --boxes light_head --classifier runs/shape --overview
 tfmammo predict light_head a.dcm b.png -o predicted
 tfmammo predict runs/unet DIR -o predicted --archive inbreast --boxes truth --truth
 
 MODEL is a run's folder, an export, models:/NAME@ALIAS, or a network that comes with the package.
 IMAGES are files, or folders of them at any depth: PNG, TIFF, JPEG, PGM, BMP or DICOM. A detector
 gives boxes. A segmenter takes images that are cut around a lesion; for whole mammograms --boxes
-names the regions. A classifier names the shape of each outlined mass. A second run with the same
+names the regions. A classifier says which shape each outlined mass has. A second run with the same
 command makes what is missing.
 
 The folder holds masks/NAME.png (0 tissue, 255 lesion, in the image's own pixels), predictions.json
@@ -43,9 +43,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--archive", metavar="NAME", help=about)
     about = "regions: a detector, a COCO file, a CSV table, or the word truth"
     parser.add_argument("--boxes", metavar="BOXES", help=about)
-    about = "a network that names the shapes of outlined masses"
+    about = "a network that classifies the shapes of outlined masses"
     parser.add_argument("--classifier", metavar="MODEL", help=about)
-    about = "lesion kinds of classes 1, 2, ... of a foreign detector; default: mass"
+    about = "lesion kinds of classes 1, 2, ... of a detector trained elsewhere; default: mass"
     parser.add_argument(
         "--kinds", nargs="+", choices=get_args(LesionKind), default=["mass"], help=about
     )
@@ -53,7 +53,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--score", type=float, default=0.5, metavar="S", help=about)
     about = "probability from which on a pixel is lesion; default: 0.5"
     parser.add_argument("--threshold", type=float, default=0.5, metavar="P", help=about)
-    about = "clean masks by morphology, as Singh et al. do"
+    about = "clean a segmenter's masks by morphology, as Singh et al. do"
     parser.add_argument("--postprocess", action="store_true", help=about)
     parser.add_argument("--overview", action="store_true", help="draw what was found on each image")
     about = "score the results by the lesions that the archive states"

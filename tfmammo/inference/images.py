@@ -163,6 +163,20 @@ def _read_place(
             failed.add(path, str(error).removeprefix(f"{path}: "))
 
 
+def name_unopened(
+    given: Sequence[Path | Mammogram], opened: Sequence[Image], failed: Skipped
+) -> set[str]:
+    """Name the images that could not be opened, as `open_images` would have named them."""
+    places = [each for each in given if isinstance(each, Path)]
+    names = set()
+    for path in map(Path, failed.reasons):
+        for place in places:
+            if path.is_relative_to(place):
+                inner = path.relative_to(place) if path != place else Path(path.name)
+                names.add(_remove_ending(inner).removeprefix("images/"))
+    return names - {image.name for image in opened}
+
+
 def _is_beneath(path: Path, results: Path | None) -> bool:
     """Whether a file lies in the folder of results, a resolved path."""
     return results is not None and path.resolve().is_relative_to(results)

@@ -37,11 +37,20 @@ from tfmammo.inference.images import (
     Image,
     add_boxes,
     is_patch,
+    name_unopened,
     open_images,
     predict_each,
 )
 from tfmammo.inference.pipeline import Pipeline, PipelineConfig, PipelineResult
-from tfmammo.inference.writing import Part, Summary, load, make, read_part, write_lists
+from tfmammo.inference.writing import (
+    Part,
+    Summary,
+    load,
+    make,
+    read_part,
+    remove_results,
+    write_lists,
+)
 from tfmammo.mammogram import LesionKind, Mammogram, Skipped
 from tfmammo.models.cgan import PostprocessConfig
 
@@ -89,17 +98,17 @@ def predict(
         lesion; `mask` is all of them in one, uint8 [rows, cols] of the image's own pixels.
 
     Raises:
-        ConfigError: There is no such image, boxes are given to a detector, or a classifier where
-            nothing is outlined.
+        ConfigError: There is no such image, boxes or morphology are given to a detector, or a
+            classifier where nothing is outlined.
         TfmammoError: The model can't be read.
     """
     failed = Skipped() if skipped is None else skipped
     config = _make_config(
         model, boxes, classifier, kinds, score, threshold, postprocess, tracking_uri
     )
-    opened = _open(images, boxes, archive, failed)
+    opened = _open(_list_given(images), boxes, archive, failed)
     pipeline = Pipeline.load(config)
-    _check(pipeline, boxes)
+    _check(pipeline, boxes, postprocess)
     for waiting in _divide(opened, config):
         for _, result in predict_each(pipeline, waiting, failed):
             yield result
@@ -146,13 +155,15 @@ def predict_files(
     )
     output = Path(output)
     archive = archive or ("folder" if truth else None)
-    opened = _open(images, boxes, archive, failed, output)
+    given = _list_given(images)
+    opened = _open(given, boxes, archive, failed, output)
+    unopened = name_unopened(given, opened, failed)
     settings = config.model_dump(
         mode="json", exclude={"detector", "segmenter", "classifier", "tracking_uri"}
     )
     load.cache_clear()  # a folder may hold another model by now
     pipeline = load(config)
-    _check(pipeline, boxes)
+    _check(pipeline, boxes, postprocess)
     identity = {
         "models": pipeline.hash_models(),
         "settings": settings | {"overview": overview, "truth": truth},
@@ -163,6 +174,8 @@ def predict_files(
         for path in output.glob("findings/**/*.json"):
             if "failure" in json.loads(path.read_text(encoding="utf-8")):
                 path.unlink()  # it is tried again
+        for name in unopened:
+            remove_results(output, name)
         records = complete_parts(
             parts, make, read_part, lambda part: part.images[0].name, Runner(jobs)
         )
@@ -202,12 +215,17 @@ def _make_config(
         raise ConfigError(describe(error, PipelineConfig)) from None
 
 
-def _check(pipeline: Pipeline, boxes: str | Path | None) -> None:
-    """Warn of what makes results doubtful; refuse a classifier without outlines."""
+def _check(pipeline: Pipeline, boxes: str | Path | None, postprocess: bool) -> None:
+    """Warn of what makes results doubtful; refuse stages that would have nothing to work on."""
     if pipeline.classifier and not pipeline.gives_masks:
         raise ConfigError(
             f"classifier: names the shapes of outlines, and {pipeline.config.detector} gives boxes "
             "alone; give a segmenter, with the detector as its boxes"
+        )
+    if postprocess and not pipeline.segmenter:
+        raise ConfigError(
+            f"postprocess: cleans the masks of a segmenter, and {pipeline.config.detector} is a "
+            "detector"
         )
     if boxes:
         pipeline.warn_of_whole_images()
@@ -232,18 +250,22 @@ def _is_given(boxes: str | Path) -> bool:
     return str(boxes) == TRUTH or Path(boxes).suffix.lower() in (".json", ".csv")
 
 
+def _list_given(images: Images) -> list[Path | Mammogram]:
+    """List what the caller gives, one thing or several."""
+    listed = [images] if isinstance(images, str | Path | Mammogram) else list(images)
+    return [Path(each) if isinstance(each, str) else each for each in listed]
+
+
 def _open(
-    images: Images,
+    given: Sequence[Path | Mammogram],
     boxes: str | Path | None,
     archive: str | None,
     failed: Skipped,
     output: Path | None = None,
 ) -> list[Image]:
     """Open images with their boxes."""
-    listed = [images] if isinstance(images, str | Path | Mammogram) else list(images)
-    given = [Path(each) if isinstance(each, str) else each for each in listed]
     if str(boxes) == TRUTH and not archive and any(isinstance(each, Path) for each in given):
-        raise ConfigError("boxes: truth is what an archive states; name it (archive)")
+        raise ConfigError("boxes: truth is what an archive states; name the archive")
     opened = open_images(given, failed, archive, output)
     return add_boxes(opened, boxes, failed) if boxes and _is_given(boxes) else opened
 

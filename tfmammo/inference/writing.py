@@ -37,6 +37,8 @@ from tfmammo.metrics.summary import write_csv
 from tfmammo.training.image_grid import encode_rgb_png
 
 FAILURES = "failures.csv"
+# of an image, by its name
+FILES = ("findings/{}.json", "masks/{}.png", "overviews/{}.png", "segmentations/{}.dcm")
 OVERVIEW = 1600  # px
 
 
@@ -92,9 +94,15 @@ def make(part: Part) -> None:
         _write(part.output, f"findings/{image.name}.json", filesystem.to_json(record))
     for image in missing:
         if reason := failed.reasons.get(image.source):
+            remove_results(part.output, image.name)
             content = filesystem.to_json({"failure": reason})
             _write(part.output, f"findings/{image.name}.json", content)
-            (part.output / f"masks/{image.name}.png").unlink(missing_ok=True)
+
+
+def remove_results(output: Path, name: str) -> None:
+    """Remove what an earlier call wrote of an image that has no result any more."""
+    for file in FILES:
+        (output / file.format(name)).unlink(missing_ok=True)
 
 
 def _write_result(
