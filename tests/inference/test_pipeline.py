@@ -435,11 +435,21 @@ def test_the_overlay_shows_boxes_outlines_and_words(load):
     ],
 )
 def test_a_detector_that_must_not_be_relied_on_says_so(card, remark):
-    said = Pipeline.list_remarks(SimpleNamespace(detector=SimpleNamespace(card=card)))
+    detector = SimpleNamespace(card=card)
+    said = Pipeline.list_remarks(SimpleNamespace(detector=detector, classifier=None))
     if remark is None:
         assert not said
     else:
         assert remark in said[0] and said[0].endswith("use one of your own")
+
+
+def test_a_classifier_that_saw_phantoms_alone_says_so():
+    phantom, ddsm = (
+        SimpleNamespace(card={"config": {"data": {"name": name}}}) for name in ("phantom", "ddsm")
+    )
+    (said,) = Pipeline.list_remarks(SimpleNamespace(detector=None, classifier=phantom))
+    assert "the classifier was trained on outlines of generated phantoms alone" in said
+    assert not Pipeline.list_remarks(SimpleNamespace(detector=None, classifier=ddsm))
 
 
 def test_shapes_of_masks_that_a_detector_draws(load):

@@ -199,19 +199,24 @@ class Pipeline:
 
     def list_remarks(self) -> list[str]:
         """List what everybody must know who reads this pipeline's results."""
+        remarks = []
         card = self.detector.card if self.detector else {}
-        data = card.get("config", {}).get("data", {})
-        if card.get("archive", data.get("name")) == "phantom":
-            return [
+        if _is_of_phantoms(card):
+            remarks.append(
                 "the detector was trained on generated phantoms alone: on a real mammogram its "
                 "result means nothing; use one of your own"
-            ]
-        if card.get(PACKED):
-            return [
+            )
+        elif card.get(PACKED):
+            remarks.append(
                 "the detector is a small one that comes with the package: it missed half of the "
                 "masses in mammograms of unseen patients; use one of your own"
-            ]
-        return []
+            )
+        if self.classifier and _is_of_phantoms(self.classifier.card):
+            remarks.append(
+                "the classifier was trained on outlines of generated phantoms alone: what it "
+                "says of a real mass means nothing; use one of your own"
+            )
+        return remarks
 
     def predict(
         self, mammogram: Mammogram, regions: Sequence[Finding] | None = None
@@ -400,6 +405,12 @@ class Pipeline:
             )
         lesion = replace(lesion, shape=max(SHAPES, key=probabilities.__getitem__))
         return replace(finding, lesion=lesion, probabilities=probabilities, remarks=remarks)
+
+
+def _is_of_phantoms(card: Mapping[str, Any]) -> bool:
+    """Whether a model was trained on generated phantoms, as its card says."""
+    data = card.get("config", {}).get("data", {})
+    return card.get("archive", data.get("name")) == "phantom"
 
 
 def _cut_patch(
