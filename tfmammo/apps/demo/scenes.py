@@ -347,7 +347,8 @@ def _show_reading(cases: Sequence[Case], pictures: dict[str, bytes]) -> Iterator
     yield (
         "A detector finds masses, the cGAN outlines them, and a third network classifies the shape "
         "of the outline. The detector was trained on neither mammogram. It is small, and misses "
-        "half of the masses of unseen patients."
+        "half of the masses of unseen patients. The third network was trained on outlines of "
+        "phantoms alone: what it says of a real mass means nothing."
     )
     for case in cases:
         result = pipeline.predict(case.mammogram)
