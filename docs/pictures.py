@@ -100,11 +100,9 @@ def draw_demo() -> None:
 
 def draw_findings(root: Path) -> None:
     """Draw what the CAD pipeline finds on test films; the first in which it finds anything."""
-    names = ("light_head", "cgan", "shape")
-    detector, segmenter, classifier = (f"{zoo.PREFIX}{name}" for name in names)
-    pipeline = Pipeline.load(
-        PipelineConfig(detector=detector, segmenter=segmenter, classifier=classifier)
-    )
+    names = ("light_head", "cgan")
+    detector, segmenter = (f"{zoo.PREFIX}{name}" for name in names)
+    pipeline = Pipeline.load(PipelineConfig(detector=detector, segmenter=segmenter))
     data = DataConfig(name="folder", root=root)
     films = [
         film

@@ -111,6 +111,14 @@ def test_a_config_is_printed_without_the_other_arguments(capsys, tmp_path, words
     assert not list(tmp_path.iterdir())
 
 
+def test_a_reader_who_has_enough_is_no_error():
+    command = [sys.executable, "-m", "tfmammo", "configs", "list"]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    process.stdout.close()
+    assert (process.wait(), process.stderr.read()) == (141, b"")
+    process.stderr.close()
+
+
 def test_help_names_the_command_as_it_was_typed_and_lists_the_keys(capsys):
     text = answer(capsys, "train", "can", "--help")
     assert text.startswith("usage: tfmammo train can [-h] [--config FILE]")

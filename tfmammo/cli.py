@@ -6,6 +6,7 @@ import argparse
 import difflib
 import json
 import logging
+import os
 import re
 import shutil
 import signal
@@ -60,12 +61,16 @@ def run(main: Callable[[], object]) -> None:
     logging.getLogger("tfmammo").setLevel(logging.INFO)
     try:
         main()
+        sys.stdout.flush()
     except KeyboardInterrupt:
         print("stopped", file=sys.stderr)
         sys.exit(130)
     except Interrupted as stop:
         log.info("%s", stop)
         sys.exit(128 + stop.signal)
+    except BrokenPipeError:  # who reads the output has enough, as `head` has
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(141)
     except ModuleNotFoundError as error:
         package = (error.name or "").partition(".")[0]
         if package not in EXTRAS:

@@ -175,6 +175,8 @@ def test_shapes_and_morphology_on_request(models, tmp_path, caplog):
     pipeline = Pipeline.load(PipelineConfig(**handles, classifier=str(models / "shape")))
     expected = pipeline.predict(folder.read_one(path)).findings
     found = json.loads((tmp_path / f"out/findings/{path.stem}.json").read_text())["findings"]
+    about = json.loads((tmp_path / "out/images.json").read_text())["info"]
+    assert about == {"models": pipeline.describe(), "remarks": []}
     for number, (finding, entry) in enumerate(zip(expected, found, strict=True), 1):
         shape = finding.lesion.shape
         assert entry["shape"] == shape and entry["mask_box"] == list(finding.lesion.box)

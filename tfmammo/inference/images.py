@@ -243,7 +243,8 @@ def add_boxes(images: Sequence[Image], boxes: str | Path, failed: Skipped) -> li
     sizes = {image.name: (image.mammogram.rows, image.mammogram.cols) for image in images}
     read = _read_table if path.suffix.lower() == ".csv" else _read_coco
     found = read(path, names, sizes)
-    log.info("%s: boxes for %d of %d images", path, len(found), len(images))
+    level = logging.INFO if found else logging.WARNING
+    log.log(level, "%s: boxes for %d of %d images", path, len(found), len(images))
     return [replace(image, regions=tuple(found.get(image.name, ()))) for image in images]
 
 

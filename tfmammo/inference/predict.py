@@ -179,8 +179,9 @@ def predict_files(
         records = complete_parts(
             parts, make, read_part, lambda part: part.images[0].name, Runner(jobs)
         )
+        info = {"models": pipeline.describe(), "remarks": pipeline.list_remarks()}
         return write_lists(
-            opened, [each for some in records for each in some], failed, output, truth
+            opened, [each for some in records for each in some], failed, output, truth, info
         )
 
 

@@ -185,8 +185,12 @@ def write_lists(
     failed: Skipped,
     output: Path,
     truth: bool,
+    info: dict[str, Any],
 ) -> Summary:
-    """Write what lists all images: images.json, predictions.json, scores.csv, failures.csv."""
+    """Write what lists all images: images.json, predictions.json, scores.csv, failures.csv.
+
+    `info` goes into images.json.
+    """
     failures = dict(failed.reasons)
     listed: list[dict[str, Any]] = []
     annotations: list[dict[str, Any]] = []
@@ -210,8 +214,8 @@ def write_lists(
         if truth:
             about = {"image": escape_cell(image.name), "seen": record["seen"]}
             rows.append(about | record["scores"])
-    categories = [{"id": number, "name": kind} for kind, number in CATEGORIES.items()]
-    content = {"images": listed, "annotations": annotations, "categories": categories}
+    content = {"info": info, "images": listed, "annotations": annotations}
+    content["categories"] = [{"id": number, "name": kind} for kind, number in CATEGORIES.items()]
     _write(output, "images.json", json.dumps(content))
     _write(output, "predictions.json", json.dumps(predictions))
     if truth:

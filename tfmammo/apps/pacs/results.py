@@ -49,6 +49,7 @@ class Identity:
 
     digest: str  # hash of the models' files, the config and the version
     models: dict[str, str]  # each stage's model, for reports; without paths, which may name a user
+    remarks: tuple[str, ...] = ()  # what makes all of its findings doubtful
 
     @staticmethod
     def make(pipeline: Pipeline) -> Identity:
@@ -63,7 +64,7 @@ class Identity:
         for stage, facts in pipeline.describe().items():
             known = [f"{key} {facts[key]}" for key in ("name", "step", "card") if facts.get(key)]
             models[stage] = ", ".join([*known, f"sha256 of files {hashes[stage]}"])
-        return Identity(digest, models)
+        return Identity(digest, models, tuple(pipeline.list_remarks()))
 
     def name_result(self, part: str, source: Instance) -> Instance:
         """Name a mammogram's "segmentation", "report" or "capture" before it is made."""
@@ -111,6 +112,7 @@ def build_results(
                 tracking[number],
                 outlined.index(number) + 1 if number in outlined else 0,
                 result.mammogram,
+                identity.remarks,
             )
             for number, finding in numbered
         ]
@@ -123,7 +125,12 @@ def build_results(
 
 
 def _describe(
-    number: int, finding: Finding, tracking: str, segment: int, mammogram: Mammogram
+    number: int,
+    finding: Finding,
+    tracking: str,
+    segment: int,
+    mammogram: Mammogram,
+    remarks: tuple[str, ...],
 ) -> measurements.Finding:
     outlined = None
     if finding.lesion:
@@ -145,7 +152,7 @@ def _describe(
         finding.box,
         finding.score,
         outlined,
-        finding.remarks,
+        finding.remarks + remarks,
     )
 
 

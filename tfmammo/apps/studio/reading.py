@@ -25,7 +25,7 @@ OVERLAY = "overlay.png"
 REPORT = "report.json"
 SEGMENTATION = "segmentation.dcm"
 HEADER = "no. | kind | score | box, px | size, px | size, mm | shape | uncertainty | remarks"
-HINT = """Three trained models find lesions, and mark their boxes, outlines and shapes.
+HINT = """Trained models find lesions, and mark their boxes, outlines and, by a classifier, shapes.
 First state what the file does not.
 
 A DICOM segmentation repeats the patient and study of its mammogram, as the standard requires.
