@@ -226,14 +226,17 @@ def test_a_finding_without_an_outline_takes_no_segment(pipeline, tmp_path):
     found = replace(found, findings=(bare, *found.findings[1:]))
     header = dicom.read_dataset(path)
     source = Instance("1.2.3", str(header.SeriesInstanceUID), str(header.SOPInstanceUID))
-    made = build_results(found, header, source, Identity.make(pipeline), picture=False)
-    segmentation, report = made
+    remarks = ("its detector is a small one",)
+    identity = replace(Identity.make(pipeline), remarks=remarks)
+    segmentation, report = build_results(found, header, source, identity, picture=False)
     (segment,) = segmentation.SegmentSequence
     report.save_as(tmp_path / "report.dcm")
     groups = srread(tmp_path / "report.dcm").content.get_planar_roi_measurement_groups()
     (group,) = (each for each in groups if each.referenced_segmentation_frame is not None)
     item = group.referenced_segmentation_frame[0].ReferencedSOPSequence[0]
     assert item.ReferencedSegmentNumber == 1 and group.tracking_uid == segment.TrackingUID
+    values = [one.value for one in report.iterall() if one.keyword == "TextValue"]
+    assert values.count(*remarks) == len(found.findings)
 
 
 def test_other_programs_read_the_results(process, pacs, add, tmp_path):
