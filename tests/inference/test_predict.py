@@ -175,6 +175,10 @@ def test_shapes_and_morphology_on_request(models, tmp_path, caplog):
     pipeline = Pipeline.load(PipelineConfig(**handles, classifier=str(models / "shape")))
     expected = pipeline.predict(folder.read_one(path)).findings
     found = json.loads((tmp_path / f"out/findings/{path.stem}.json").read_text())["findings"]
+    table = [row for row in read_csv(tmp_path / "out/lesions.csv") if row["file"] == path.name]
+    assert [float(row["score"]) for row in table] == [entry["score"] for entry in found]
+    assert [int(row["col_max"]) for row in table] == [entry["box"][3] for entry in found]
+    assert [row["shape"] for row in table] == [entry["shape"] for entry in found]
     about = json.loads((tmp_path / "out/images.json").read_text())["info"]
     assert about == {"models": pipeline.describe(), "remarks": []}
     for number, (finding, entry) in enumerate(zip(expected, found, strict=True), 1):
@@ -269,6 +273,14 @@ def test_a_table_that_is_none_of_boxes(models, archive, tmp_path, table, said):
         list(predict(models / "segmenter", archive, boxes=tmp_path / "boxes.csv"))
 
 
+def test_boxes_of_an_earlier_prediction(models, archive, tmp_path):
+    predict_files(models / "detector", archive, tmp_path / "first")
+    boxes = tmp_path / "first/lesions.csv"
+    for result in predict(models / "segmenter", archive, boxes=boxes):
+        assert [each.box for each in result.findings] == [BOX, OTHER]
+        assert [each.score for each in result.findings] == [0.9, 0.8]
+
+
 def test_boxes_of_resized_images_are_refused(models, archive, tmp_path):
     boxes = write_boxes("json", archive, tmp_path)
     stated = boxes.read_text().replace(f'"height": {ROWS}', f'"height": {ROWS // 2}')
@@ -326,13 +338,16 @@ def test_a_box_on_a_lesion_that_does_not_count_is_no_false_positive(models, arch
     assert "sensitivity" not in summary.scores
 
 
-def test_a_mammogram_is_no_patch_and_a_detector_needs_no_boxes(models, tmp_path):
+def test_a_mammogram_is_no_patch_and_a_detector_needs_no_boxes(models, tmp_path, caplog):
     write_image(tmp_path / "large.png", draw(0, 1600, 1700))
     with pytest.raises(PipelineError, match="large.png: has 1600 x 1700 px.*boxes"):
         list(predict(models / "segmenter", tmp_path / "large.png"))
     skipped = Skipped()
     results = predict(models / "segmenter", tmp_path / "large.png", skipped=skipped)
-    assert not list(results) and len(skipped) == 1
+    assert not list(results) and len(skipped) == 1 and "too large for crops" not in caplog.text
+    write_image(tmp_path / "smaller.png", draw(0, 1400, 1700))
+    assert len(list(predict(models / "segmenter", tmp_path, skipped=skipped))) == 1
+    assert "1 of 2 images are too large for crops" in caplog.text
     for arguments, said in {
         (models / "detector", tmp_path, ("boxes", "truth")): "is a detector",
         (models / "segmenter", tmp_path / "no", ("score", 0.5)): "no such file or folder",
@@ -462,6 +477,6 @@ def test_several_processes_write_what_one_writes(models, archive, tmp_path):
         for path in (tmp_path / "1").rglob("*")
         if path.is_file() and path.name != ".lock"
     ]
-    assert len(names) == 3 + 3 + 4
+    assert len(names) == 3 + 3 + 5
     for name in names:
         assert (tmp_path / "1" / name).read_bytes() == (tmp_path / "2" / name).read_bytes(), name

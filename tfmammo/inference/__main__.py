@@ -11,9 +11,9 @@ gives boxes. A segmenter takes images that are cut around a lesion; for whole ma
 names the regions. A classifier says which shape each outlined mass has. A second run with the same
 command makes what is missing.
 
-The folder holds masks/NAME.png (0 tissue, 255 lesion, in the image's own pixels), predictions.json
-(COCO results) beside images.json, findings/NAME.json, and segmentations/NAME.dcm for DICOM images.
-An image that can't be used is listed in failures.csv; the exit code is 1 then.
+The folder holds masks/NAME.png (0 tissue, 255 lesion, in the image's own pixels), lesions.csv,
+predictions.json (COCO results) beside images.json, findings/NAME.json, and segmentations/NAME.dcm
+for DICOM images. An image that can't be used is listed in failures.csv; the exit code is 1 then.
 """
 
 from __future__ import annotations

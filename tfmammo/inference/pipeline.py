@@ -209,7 +209,8 @@ class Pipeline:
         elif card.get(PACKED):
             remarks.append(
                 "the detector is a small one that comes with the package: it missed half of the "
-                "masses in mammograms of unseen patients; use one of your own"
+                "masses in mammograms of unseen patients, at 1 false positive per image; use one "
+                "of your own"
             )
         if self.classifier and _is_of_phantoms(self.classifier.card):
             remarks.append(

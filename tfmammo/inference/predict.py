@@ -7,6 +7,7 @@
     findings/NAME.json          each lesion's box, outline, score, size and shape
     images.json                 COCO: the images, and with `truth` their lesions
     predictions.json            COCO results: the predicted lesions
+    lesions.csv                 the predicted lesions as a table
     scores.csv                  with `truth`: measures of each image
     failures.csv                images without a result, and why
 
@@ -41,7 +42,7 @@ from tfmammo.inference.images import (
     open_images,
     predict_each,
 )
-from tfmammo.inference.pipeline import Pipeline, PipelineConfig, PipelineResult
+from tfmammo.inference.pipeline import LARGEST_PATCH, Pipeline, PipelineConfig, PipelineResult
 from tfmammo.inference.writing import (
     Part,
     Summary,
@@ -108,7 +109,7 @@ def predict(
     )
     opened = _open(_list_given(images), boxes, archive, failed)
     pipeline = Pipeline.load(config)
-    _check(pipeline, boxes, postprocess)
+    _check(pipeline, opened, boxes, postprocess)
     for waiting in _divide(opened, config):
         for _, result in predict_each(pipeline, waiting, failed):
             yield result
@@ -163,7 +164,7 @@ def predict_files(
     )
     load.cache_clear()  # a folder may hold another model by now
     pipeline = load(config)
-    _check(pipeline, boxes, postprocess)
+    _check(pipeline, opened, boxes, postprocess)
     identity = {
         "models": pipeline.hash_models(),
         "settings": settings | {"overview": overview, "truth": truth},
@@ -216,7 +217,9 @@ def _make_config(
         raise ConfigError(describe(error, PipelineConfig)) from None
 
 
-def _check(pipeline: Pipeline, boxes: str | Path | None, postprocess: bool) -> None:
+def _check(
+    pipeline: Pipeline, images: Sequence[Image], boxes: str | Path | None, postprocess: bool
+) -> None:
     """Warn of what makes results doubtful; refuse stages that would have nothing to work on."""
     if pipeline.classifier and not pipeline.gives_masks:
         raise ConfigError(
@@ -230,6 +233,15 @@ def _check(pipeline: Pipeline, boxes: str | Path | None, postprocess: bool) -> N
         )
     if boxes:
         pipeline.warn_of_whole_images()
+    patches = [image.mammogram for image in images if is_patch(pipeline.config, image)]
+    large = sum(min(each.rows, each.cols) > LARGEST_PATCH for each in patches)
+    if 0 < large < len(patches):
+        log.warning(
+            "%d of %d images are too large for crops: if all are mammograms, give boxes; without "
+            "them the masks of the others mean nothing",
+            large,
+            len(patches),
+        )
     for remark in pipeline.list_remarks():
         log.warning("%s", remark)
 

@@ -17,7 +17,7 @@ from tfmammo.archives.findings import CATEGORIES
 from tfmammo.archives.named_files import is_dicom
 from tfmammo.data.jobs import fingerprint
 from tfmammo.errors import ArchiveError
-from tfmammo.inference.images import Image, is_patch, predict_each
+from tfmammo.inference.images import BOX_COLUMNS, Image, is_patch, predict_each
 from tfmammo.inference.pipeline import Pipeline, PipelineConfig, PipelineResult
 from tfmammo.inference.report import (
     describe_finding,
@@ -37,6 +37,8 @@ from tfmammo.metrics.summary import write_csv
 from tfmammo.training.image_grid import encode_rgb_png
 
 FAILURES = "failures.csv"
+SIZES = ("area_px", "diameter_px", "area_mm2", "diameter_mm")
+COLUMNS = ("file", "kind", "score", *BOX_COLUMNS[0], *SIZES, "shape")  # of lesions.csv
 # of an image, by its name
 FILES = ("findings/{}.json", "masks/{}.png", "overviews/{}.png", "segmentations/{}.dcm")
 OVERVIEW = 1600  # px
@@ -187,7 +189,7 @@ def write_lists(
     truth: bool,
     info: dict[str, Any],
 ) -> Summary:
-    """Write what lists all images: images.json, predictions.json, scores.csv, failures.csv.
+    """Write what lists all images: images.json, predictions.json and tables.
 
     `info` goes into images.json.
     """
@@ -195,6 +197,7 @@ def write_lists(
     listed: list[dict[str, Any]] = []
     annotations: list[dict[str, Any]] = []
     predictions: list[dict[str, Any]] = []
+    lesions: list[dict[str, Any]] = []
     rows: list[dict[str, Any]] = []
     for image, record in zip(images, records, strict=True):
         if "failure" in record:
@@ -207,6 +210,9 @@ def write_lists(
         for finding in record["findings"]:
             category = {"image_id": number, "category_id": CATEGORIES[finding["kind"]]}
             predictions.append(category | {"score": finding["score"]} | finding["coco"])
+            edges = dict(zip(BOX_COLUMNS[0], finding["box"], strict=True))
+            told = {"file": escape_cell(image.file_name)} | finding | edges
+            lesions.append({column: told[column] for column in COLUMNS})
         for lesion in record.get("truth", ()):
             place = {"id": len(annotations) + 1, "image_id": number, "iscrowd": 0}
             place["category_id"] = CATEGORIES[lesion.pop("kind")]
@@ -218,6 +224,7 @@ def write_lists(
     content["categories"] = [{"id": number, "name": kind} for kind, number in CATEGORIES.items()]
     _write(output, "images.json", json.dumps(content))
     _write(output, "predictions.json", json.dumps(predictions))
+    write_csv(output / "lesions.csv", lesions, COLUMNS)
     if truth:
         write_csv(output / "scores.csv", rows, ("image", "seen", *MEASURES))
     (output / FAILURES).unlink(missing_ok=True)
