@@ -85,7 +85,7 @@ def predict(
             with the columns file, row_min, col_min, row_max, col_max; or "truth", the lesions that
             the archive states. None: each image is a patch.
         archive: The archive that `images` is the folder of.
-        classifier: Handle of a network that names the shape of each outlined mass.
+        classifier: Handle of a network that classifies the shapes of outlined masses.
         kinds: Lesion kinds of classes 1, 2, ... of a detector without a card of this package.
         score: Least score of a detection.
         threshold: A pixel belongs to the mask from this probability on.
