@@ -455,7 +455,7 @@ def test_a_training_by_jax_goes_on_where_it_was_stopped(
 ):
     pytest.importorskip("jax", reason="JAX is not installed")
     monkeypatch.setenv("JAX_PLATFORMS", "cpu")
-    small = ["data.name=phantom", "data.phantoms=6", "data.size=16", "training.validate_every=2"]
+    small = ["data.name=phantom", "data.phantoms=12", "data.size=16", "training.validate_every=2"]
     spec = {"name": "tiny", "model": model, "set": [*small, *overrides, "training.steps=4"]}
     (tmp_path / "jobs.yaml").write_text(json.dumps({"jobs": [spec]}))
     queue = tmp_path / "queue"
