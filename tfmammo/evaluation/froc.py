@@ -35,6 +35,7 @@ from tfmammo.metrics.significance import (
     describe,
     describe_few,
     holm,
+    is_point,
 )
 from tfmammo.metrics.summary import BOOTSTRAP, JACKKNIFE, Measure, Table, format_p
 
@@ -101,10 +102,11 @@ class Detected:
         mean, deviation = self.average(detector, rates, of, is_pooled)
         if np.isfinite(low).all():  # resampling may see no variance, though others would differ
             diseased = found.count_diseased(self.patients)
-            for place in np.flatnonzero((mean == 0) | (mean == 1) | (high - low < 1e-12)):
-                least, most = bound_alike(mean[place], diseased, self.bootstrap[2])
-                low[place] = min(low[place], least)
-                high[place] = max(high[place], most)
+            for place, value in enumerate(mean):
+                if value in (0, 1) or is_point(low[place], high[place]):
+                    least, most = bound_alike(value, diseased, self.bootstrap[2])
+                    low[place] = min(low[place], least)
+                    high[place] = max(high[place], most)
         return mean, deviation, low, high
 
     def _take(self, detector: str, is_pooled: bool) -> Found:

@@ -109,7 +109,7 @@ def predict(
     )
     opened = _open(_list_given(images), boxes, archive, failed)
     pipeline = Pipeline.load(config)
-    _check(pipeline, opened, boxes, postprocess)
+    _check(pipeline, opened, boxes)
     for waiting in _divide(opened, config):
         for _, result in predict_each(pipeline, waiting, failed):
             yield result
@@ -164,7 +164,7 @@ def predict_files(
     )
     load.cache_clear()  # a folder may hold another model by now
     pipeline = load(config)
-    _check(pipeline, opened, boxes, postprocess)
+    _check(pipeline, opened, boxes)
     identity = {
         "models": pipeline.hash_models(),
         "settings": settings | {"overview": overview, "truth": truth},
@@ -212,24 +212,21 @@ def _make_config(
             return PipelineConfig(segmenter=str(model), detector=detector, **settings)
         if boxes:
             raise ConfigError(f"boxes: are for segmenters, and {model} is a detector")
+        if postprocess:
+            raise ConfigError(
+                f"postprocess: cleans the masks of a segmenter, and {model} is a detector"
+            )
         return PipelineConfig(detector=str(model), **settings)
     except ValidationError as error:
         raise ConfigError(describe(error, PipelineConfig)) from None
 
 
-def _check(
-    pipeline: Pipeline, images: Sequence[Image], boxes: str | Path | None, postprocess: bool
-) -> None:
-    """Warn of what makes results doubtful; refuse stages that would have nothing to work on."""
+def _check(pipeline: Pipeline, images: Sequence[Image], boxes: str | Path | None) -> None:
+    """Warn of what makes results doubtful; refuse a classifier without outlines."""
     if pipeline.classifier and not pipeline.gives_masks:
         raise ConfigError(
             f"classifier: names the shapes of outlines, and {pipeline.config.detector} gives boxes "
             "alone; give a segmenter, with the detector as its boxes"
-        )
-    if postprocess and not pipeline.segmenter:
-        raise ConfigError(
-            f"postprocess: cleans the masks of a segmenter, and {pipeline.config.detector} is a "
-            "detector"
         )
     if boxes:
         pipeline.warn_of_whole_images()

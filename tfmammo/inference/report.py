@@ -36,6 +36,7 @@ COLOURS = (
     (0, 114, 178),
 )
 WHITE = (255, 255, 255)
+SIZES = ("area_px", "diameter_px", "area_mm2", "diameter_mm")  # of `measure`
 FONT = cv2.FONT_HERSHEY_SIMPLEX
 
 
@@ -189,11 +190,7 @@ def write_segmentation(
 def describe_finding(finding: Finding, mammogram: Mammogram) -> dict[str, Any]:
     """Describe a finding for JSON: kind, score, box, measures, shape and remarks."""
     lesion = finding.lesion
-    measures: dict[str, float | None] = dict.fromkeys(
-        ("area_px", "diameter_px", "area_mm2", "diameter_mm")
-    )
-    if lesion:
-        measures = measure(lesion, mammogram)
+    measures = measure(lesion, mammogram) if lesion else dict.fromkeys(SIZES)
     probabilities = finding.probabilities or {}
     uncertainty = finding.uncertainty
     return {

@@ -20,6 +20,7 @@ from tfmammo.errors import ArchiveError
 from tfmammo.inference.images import BOX_COLUMNS, Image, is_patch, predict_each
 from tfmammo.inference.pipeline import Pipeline, PipelineConfig, PipelineResult
 from tfmammo.inference.report import (
+    SIZES,
     describe_finding,
     draw_overlay,
     encode_mask,
@@ -37,7 +38,6 @@ from tfmammo.metrics.summary import write_csv
 from tfmammo.training.image_grid import encode_rgb_png
 
 FAILURES = "failures.csv"
-SIZES = ("area_px", "diameter_px", "area_mm2", "diameter_mm")
 COLUMNS = ("file", "kind", "score", *BOX_COLUMNS[0], *SIZES, "shape")  # of lesions.csv
 # of an image, by its name
 FILES = ("findings/{}.json", "masks/{}.png", "overviews/{}.png", "segmentations/{}.dcm")

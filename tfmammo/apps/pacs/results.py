@@ -49,7 +49,7 @@ class Identity:
 
     digest: str  # hash of the models' files, the config and the version
     models: dict[str, str]  # each stage's model, for reports; without paths, which may name a user
-    remarks: tuple[str, ...] = ()  # what makes all of its findings doubtful
+    remarks: tuple[str, ...]  # what makes all of its findings doubtful
 
     @staticmethod
     def make(pipeline: Pipeline) -> Identity:
