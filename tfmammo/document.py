@@ -34,6 +34,11 @@ def escape(text: str) -> str:
     return re.sub(r"([!-/:-@\[-`{-~])", r"\\\1", " ".join(text.split()))
 
 
+def say_count(number: int, noun: str) -> str:
+    """Write a number with its noun, "1 image" or "2 images"."""
+    return f"{number} {noun}{'s' * (number != 1)}"
+
+
 def tabulate(header: Sequence[str], body: Iterable[Sequence[str]], words: int = 1) -> str:
     """Write a table in Markdown; line breaks in cells become spaces.
 

@@ -16,7 +16,7 @@ from tfmammo.evaluation.detection import (
     draw_boxes,
     match_random_boxes,
 )
-from tfmammo.evaluation.froc import add_recall, measure_seconds, tabulate_seconds
+from tfmammo.evaluation.froc import add_recall, add_scores, measure_seconds, tabulate_seconds
 from tfmammo.evaluation.report import Report
 from tfmammo.metrics.boxes import Matches
 
@@ -114,6 +114,19 @@ def test_every_detector_has_its_recall_and_its_median_time(mammograms):
     }
     facts, _ = tabulate_seconds(seconds, detected)
     assert [fact.value for fact in facts] == [2, 4, 1], "B's of 1 to 7 s, without the first"
+
+
+def test_each_run_has_its_own_least_score(mammograms):
+    """The same ranking on two scales: a score for `tfmammo predict` is that of one run."""
+    predictions = [
+        make_prediction(one, [0.9 * scale], [0.8 * scale, 0.1 * scale], detector=number)
+        for one, number, scale in zip(mammograms, (0, 1, 0, 1), (1, 0.5, 1, 0.5), strict=False)
+    ]
+    report = Report(config=CONFIG)
+    add_scores(report, collect(CONFIG, {"A": predictions}))
+    scores = {fact.subset: fact.value for fact in report.facts if fact.measure == "score@1"}
+    assert scores == {"fold=0": 0.8, "fold=1": 0.4}
+    assert report.tables[0].body == [["A", "0.800, 0.400", "0.100, 0.050"]]
 
 
 def test_folds_have_an_average_precision_of_their_own(mammograms):

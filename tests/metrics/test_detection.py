@@ -13,6 +13,7 @@ from tfmammo.metrics.detection import (
     froc_by_run,
     froc_interval,
     over_folds,
+    scores_at,
 )
 
 
@@ -167,6 +168,19 @@ def test_bad_input(call, named):
 def test_mean_over_runs_and_deviation_over_folds(values, mean, deviation):
     found = over_folds({run: np.array([value]) for run, value in values.items()})
     np.testing.assert_allclose(found, [[mean], [deviation]])
+
+
+def test_the_least_score_at_a_number_of_false_positives():
+    """Kept from that score on, no more false positives are left, and the next lower score has."""
+    images = [
+        Matches(np.array([0.9, 0.35]), np.array([0.8, 0.4]), lesions=2, images=1),
+        Matches(np.array([]), np.array([0.4, 0.1]), lesions=0, images=1),
+    ]
+    # false positives at .8, .4, .4 and .1 in two images
+    found = scores_at(images, [0.0, 0.25, 0.5, 1.0, 1.5, 2.0, 8.0])
+    np.testing.assert_array_equal(found, [0.9, 0.9, 0.8, 0.8, 0.35, 0.1, 0.1])
+    first = [Matches(np.array([0.5]), np.array([0.6]), lesions=1, images=1)]
+    assert np.isnan(scores_at(first, [0.0])).all(), "the best score is false"
 
 
 def test_runs_that_saw_no_lesion_have_no_curve():

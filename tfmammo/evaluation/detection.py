@@ -31,6 +31,7 @@ from tfmammo.archives import read_mammograms
 from tfmammo.data import datasets, sampling
 from tfmammo.data.anatomy import breast_mask
 from tfmammo.detection.detections import Detections, Detector
+from tfmammo.document import say_count
 from tfmammo.errors import DataError
 from tfmammo.evaluation.comparison import ModelURIs, Name, Settings
 from tfmammo.evaluation.froc import (
@@ -40,6 +41,7 @@ from tfmammo.evaluation.froc import (
     add_false_positives,
     add_recall,
     add_runs,
+    add_scores,
     measure_seconds,
     tabulate_seconds,
 )
@@ -151,6 +153,7 @@ def evaluate(config: DetectionConfig, output: Path) -> Report:
     report = Report(config=config)
     add_recall(report, detected, (RANDOM_NOTE,) if config.boxes else ())
     add_false_positives(report, detected)
+    add_scores(report, replace(detected, found={name: detected.found[name] for name in sets}))
     if len(detected.found) > 1:
         add_differences(report, detected, {first: ""})
     add_runs(report, detected)
@@ -185,16 +188,11 @@ def collect(config: DetectionConfig, sets: Sets) -> Detected:
         config.fppi,
         (config.samples, config.seed, config.level),
         config.recall,
-        f"{config.data.archive_name}: {total.lesions} lesions in {total.images} mammograms, "
+        f"{config.data.archive_name}: {say_count(total.lesions, 'lesion')} in "
+        f"{say_count(total.images, 'mammogram')}, "
         f"{sum(not matches.lesions for matches in images)} of them normal, of "
-        f"{count_patients(patients)}",
+        f"{say_count(len(set(patients)), 'patient')}",
     )
-
-
-def count_patients(patients: Sequence[str]) -> str:
-    """Say how many different patients there are."""
-    count = len(set(patients))
-    return f"{count} patient{'s' * (count > 1)}"
 
 
 def run_sets(config: DetectionConfig) -> Sets:

@@ -24,6 +24,7 @@ from tfmammo.metrics.detection import (
     froc_by_run,
     froc_interval,
     over_folds,
+    scores_at,
 )
 from tfmammo.metrics.jafroc import JafrocTest, choose_common_merit, jafroc, jafroc_test
 from tfmammo.metrics.plotting import plot_style
@@ -42,6 +43,7 @@ from tfmammo.metrics.summary import BOOTSTRAP, JACKKNIFE, Measure, Table, format
 RECALL = Measure("recall", "%", 100, 1)
 MERIT = Measure("figure of merit", "", 1, 3)
 FALSE_POSITIVES = Measure("false positives", "", 1, 2)
+SCORE = Measure("least score", "", 1, 3)
 SECONDS = Measure("median time", "s", 1, 3)
 POOLED = "scores=pooled"
 Floats = NDArray[np.float64]
@@ -227,6 +229,24 @@ def add_false_positives(report: Report, detected: Detected) -> None:
         body.append([detected.name(detector), *cells])
     header = [detected.kind, *(f"{rate:g}" for rate in detected.fppi), "all detections"]
     title = "False positives per normal mammogram / per mammogram with lesions"
+    report.tables.append(Table(title, header, body))
+
+
+def add_scores(report: Report, detected: Detected) -> None:
+    """Add the score from which on each run has at most so many false positives per mammogram.
+
+    A user who wants that many gives it to `tfmammo predict --score`.
+    """
+    body = []
+    for detector, found in detected.found.items():
+        scores = {run: scores_at(part, detected.fppi) for run, part in found.parts().items()}
+        for place, rate in enumerate(detected.fppi):
+            by_run = {run: float(values[place]) for run, values in scores.items()}
+            report.facts += list_repeats(SCORE, detector, name_rate("score", rate), by_run)
+        columns = zip(*(scores[run] for run in sorted(scores)), strict=True)
+        body.append([detected.name(detector), *(", ".join(map(SCORE.show, of)) for of in columns)])
+    header = [detected.kind, *(f"{rate:g}" for rate in detected.fppi)]
+    title = "Least score with at most so many false positives per mammogram, by run"
     report.tables.append(Table(title, header, body))
 
 

@@ -162,6 +162,28 @@ def false_positives_apart(
     return without, with_lesions
 
 
+def scores_at(images: Sequence[Matches], fppi: ArrayLike = FPPI) -> NDArray[np.float64]:
+    """Find the least score from which on a run has at most so many false positives per image.
+
+    Args:
+        images: The matches of one run in each image, normal images included.
+        fppi: Numbers of false positives per image [k].
+
+    Returns:
+        The lowest score of a detection that is kept, float64 [k]; NaN where none can be kept.
+    """
+    joined = Matches.join(images)
+    worst = np.sort(joined.false_positives)[::-1]
+    scores = np.sort(np.concatenate([joined.hits, worst]))
+    found = np.full(np.shape(fppi), np.nan)
+    for place, rate in enumerate(np.asarray(fppi, np.float64)):
+        allowed = rate * joined.images
+        above = scores[scores > worst[int(allowed)]] if allowed < len(worst) else scores
+        if len(above):
+            found[place] = above[0]
+    return found
+
+
 def _count_reaching(matches: Matches, scores: NDArray[np.float64]) -> NDArray[np.float64]:
     """Count false positives per image from each score up, the highest score first, after a 0."""
     values = matches.false_positives

@@ -12,8 +12,8 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from tfmammo.data import datasets, splits
+from tfmammo.document import say_count
 from tfmammo.errors import DataError
-from tfmammo.evaluation.detection import count_patients
 from tfmammo.evaluation.froc import (
     Detected,
     add_differences,
@@ -114,9 +114,10 @@ def read_results(config: StudyConfig, output: Path) -> Detected:
     normal = sum(not matches.lesions for matches in real.images) // seeds
     folds = " and ".join(map(str, config.held_out))
     title = (
-        f"{config.name}: {total.lesions // seeds} lesions in {total.images // seeds} unseen "
-        f"mammograms, {normal} of them normal, of {count_patients(patients)}, "
-        f"fold{'s' * (len(config.held_out) > 1)} {folds}, {seeds} seed{'s' * (seeds > 1)}"
+        f"{config.name}: {say_count(total.lesions // seeds, 'lesion')} in "
+        f"{say_count(total.images // seeds, 'unseen mammogram')}, {normal} of them normal, of "
+        f"{say_count(len(set(patients)), 'patient')}, "
+        f"fold{'s' * (len(config.held_out) > 1)} {folds}, {say_count(seeds, 'seed')}"
     )
     return Detected(
         found,

@@ -21,6 +21,7 @@ from tfmammo.apps.stress.config import StressConfig
 from tfmammo.apps.stress.detectors import StressedDetector, read_unknown
 from tfmammo.apps.stress.scoring import Trial
 from tfmammo.data import datasets, sampling
+from tfmammo.document import say_count
 from tfmammo.errors import DataError
 from tfmammo.mammogram import Mammogram, Skipped, stack_boxes
 from tfmammo.metrics.boxes import Matches, find_spared, match
@@ -240,7 +241,7 @@ def tabulate(predictions: Sequence[Prediction], config: StressConfig) -> list[Ta
     note = (
         "The interval draws patients. The p-value is over all ways to pair the detectors' scores "
         "with their recalls; below five detectors it is never small. Holm's correction for "
-        f"{len(predictions)} method{'s' * (len(predictions) > 1)}."
+        f"{say_count(len(predictions), 'method')}."
     )
     return [
         Table("Detectors on lesions that they never saw", header, body),
