@@ -77,7 +77,6 @@ def load(models, tmp_path):
             "detector": str(tmp_path / "detector"),
             "segmenter": handle and str(handle),
             "classifier": str(models / "shape"),
-            "postprocess": {"closing": 0, "erosion": 0, "dilation": 0},
         }
         return Pipeline.load(PipelineConfig(**handles | config))
 
@@ -372,7 +371,7 @@ def test_a_segmenter_whose_patches_are_not_known(tmp_path, load, change, said):
     [
         ("segmenter", "shape", ExportError, "none of its functions leads from image to mask"),
         ("classifier", "bright", ExportError, "none of its functions leads from mask to shapes"),
-        ("segmenter", "nowhere", TrackingError, "neither a folder nor"),
+        ("segmenter", "nowhere", TrackingError, "neither a folder, nor"),
         ("detector", "bright/generator", DetectionError, "Object Detection API"),
     ],
 )
@@ -402,7 +401,7 @@ def test_the_report_says_what_was_found_by_what(load, models, monkeypatch):
     assert (segmenter["handle"], segmenter["step"], len(segmenter["card"])) == ("bright", 7, 64)
     assert content["models"]["detector"] == {"handle": "detector", "card": None}
     assert content["versions"].keys() == {"tfmammo", "tensorflow", "keras"}
-    assert content["config"]["postprocess"] == {"closing": 0, "erosion": 0, "dilation": 0}
+    assert content["config"]["postprocess"] is None
     assert content["remarks"] == []
     monkeypatch.setitem(pipeline.detector.card, "packed", True)
     assert "missed half" in build_report(result, pipeline)["remarks"][0]

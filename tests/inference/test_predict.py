@@ -135,8 +135,7 @@ def test_boxes_of_a_detector_give_what_the_pipeline_gives(models, tmp_path):
     summary = predict_files(models / "segmenter", images, tmp_path / "out", boxes=boxes)
     assert (summary.images, summary.lesions, summary.failures) == (2, 4, {})
     handles = {name: str(models / name) for name in ("detector", "segmenter")}
-    steps = {"closing": 0, "erosion": 0, "dilation": 0}
-    pipeline = Pipeline.load(PipelineConfig(**handles, postprocess=steps))
+    pipeline = Pipeline.load(PipelineConfig(**handles))
     listed = COCO(str(tmp_path / "out/images.json"))
     found = listed.loadRes(str(tmp_path / "out/predictions.json"))
     for number, name in enumerate("ab", 1):
@@ -172,7 +171,8 @@ def test_shapes_and_morphology_on_request(models, tmp_path, caplog):
     (segmentation,) = (tmp_path / "out/segmentations").iterdir()
     written = segread(segmentation)
     handles = {name: str(models / name) for name in ("detector", "segmenter")}
-    pipeline = Pipeline.load(PipelineConfig(**handles, classifier=str(models / "shape")))
+    handles["classifier"] = str(models / "shape")
+    pipeline = Pipeline.load(PipelineConfig(**handles, postprocess={}))
     expected = pipeline.predict(folder.read_one(path)).findings
     found = json.loads((tmp_path / f"out/findings/{path.stem}.json").read_text())["findings"]
     table = [row for row in read_csv(tmp_path / "out/lesions.csv") if row["file"] == path.name]
@@ -194,6 +194,21 @@ def test_a_classifier_needs_outlines(models, tmp_path):
     write_image(tmp_path / "a.png", draw())
     with pytest.raises(ConfigError, match="classifier: names the shapes of outlines"):
         list(predict(models / "detector", tmp_path / "a.png", classifier=models / "shape"))
+
+
+@pytest.mark.parametrize(
+    ("model", "boxes", "said"),
+    [
+        ("light_head", None, "the card of light_head says"),
+        ("segmenter", "light_head", "the card of light_head says"),
+        ("segmenter", None, "there is none"),
+    ],
+)
+def test_kinds_are_for_detectors_without_a_card(models, tmp_path, model, boxes, said):
+    write_image(tmp_path / "a.png", draw())
+    model = models / model if (models / model).exists() else model
+    with pytest.raises(ConfigError, match=f"kinds: .*{said}"):
+        list(predict(model, tmp_path / "a.png", boxes=boxes, kinds=["mass"]))
 
 
 def test_morphology_needs_a_segmenter(models, tmp_path):

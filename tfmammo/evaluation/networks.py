@@ -270,7 +270,7 @@ def open_network(uri: str, source: str, target: str, tracking_uri: str | None = 
         _load(path, source, target)
         return Network(uri, path, None, {}, source)
     card = export.read_card(folder)
-    function = function or export.find_function(folder, {source}, {target})
+    function = function or export.find_function(folder, {source}, {target}, uri)
     signature = card["functions"].get(function, {"inputs": (), "outputs": ()})
     if set(signature["inputs"]) != {source} or target not in signature["outputs"]:
         raise ExportError(f"{uri}: does not lead from {source} to {target}")

@@ -26,6 +26,7 @@ from typing import get_args
 
 from tfmammo import cli
 from tfmammo.config import TrainingConfig
+from tfmammo.document import say_count
 from tfmammo.errors import ConfigError
 from tfmammo.inference.predict import predict_files
 from tfmammo.inference.writing import FAILURES, Summary
@@ -46,9 +47,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     about = "a network that classifies the shapes of outlined masses"
     parser.add_argument("--classifier", metavar="MODEL", help=about)
     about = "lesion kinds of classes 1, 2, ... of a detector trained elsewhere; default: mass"
-    parser.add_argument(
-        "--kinds", nargs="+", choices=get_args(LesionKind), default=["mass"], help=about
-    )
+    parser.add_argument("--kinds", nargs="+", choices=get_args(LesionKind), help=about)
     about = "least score of a detection; default: 0.5"
     parser.add_argument("--score", type=float, default=0.5, metavar="S", help=about)
     about = "probability from which on a pixel is lesion; default: 0.5"
@@ -78,12 +77,15 @@ def _run(options: Namespace) -> None:
 
 
 def _describe(summary: Summary, output: Path) -> list[str]:
-    lines = [f"{summary.lesions} lesions in {summary.images} images: {output}"]
+    images = say_count(summary.images, "image")
+    lines = [f"{say_count(summary.lesions, 'lesion')} in {images}: {output}"]
     if summary.failures:
-        lines.append(f"{len(summary.failures)} images have no result: {output / FAILURES}")
+        failed = say_count(len(summary.failures), "image")
+        lines.append(f"{failed} without a result: {output / FAILURES}")
     if summary.seen:
         lines.append(
-            f"{summary.seen} images are of patients that the model was trained on, and not scored"
+            f"not scored, because the model was trained on the patient: "
+            f"{say_count(summary.seen, 'image')}"
         )
     if summary.scores:
         words = {
@@ -94,7 +96,7 @@ def _describe(summary: Summary, output: Path) -> list[str]:
             words.get(name, name + " {:.4f}").format(value)
             for name, value in summary.scores.items()
         ]
-        lines.append(f"over {summary.scored} images: {', '.join(measures)}")
+        lines.append(f"over {say_count(summary.scored, 'image')}: {', '.join(measures)}")
     return lines
 
 

@@ -5,8 +5,8 @@ Each stage is an exported model:
     detect      Detector.predict: boxes and scores on the whole mammogram
     crop        the patch around a box, made as the segmenter's card says its training patches were
     segment     patch -> mask, and the spread of several draws where the model gives it
-    clean       morphology (models.cgan.postprocess); then the connected component that covers the
-                box best
+    clean       morphology (models.cgan.postprocess), on request; then the connected component that
+                covers the box best
     classify    the mask of a mass, alone in a square -> irregular, lobular, oval or round
 
 The paper leaves four things open. What was chosen:
@@ -74,8 +74,8 @@ class PipelineConfig(Frozen):
     """Least score of a detection."""
     threshold: float = Field(default=0.5, gt=0, le=1)
     """A pixel belongs to the mask from this probability on."""
-    postprocess: PostprocessConfig = PostprocessConfig()
-    """Morphology that cleans the mask, see PostprocessConfig."""
+    postprocess: PostprocessConfig | None = None
+    """Morphology that cleans the mask; None: the mask as the network gives it."""
     single: bool = True
     """Keep only the connected component of a mask that covers the box best."""
     tracking_uri: str | None = None
@@ -361,8 +361,10 @@ class Pipeline:
         window = prepared.windows[number]
         output = outputs["mask"]
         assert self.data and window
-        binary = (output >= self.config.threshold).astype(np.uint8)
-        mask = postprocess(binary, self.config.postprocess)[..., 0]
+        mask = (output >= self.config.threshold).astype(np.uint8)
+        if self.config.postprocess:
+            mask = postprocess(mask, self.config.postprocess)
+        mask = mask[..., 0]
         if self.config.single and box:
             mask = _select_component(mask, box, window)
         canvas = _place_mask(mask, window, prepared.moved)

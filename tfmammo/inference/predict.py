@@ -69,7 +69,7 @@ def predict(
     boxes: str | Path | None = None,
     archive: str | None = None,
     classifier: str | Path | None = None,
-    kinds: Sequence[LesionKind] = ("mass",),
+    kinds: Sequence[LesionKind] | None = None,
     score: float = 0.5,
     threshold: float = 0.5,
     postprocess: bool = False,
@@ -86,7 +86,8 @@ def predict(
             the archive states. None: each image is a patch.
         archive: The archive that `images` is the folder of.
         classifier: Handle of a network that classifies the shapes of outlined masses.
-        kinds: Lesion kinds of classes 1, 2, ... of a detector without a card of this package.
+        kinds: Lesion kinds of classes 1, 2, ... of a detector that was trained elsewhere; None:
+            class 1 is masses.
         score: Least score of a detection.
         threshold: A pixel belongs to the mask from this probability on.
         postprocess: Clean masks by Singh et al.'s morphology, see PostprocessConfig. Evaluations
@@ -99,8 +100,8 @@ def predict(
         lesion; `mask` is all of them in one, uint8 [rows, cols] of the image's own pixels.
 
     Raises:
-        ConfigError: There is no such image, boxes or morphology are given to a detector, or a
-            classifier where nothing is outlined.
+        ConfigError: There is no such image, boxes or morphology are given to a detector, a
+            classifier where nothing is outlined, or kinds to a detector whose card names them.
         TfmammoError: The model can't be read.
     """
     failed = Skipped() if skipped is None else skipped
@@ -125,7 +126,7 @@ def predict_files(
     boxes: str | Path | None = None,
     archive: str | None = None,
     classifier: str | Path | None = None,
-    kinds: Sequence[LesionKind] = ("mass",),
+    kinds: Sequence[LesionKind] | None = None,
     score: float = 0.5,
     threshold: float = 0.5,
     postprocess: bool = False,
@@ -190,25 +191,27 @@ def _make_config(
     model: str | Path,
     boxes: str | Path | None,
     classifier: str | Path | None,
-    kinds: Sequence[LesionKind],
+    kinds: Sequence[LesionKind] | None,
     score: float,
     threshold: float,
     postprocess: bool,
     tracking_uri: str | None,
 ) -> PipelineConfig:
     """Make the config of the stages: a segmenter, a detector, or both."""
-    raw = PostprocessConfig(closing=0, erosion=0, dilation=0)
     settings: dict[str, Any] = {
         "classifier": None if classifier is None else str(classifier),
-        "kinds": tuple(kinds),
         "score": score,
         "threshold": threshold,
-        "postprocess": PostprocessConfig() if postprocess else raw,
+        "postprocess": PostprocessConfig() if postprocess else None,
         "tracking_uri": tracking_uri,
     }
+    is_segmenter = _is_segmenter(model, tracking_uri)
+    detector = str(boxes) if boxes and not _is_given(boxes) else None
+    if kinds is not None:
+        settings["kinds"] = tuple(kinds)
+        _check_kinds(detector if is_segmenter else str(model), tracking_uri)
     try:
-        if _is_segmenter(model, tracking_uri):
-            detector = str(boxes) if boxes and not _is_given(boxes) else None
+        if is_segmenter:
             return PipelineConfig(segmenter=str(model), detector=detector, **settings)
         if boxes:
             raise ConfigError(f"boxes: are for segmenters, and {model} is a detector")
@@ -219,6 +222,18 @@ def _make_config(
         return PipelineConfig(detector=str(model), **settings)
     except ValidationError as error:
         raise ConfigError(describe(error, PipelineConfig)) from None
+
+
+def _check_kinds(detector: str | None, tracking_uri: str | None) -> None:
+    """Refuse kinds where no detector takes them."""
+    if detector is None:
+        raise ConfigError("kinds: are for a detector, and there is none")
+    _, card = locate_model(detector, tracking_uri)
+    if card:
+        raise ConfigError(
+            f"kinds: are for a detector trained elsewhere, and the card of {detector} says what it "
+            "finds"
+        )
 
 
 def _check(pipeline: Pipeline, images: Sequence[Image], boxes: str | Path | None) -> None:

@@ -48,7 +48,7 @@ class Stage:
             uri: Store of models:/ and runs:/ URIs.
         """
         folder = models.resolve(handle, uri)
-        name = export.find_function(folder, {source}, {target})
+        name = export.find_function(folder, {source}, {target}, handle)
         card = export.read_card(folder)
         size = card["functions"][name]["inputs"][source]["shape"][1]
         return Stage(handle, card, size, export.load(folder, name), folder, name)

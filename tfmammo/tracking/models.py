@@ -195,5 +195,8 @@ def find_local_export(path: Path) -> Path:
     if str(path) in zoo.list_names():
         return zoo.fetch(str(path))
     close = difflib.get_close_matches(str(path), zoo.list_names(), 1)
-    meant = f"; did you mean {close[0]}?" if close else ""
-    raise TrackingError(f"{path}: is neither a folder nor a model URI (models:/ or runs:/){meant}")
+    meant = f"did you mean {close[0]}?" if close else "`tfmammo pretrained list` lists these"
+    raise TrackingError(
+        f"{path}: is neither a folder, nor a model URI (models:/ or runs:/), nor a network of the "
+        f"package; {meant}"
+    )

@@ -165,10 +165,13 @@ def get_training_patients(card: Mapping[str, Any], where: object) -> frozenset[s
     return patients
 
 
-def find_function(directory: Path, inputs: Collection[str], outputs: Collection[str]) -> str:
+def find_function(
+    directory: Path, inputs: Collection[str], outputs: Collection[str], handle: str | None = None
+) -> str:
     """Find the function of an export with exactly these inputs and at least these outputs.
 
-    If there are several, it is the one that the card serves, else the first.
+    If there are several, it is the one that the card serves, else the first. `handle` is what an
+    error calls the export; None: its directory.
 
     Raises:
         ExportError: There is none.
@@ -181,8 +184,8 @@ def find_function(directory: Path, inputs: Collection[str], outputs: Collection[
             return name
     wanted = f"{', '.join(sorted(inputs))} to {', '.join(sorted(outputs))}"
     raise ExportError(
-        f"{directory}: holds a model for {card['name']}, and none of its functions leads from "
-        f"{wanted}"
+        f"{handle or directory}: holds a model for {card['name']}, and none of its functions "
+        f"leads from {wanted}"
     )
 
 
