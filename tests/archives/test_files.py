@@ -21,6 +21,14 @@ def test_files_in_order_without_hidden_ones_and_each_folder_once(tmp_path):
     assert list(list_regular_files(root / "z.txt")) == list(list_regular_files(root / "no")) == []
 
 
+def test_predictions_within_are_skipped_unless_they_are_what_is_read(tmp_path):
+    for path in ("a.dcm", "found/predict.json", "found/segmentations/a.dcm"):
+        (tmp_path / path).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / path).touch()
+    assert list(list_regular_files(tmp_path)) == [tmp_path / "a.dcm"]
+    assert tmp_path / "found/segmentations/a.dcm" in list_regular_files(tmp_path / "found")
+
+
 def test_a_folder_that_can_not_be_read_is_spoken_of(tmp_path, caplog, monkeypatch):
     (tmp_path / "closed").mkdir()
     (tmp_path / "a").touch()

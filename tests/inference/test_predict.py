@@ -431,6 +431,20 @@ def test_results_among_the_images_are_no_images(models, tmp_path, monkeypatch):
         assert (summary.images, summary.failures) == (1, {})
 
 
+@pytest.mark.parametrize("archive", [None, "folder"])
+def test_earlier_results_among_the_images_are_neither_images_nor_truth(models, tmp_path, archive):
+    record = make_mammogram(1, (draw() / 255).astype(np.float32)[..., None])
+    (path,) = vindr.write([record], tmp_path / "dicom")
+    (tmp_path / "in").mkdir()
+    path.rename(tmp_path / "in/a.dcm")
+    predict_files(models / "segmenter", tmp_path / "in", tmp_path / "in/first", overview=True)
+    assert (tmp_path / "in/first/segmentations/a.dcm").is_file()
+    truth = archive is not None
+    summary = predict_files(models / "detector", tmp_path / "in", tmp_path / "out", truth=truth)
+    assert (summary.images, summary.failures) == (1, {})
+    assert "sensitivity" not in summary.scores  # the archive states no lesion
+
+
 def test_images_without_lesions_have_no_recall(models, tmp_path):
     write_image(tmp_path / "in/images/1.png", draw(1))
     (tmp_path / "in/metadata.csv").write_text("file,patient,pathology\n1.png,a,normal\n")

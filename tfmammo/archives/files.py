@@ -16,6 +16,7 @@ log = logging.getLogger(__name__)
 
 # which readers know by the archive's own names for them; any other name may be a patient's
 TABLES = (".csv", ".xls", ".xlsx", ".txt")
+PREDICTIONS = "predict.json"  # marks a folder that `tfmammo predict` wrote
 
 
 def list_regular_files(root: Path, links: bool = True) -> Iterator[Path]:
@@ -23,6 +24,7 @@ def list_regular_files(root: Path, links: bool = True) -> Iterator[Path]:
 
     Hidden files are skipped: macOS leaves "._" beside all it copies. Each folder is entered once,
     as a link (followed if `links`) to one above would never end. Pipes and devices are no files.
+    Folders of predictions within are skipped: what a model found there is no lesion of an archive.
     """
     entered: set[str] = set()
     folders = [os.fspath(root)]
@@ -37,9 +39,13 @@ def list_regular_files(root: Path, links: bool = True) -> Iterator[Path]:
             with contextlib.suppress(OSError):  # links in a circle
                 if entry.is_file() and not entry.name.startswith("."):
                     yield Path(entry.path)
-                elif entry.is_dir(follow_symlinks=links):
+                elif entry.is_dir(follow_symlinks=links) and not _holds_predictions(entry):
                     within.append(entry.path)
         folders += reversed(within)
+
+
+def _holds_predictions(folder: os.DirEntry[str]) -> bool:
+    return os.path.isfile(os.path.join(folder.path, PREDICTIONS))
 
 
 def _list_entries(folder: str) -> list[os.DirEntry[str]]:

@@ -28,6 +28,7 @@ from pydantic import ValidationError
 
 import tfmammo
 from tfmammo import filesystem
+from tfmammo.archives.files import PREDICTIONS
 from tfmammo.config import describe
 from tfmammo.data.jobs import complete_parts
 from tfmammo.data.runners import Runner
@@ -57,7 +58,6 @@ from tfmammo.models.cgan import PostprocessConfig
 
 log = logging.getLogger(__name__)
 
-IDENTITY = "predict.json"
 TOGETHER = 8  # whole patches that a network sees at once
 Images = str | Path | Mammogram | Iterable[str | Path | Mammogram]
 
@@ -172,7 +172,7 @@ def predict_files(
         "tfmammo": tfmammo.__version__,
     }
     parts = [Part(tuple(some), output, config, overview, truth) for some in _divide(opened, config)]
-    with filesystem.claim_folder(output, identity, IDENTITY):
+    with filesystem.claim_folder(output, identity, PREDICTIONS):
         for path in output.glob("findings/**/*.json"):
             if "failure" in json.loads(path.read_text(encoding="utf-8")):
                 path.unlink()  # it is tried again
