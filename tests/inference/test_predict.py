@@ -296,6 +296,15 @@ def test_boxes_of_an_earlier_prediction(models, archive, tmp_path):
         assert [each.score for each in result.findings] == [0.9, 0.8]
 
 
+def test_an_image_without_boxes_is_redone_where_it_was_a_patch(models, archive, tmp_path):
+    boxes = write_boxes("csv", archive, tmp_path)
+    boxes.write_text("".join(boxes.read_text().splitlines(True)[:2]))  # of the first image alone
+    assert predict_files(models / "segmenter", archive, tmp_path / "out").lesions == 3
+    summary = predict_files(models / "segmenter", archive, tmp_path / "out", boxes=boxes)
+    assert summary.lesions == 1 and not read_mask(tmp_path / "out/masks/1.png").any()
+    assert predict_files(models / "segmenter", archive, tmp_path / "out").lesions == 3
+
+
 def test_boxes_of_resized_images_are_refused(models, archive, tmp_path):
     boxes = write_boxes("json", archive, tmp_path)
     stated = boxes.read_text().replace(f'"height": {ROWS}', f'"height": {ROWS // 2}')

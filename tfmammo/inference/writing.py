@@ -172,7 +172,9 @@ def _identify(part: Part, image: Image) -> list[Any]:
     """Identify an image by its files, by what its archive states, and by the boxes given for it."""
     mammogram = image.mammogram
     files = archives.list_files(mammogram)[: None if part.truth else 1]
-    regions = [[each.kind, each.score, *each.box] for each in image.regions or ()]
+    regions = None  # the whole image is a patch, or a detector finds them
+    if image.regions is not None:
+        regions = [[each.kind, each.score, *each.box] for each in image.regions]
     return [*map(filesystem.sha256, files), fingerprint([mammogram]), regions]
 
 
