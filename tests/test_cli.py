@@ -33,6 +33,25 @@ def test_set_leaves_the_files_that_follow(arguments):
     assert chosen.set == ["score=0.3", "kinds=[mass]"] and chosen.files == ["a.dcm", "b/c=d.dcm"]
 
 
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["can", "a.dcm", "b.dcm", "-o", "out"],
+        ["can", "-o", "out", "a.dcm", "b.dcm"],
+        ["can", "a.dcm", "-o", "out", "b.dcm"],
+        ["can", "-o", "out", "--set", "score=0.3", "retry=1", "a.dcm", "b.dcm"],
+        ["-o", "out", "--", "can", "a.dcm", "b.dcm"],
+    ],
+)
+def test_files_that_may_be_missing_follow_any_option(arguments):
+    made = parser()
+    made.add_argument("model")
+    made.add_argument("files", nargs="*")
+    made.add_argument("-o")
+    chosen = made.parse_args(arguments)
+    assert (chosen.model, chosen.files, chosen.o) == ("can", ["a.dcm", "b.dcm"], "out")
+
+
 def read_error(capsys, parse, arguments):
     with pytest.raises(SystemExit) as stopped:
         parse(arguments)

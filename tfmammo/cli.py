@@ -250,8 +250,15 @@ class Parser(argparse.ArgumentParser):
         return super().parse_known_args(_repeat_set(arguments), namespace)
 
     def parse_args(self, args: Any = None, namespace: Any = None) -> Any:
-        """Parse as argparse does; the error of an unknown argument names what may be meant."""
+        """Parse as argparse does; the error of an unknown argument names what may be meant.
+
+        Options may precede a positional argument that may be missing: MODEL -o DIR IMAGES.
+        """
         parsed, unknown = self.parse_known_args(args, namespace)
+        may_follow = any(action.nargs in ("?", "*") for action in self._get_positional_actions())
+        if unknown and may_follow:
+            arguments = _repeat_set(sys.argv[1:] if args is None else args)
+            parsed, unknown = self.parse_known_intermixed_args(arguments)
         self.refuse(unknown)
         return parsed
 
