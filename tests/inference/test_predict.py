@@ -296,6 +296,34 @@ def test_boxes_of_an_earlier_prediction(models, archive, tmp_path):
         assert [each.score for each in result.findings] == [0.9, 0.8]
 
 
+@pytest.mark.parametrize("form", ["csv", "json"])
+def test_boxes_of_files_that_are_no_images_are_spoken_of(models, archive, tmp_path, caplog, form):
+    boxes = write_boxes(form, archive, tmp_path)
+    (archive / "images/1.png").rename(archive / "images/renamed.png")
+    list(predict(models / "segmenter", archive, boxes=boxes))
+    assert "1.png are not used: no image has that name" in caplog.text
+
+
+def test_boxes_of_two_files_of_one_name_are_refused(models, tmp_path):
+    for number in range(2):
+        write_image(tmp_path / f"{number}/a.png", draw(number))
+    rows = [f"{number}/a.png,9,9,60,60" for number in range(2)]
+    columns = "file,row_min,col_min,row_max,col_max"
+    (tmp_path / "boxes.csv").write_text("\n".join([columns, *rows]))
+    arguments = {"boxes": tmp_path / "boxes.csv"}
+    with pytest.raises(ConfigError, match="0/a.png and 1/a.png may both be the image a;"):
+        list(predict(models / "segmenter", tmp_path / "0", **arguments))
+    assert len(list(predict(models / "segmenter", tmp_path, **arguments))) == 2
+
+
+def test_boxes_of_a_file_whose_name_a_spreadsheet_takes_for_a_formula(models, tmp_path):
+    write_image(tmp_path / "in/-1.png", draw())
+    predict_files(models / "detector", tmp_path / "in", tmp_path / "first")
+    boxes = tmp_path / "first/lesions.csv"
+    (result,) = predict(models / "segmenter", tmp_path / "in", boxes=boxes)
+    assert [each.box for each in result.findings] == [BOX, OTHER]
+
+
 def test_an_image_without_boxes_is_redone_where_it_was_a_patch(models, archive, tmp_path):
     boxes = write_boxes("csv", archive, tmp_path)
     boxes.write_text("".join(boxes.read_text().splitlines(True)[:2]))  # of the first image alone

@@ -242,16 +242,24 @@ def add_boxes(images: Sequence[Image], boxes: str | Path, failed: Skipped) -> li
     names = Names([image.name for image in images], folders_matter=False)
     sizes = {image.name: (image.mammogram.rows, image.mammogram.cols) for image in images}
     read = _read_table if path.suffix.lower() == ".csv" else _read_coco
-    found = read(path, names, sizes)
+    unknown: set[str] = set()
+    found = read(path, names, sizes, unknown)
     level = logging.INFO if found else logging.WARNING
     log.log(level, "%s: boxes for %d of %d images", path, len(found), len(images))
+    if unknown:
+        some = ", ".join([*sorted(unknown)[:3], *["..."][: len(unknown) > 3]])
+        log.warning(
+            "%s: boxes of %s are not used: no image has that name, or several have", path, some
+        )
     return [replace(image, regions=tuple(found.get(image.name, ()))) for image in images]
 
 
 def _read_coco(
-    path: Path, names: Names, sizes: dict[str, tuple[int, int]]
+    path: Path, names: Names, sizes: dict[str, tuple[int, int]], unknown: set[str]
 ) -> dict[str, list[Finding]]:
+    """Read boxes by the images' names; `unknown` takes the names of other files with boxes."""
     listed = coco.load(path, lambda name: names.find(name) or name, log.warning)
+    unknown |= {name for name in listed.keys() - sizes.keys() if listed[name].annotations}
     found: dict[str, list[Finding]] = {}
     for name in sorted(listed.keys() & sizes.keys()):
         try:
@@ -272,8 +280,9 @@ def _read_coco(
 
 
 def _read_table(
-    path: Path, names: Names, sizes: dict[str, tuple[int, int]]
+    path: Path, names: Names, sizes: dict[str, tuple[int, int]], unknown: set[str]
 ) -> dict[str, list[Finding]]:
+    """Read boxes by the images' names; `unknown` takes the names of other files."""
     try:
         rows = read_table(path, strict=True)
     except ArchiveError as error:
@@ -284,10 +293,17 @@ def _read_table(
     if columns is None:
         raise ConfigError(f"{path}: lacks the columns file and {', '.join(BOX_COLUMNS[0])}")
     found: dict[str, list[Finding]] = {}
+    called: dict[str, str] = {}  # image -> what the table calls it
     for line, row in rows:
-        name = names.find(row["file"])
+        name = names.find(row["file"]) or names.find(row["file"].removeprefix("'"))  # lesions.csv
         if name is None:
+            unknown.add(row["file"])
             continue
+        if called.setdefault(name, row["file"]) != row["file"]:
+            raise ConfigError(
+                f"{path}: {called[name]} and {row['file']} may both be the image {name}; give the "
+                "folder above them as IMAGES"
+            )
         try:
             top, left, bottom, right = (round(float(row[column])) for column in columns)
             box = cut_box((top, left, bottom, right), *sizes[name])
