@@ -16,10 +16,18 @@ from tfmammo import filesystem
 from tfmammo.apps.zoo import __main__ as command
 from tfmammo.apps.zoo import page
 from tfmammo.errors import ConfigError, ExportError, TrackingError
+from tfmammo.mammogram import hash_id
 from tfmammo.nn.networks import export_function
 from tfmammo.synthesis.generators import load_mask_generator
 from tfmammo.tracking import zoo
-from tfmammo.tracking.export import export, load, load_identified, read_card
+from tfmammo.tracking.export import (
+    export,
+    get_training_patients,
+    load,
+    load_identified,
+    read_card,
+)
+from tfmammo.tracking.export.card import PACKED
 from tfmammo.tracking.models import resolve
 from tfmammo.tracking.zoo import entries, fetching, packing
 
@@ -155,6 +163,17 @@ def test_patients_are_unknown_under_a_key_of_ones_own(shelf, monkeypatch, caplog
     (folder / "card.json").write_text(json.dumps(card))
     assert load_identified(folder, ["mask"], ["image"]).patients is None
     assert "its patients are unknown here" in caplog.text
+
+
+def test_patients_are_known_by_the_names_that_their_archives_own_reader_gives_them():
+    """The networks read CBIS-DDSM as a folder, whose table said P_00133 for each of its images."""
+    card = read_card(zoo.fetch("can"))
+    patients = get_training_patients(card, "can")
+    assert hash_id("cbis_ddsm", "P_00133") in patients
+    assert hash_id("cbis_ddsm", "P_00118") not in patients  # of the official test set
+    assert len(patients) == 2 * len(card["train_patients"])
+    listed = frozenset(card["train_patients"])
+    assert get_training_patients(card | {PACKED: None}, "a run") == listed
 
 
 def put_a_file_in_its_place(shelf):

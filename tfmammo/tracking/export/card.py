@@ -6,6 +6,7 @@ import json
 import os
 import re
 from collections.abc import Collection, Mapping
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -15,12 +16,15 @@ from pydantic import BaseModel, ValidationError
 
 from tfmammo.config import describe
 from tfmammo.errors import ExportError, summarize
-from tfmammo.mammogram import key_fault
+from tfmammo.mammogram import hash_id, key_fault
 
 FORMAT = 1
 CARD = "card.json"
 SIGNATURE = "serving_default"
 PACKED = "packed"  # in the card of a network of the zoo
+# Public archives that were a folder for networks of the zoo: what both readers call a patient, and
+# a number above all of theirs.
+ARCHIVES = (("cbis_ddsm", "P_{:05}", 3000), ("cdd_cesm", "P{}", 400))
 # Of every tensor with this name; any other may have any value.
 RANGES = {
     "image": [0.0, 1.0],
@@ -150,6 +154,8 @@ def format_card(card: Mapping[str, Any]) -> str:
 def get_training_patients(card: Mapping[str, Any], where: object) -> frozenset[str]:
     """Return the pseudonyms of the patients that an export's networks were trained on.
 
+    Those of a network of the zoo are also the ones that their archive's own reader gives them.
+
     Args:
         card: Of `read_card`.
         where: What an error names.
@@ -162,7 +168,18 @@ def get_training_patients(card: Mapping[str, Any], where: object) -> frozenset[s
     patients = frozenset(card["train_patients"])
     if fault := key_fault(card.get("id_key")):
         raise ExportError(f"{where}: {fault}")
-    return patients
+    return _add_pseudonyms(patients) if card.get(PACKED) else patients
+
+
+@lru_cache
+def _add_pseudonyms(patients: frozenset[str]) -> frozenset[str]:
+    """Add what ARCHIVES' own readers call patients of a folder; computed under no key."""
+    return patients | {
+        hash_id(archive, form.format(number))
+        for archive, form, end in ARCHIVES
+        for number in range(1, end)
+        if hash_id("folder", form.format(number).casefold()) in patients
+    }
 
 
 def find_function(
