@@ -7,7 +7,6 @@ the detector finds the same boxes everywhere.
 import json
 import shutil
 
-import cv2
 import numpy as np
 import pydicom
 import pytest
@@ -18,9 +17,10 @@ import tfmammo
 from tests.archives.writers import vindr
 from tests.commands import run_module_here
 from tests.facts import read_csv
+from tests.inference.drawings import BOX, COLS, ROWS, draw, read_mask, write_boxes, write_image
 from tests.known_networks import KnownSegmenter
 from tests.small_mammograms import PATIENT, make_mammogram
-from tests.small_pipelines import SIZE, save_models
+from tests.small_pipelines import SIZE
 from tfmammo.archives import folder
 from tfmammo.config import DataConfig
 from tfmammo.data.extraction import make_patches
@@ -32,37 +32,8 @@ from tfmammo.mammogram import Lesion, Skipped
 from tfmammo.metrics.segmentation import dice, per_image
 from tfmammo.tracking import export
 
-ROWS = 160
-COLS = 120
-BOX = (30, 40, 90, 80)
-OTHER = (100, 20, 130, 60)
-
 # of pycocotools
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
-
-
-@pytest.fixture(scope="module")
-def models(tmp_path_factory):
-    """A folder with "detector", "segmenter" and "shape"."""
-    root = tmp_path_factory.mktemp("models")
-    save_models(root, [BOX, OTHER], ROWS, COLS)
-    return root
-
-
-def draw(seed=0, rows=ROWS, cols=COLS):
-    """A dark image with a bright ellipse in the middle of BOX: uint8 [rows, cols]."""
-    image = np.random.default_rng(seed).integers(10, 60, (rows, cols)).astype(np.uint8)
-    cv2.ellipse(image, (60 * cols // COLS, 60 * rows // ROWS), (15, 25), 0, 0, 360, 220, -1)
-    return image
-
-
-def write_image(path, image):
-    path.parent.mkdir(parents=True, exist_ok=True)
-    assert cv2.imwrite(str(path), image)
-
-
-def read_mask(path):
-    return cv2.imread(str(path), cv2.IMREAD_UNCHANGED)
 
 
 def run(*arguments):
@@ -224,123 +195,6 @@ def test_results_of_the_packages_own_detector_are_doubted(models, tmp_path, capl
     assert "it missed half of the masses" in caplog.text
 
 
-@pytest.fixture
-def archive(tmp_path):
-    """A folder of mammograms with masks of the lesion in BOX, one of them of patient p1."""
-    root = tmp_path / "archive"
-    lines = ["file,patient"]
-    for number in range(3):
-        write_image(root / f"images/{number}.png", draw(number))
-        write_image(root / f"masks/{number}.png", 255 * (draw(number) > 200).astype(np.uint8))
-        lines.append(f"{number}.png,p{number}")
-    (root / "metadata.csv").write_text("\n".join(lines), encoding="utf-8")
-    return root
-
-
-def write_boxes(form, root, folder):
-    """Write the boxes of the archive's lesions; return the file, or the word truth."""
-    top, left, bottom, right = 35, 45, 86, 76
-    if form == "truth":
-        return "truth"
-    if form == "json":
-        size = {"height": ROWS, "width": COLS}
-        box = {"category_id": 1, "bbox": [left, top, right - left, bottom - top], "score": 0.75}
-        content = {
-            "images": [{"id": n, "file_name": f"{n}.png", **size} for n in range(3)],
-            "annotations": [{"id": n + 1, "image_id": n, **box} for n in range(3)],
-            "categories": [{"id": 1, "name": "mass"}],
-        }
-        (folder / "boxes.json").write_text(json.dumps(content))
-        return folder / "boxes.json"
-    names = {"csv": "row_min,col_min,row_max,col_max", "corners": "xmin,ymin,xmax,ymax"}[form]
-    box = {"csv": (top, left, bottom, right), "corners": (left, top, right, bottom)}[form]
-    rows = [f"images/{n}.png,{','.join(map(str, box))},0.75" for n in range(3)]
-    (folder / "boxes.csv").write_text("\n".join([f"file,{names},score", *rows]))
-    return folder / "boxes.csv"
-
-
-@pytest.mark.parametrize("form", ["truth", "json", "csv", "corners"])
-def test_boxes_are_given_in_any_form(models, archive, tmp_path, form):
-    boxes = write_boxes(form, archive, tmp_path)
-    results = list(predict(models / "segmenter", archive, boxes=boxes, archive="folder"))
-    assert len(results) == 3
-    for number, result in enumerate(results):
-        (finding,) = result.findings
-        assert finding.score == (1.0 if form == "truth" else 0.75)
-        assert finding.box == (35, 45, 86, 76) and finding.output.shape == (SIZE, SIZE, 1)
-        assert dice(result.mask, draw(number) > 200) > 0.95
-
-
-@pytest.mark.parametrize(
-    ("table", "said"),
-    [
-        ("name,xmin\n1,2\n", "lacks the columns file and row_min"),
-        ("file,row_min,col_min,row_max,col_max\n", "has no boxes"),
-        ("file,row_min,col_min,row_max,col_max\n0.png,1,2,x,4\n", "line 2 is not a box"),
-        ("file,row_min,col_min,row_max,col_max\n0.png,9,2,9,4\n", "line 2 is not a box"),
-        ("file,row_min,col_min,row_max,col_max\n0.png,500,2,900,4\n", "line 2 is not a box"),
-        ("file,row_min,col_min,row_max,col_max,kind\n0.png,1,2,9,4,lump\n", "line 2 is not a box"),
-    ],
-)
-def test_a_table_that_is_none_of_boxes(models, archive, tmp_path, table, said):
-    (tmp_path / "boxes.csv").write_text(table)
-    with pytest.raises(ConfigError, match=f"boxes.csv: {said}"):
-        list(predict(models / "segmenter", archive, boxes=tmp_path / "boxes.csv"))
-
-
-def test_boxes_of_an_earlier_prediction(models, archive, tmp_path):
-    predict_files(models / "detector", archive, tmp_path / "first")
-    boxes = tmp_path / "first/lesions.csv"
-    for result in predict(models / "segmenter", archive, boxes=boxes):
-        assert [each.box for each in result.findings] == [BOX, OTHER]
-        assert [each.score for each in result.findings] == [0.9, 0.8]
-
-
-@pytest.mark.parametrize("form", ["csv", "json"])
-def test_boxes_of_files_that_are_no_images_are_spoken_of(models, archive, tmp_path, caplog, form):
-    boxes = write_boxes(form, archive, tmp_path)
-    (archive / "images/1.png").rename(archive / "images/renamed.png")
-    list(predict(models / "segmenter", archive, boxes=boxes))
-    assert "1.png are not used: no image has that name" in caplog.text
-
-
-def test_boxes_of_two_files_of_one_name_are_refused(models, tmp_path):
-    for number in range(2):
-        write_image(tmp_path / f"{number}/a.png", draw(number))
-    rows = [f"{number}/a.png,9,9,60,60" for number in range(2)]
-    columns = "file,row_min,col_min,row_max,col_max"
-    (tmp_path / "boxes.csv").write_text("\n".join([columns, *rows]))
-    arguments = {"boxes": tmp_path / "boxes.csv"}
-    with pytest.raises(ConfigError, match="0/a.png and 1/a.png may both be the image a;"):
-        list(predict(models / "segmenter", tmp_path / "0", **arguments))
-    assert len(list(predict(models / "segmenter", tmp_path, **arguments))) == 2
-
-
-def test_boxes_of_a_file_whose_name_a_spreadsheet_takes_for_a_formula(models, tmp_path):
-    write_image(tmp_path / "in/-1.png", draw())
-    predict_files(models / "detector", tmp_path / "in", tmp_path / "first")
-    boxes = tmp_path / "first/lesions.csv"
-    (result,) = predict(models / "segmenter", tmp_path / "in", boxes=boxes)
-    assert [each.box for each in result.findings] == [BOX, OTHER]
-
-
-def test_an_image_without_boxes_is_redone_where_it_was_a_patch(models, archive, tmp_path):
-    boxes = write_boxes("csv", archive, tmp_path)
-    boxes.write_text("".join(boxes.read_text().splitlines(True)[:2]))  # of the first image alone
-    assert predict_files(models / "segmenter", archive, tmp_path / "out").lesions == 3
-    summary = predict_files(models / "segmenter", archive, tmp_path / "out", boxes=boxes)
-    assert summary.lesions == 1 and not read_mask(tmp_path / "out/masks/1.png").any()
-    assert predict_files(models / "segmenter", archive, tmp_path / "out").lesions == 3
-
-
-def test_boxes_of_resized_images_are_refused(models, archive, tmp_path):
-    boxes = write_boxes("json", archive, tmp_path)
-    stated = boxes.read_text().replace(f'"height": {ROWS}', f'"height": {ROWS // 2}')
-    boxes.write_text(stated)
-    with pytest.raises(ConfigError, match=rf"boxes.json: .*{ROWS}, .* but \({ROWS // 2}, "):
-        list(predict(models / "segmenter", archive, boxes=boxes))
-
-
 def test_patches_are_scored_as_an_evaluation_scores_them(archive, tmp_path):
     data = DataConfig(size=SIZE, frame="loose").model_dump(mode="json")
     (first, *_) = tfmammo.open_archive("folder", archive)
@@ -455,11 +309,6 @@ def test_another_truth_is_scored_anew(models, archive, tmp_path):
     assert (tmp_path / "out/findings/1.json").stat().st_mtime_ns == again
 
 
-def test_true_boxes_need_an_archive(models, archive, tmp_path):
-    with pytest.raises(ConfigError, match="boxes: truth is what an archive states"):
-        predict_files(models / "segmenter", archive, tmp_path / "out", boxes="truth")
-
-
 def test_results_among_the_images_are_no_images(models, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     write_image(tmp_path / "a.png", draw(1))
@@ -480,6 +329,11 @@ def test_earlier_results_among_the_images_are_neither_images_nor_truth(models, t
     summary = predict_files(models / "detector", tmp_path / "in", tmp_path / "out", truth=truth)
     assert (summary.images, summary.failures) == (1, {})
     assert "sensitivity" not in summary.scores  # the archive states no lesion
+
+
+def test_results_have_a_folder_of_their_own(models, archive):
+    with pytest.raises(ConfigError, match="archive: has the images; name another folder"):
+        predict_files(models / "segmenter", archive, archive)
 
 
 def test_images_without_lesions_have_no_recall(models, tmp_path):

@@ -63,6 +63,9 @@ def load(path: Path, key: Callable[[str], str], note: Callable[[str], None]) -> 
     """
     try:
         content = json.loads(path.read_bytes())
+        if isinstance(content, list):
+            reason = "COCO results alone, which name no files; add them as annotations to the file "
+            raise ArchiveError(f"{path}: has {reason}that lists the images")
         names = {entry["id"]: str(entry["name"]).strip() for entry in content["categories"]}
         images = [
             (entry["id"], key(str(entry["file_name"])), _parse_size(entry))
@@ -74,6 +77,8 @@ def load(path: Path, key: Callable[[str], str], note: Callable[[str], None]) -> 
             (by_id.get(entry["image_id"]), names[entry["category_id"]], entry)
             for entry in content["annotations"]
         ]
+    except ArchiveError:
+        raise
     except Exception as error:  # JSON of other forms raises exceptions of many classes
         raise ArchiveError(f"{path}: is no COCO file ({error.__class__.__name__})") from None
     if not len(listed) == len(by_id) == len(images):

@@ -115,6 +115,8 @@ def open_images(
         else:
             images[name] = Image(name, record)
     if not images and not failed:
+        if any(_is_beneath(place, results) for place in places):
+            raise ConfigError(f"{output}: has the images; name another folder for the results")
         raise ConfigError(f"{', '.join(map(str, places))}: no image found")
     return list(images.values())
 
@@ -239,6 +241,8 @@ def add_boxes(images: Sequence[Image], boxes: str | Path, failed: Skipped) -> li
                 failed.add(image.source, error)
         return with_regions
     path = Path(boxes)
+    if not path.is_file():
+        raise ConfigError(f"{path}: no such file")
     names = Names([image.name for image in images], folders_matter=False)
     sizes = {image.name: (image.mammogram.rows, image.mammogram.cols) for image in images}
     read = _read_table if path.suffix.lower() == ".csv" else _read_coco
@@ -307,11 +311,10 @@ def _read_table(
         try:
             top, left, bottom, right = (round(float(row[column])) for column in columns)
             box = cut_box((top, left, bottom, right), *sizes[name])
-            kind: LesionKind = row.get("kind") or "mass"  # type: ignore[assignment]
-            KINDS.index(kind)
+            kind: LesionKind = (row.get("kind") or "mass").lower()  # type: ignore[assignment]
+            if kind not in KINDS:
+                raise ValueError(f"there is no kind {kind}; there are {', '.join(KINDS)}")
             found.setdefault(name, []).append(Finding(kind, float(row.get("score") or 1), box))
-        except (TypeError, ValueError):
-            raise ConfigError(
-                f"{path}: line {line} is not a box of a known kind inside its image"
-            ) from None
+        except (TypeError, ValueError) as error:
+            raise ConfigError(f"{path}: line {line} is not a box: {error}") from None
     return found
