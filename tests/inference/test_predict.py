@@ -387,6 +387,11 @@ def test_records_of_an_archive_are_predicted_on(models):
     assert result.mask[60, 60] and not result.mask[0, 0]
 
 
+def test_arrays_are_no_images(models):
+    with pytest.raises(ConfigError, match="images: ndarray is no file.*tfmammo.load"):
+        list(predict(models / "segmenter", [draw()]))
+
+
 @pytest.mark.slow
 def test_several_processes_write_what_one_writes(models, archive, tmp_path):
     for jobs in (1, 2):

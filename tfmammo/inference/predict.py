@@ -278,6 +278,12 @@ def _is_given(boxes: str | Path) -> bool:
 def _list_given(images: Images) -> list[Path | Mammogram]:
     """List what the caller gives, one thing or several."""
     listed = [images] if isinstance(images, str | Path | Mammogram) else list(images)
+    for each in listed:
+        if not isinstance(each, str | Path | Mammogram):
+            raise ConfigError(
+                f"images: {type(each).__name__} is no file, folder or record of an archive; "
+                "tfmammo.load gives a function that takes arrays"
+            )
     return [Path(each) if isinstance(each, str) else each for each in listed]
 
 
