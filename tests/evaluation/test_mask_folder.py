@@ -61,6 +61,18 @@ def test_each_patch_is_scored_with_its_own_mask(label_maps, tmp_path):
     np.testing.assert_array_equal(answers[1], answers[0][::-1])
 
 
+def test_masks_may_be_called_as_the_images_that_nnunet_takes(label_maps, tmp_path):
+    shift(label_maps, tmp_path / "masks")
+    patches = datasets.load_all_patches(DATA)
+    plain = open_predictor(f"masks:{tmp_path / 'masks'}", (), "mask")
+    expected = plain.answer(patches, {}, "mask", (32, 32, 1))
+    for path in list((tmp_path / "masks").iterdir()):
+        path.rename(path.with_stem(f"{path.stem}_0000"))
+    named = open_predictor(f"masks:{tmp_path / 'masks'}", (), "mask")
+    assert named.find_eligible(patches).all()
+    np.testing.assert_array_equal(named.answer(patches, {}, "mask", (32, 32, 1)), expected)
+
+
 def test_folds_complete_each_other_and_seeds_repeat(label_maps, tmp_path):
     """Only the patches count that a folder has."""
     names = [shift(label_maps, tmp_path / f"fold{fold}", slice(fold, None, 2)) for fold in range(2)]

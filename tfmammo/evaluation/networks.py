@@ -26,6 +26,7 @@ from tfmammo.tracking.models import resolve
 log = logging.getLogger(__name__)
 
 MASKS: Final = "masks:"  # begins the URI of a folder of masks
+CHANNEL = "_0000"  # ends the names of nnU-Net's images, not of its masks
 # Keys of data that decide what a patch shows.
 DECISIVE = {
     "patches",
@@ -163,14 +164,15 @@ def _merge(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]
 class MaskFolder:
     """Masks that another tool predicted, such as nnU-Net: one PNG a patch, 0 is tissue.
 
-    The files have the names that `tfmammo exchange` gives the patches. The folder does not say
-    whom the tool was trained on. So it must hold predictions of unseen patients alone, and it is
-    eligible for exactly the patches that it holds.
+    The files have the names that `tfmammo export` gives the patches or, with _0000, their images
+    for nnU-Net, which `tfmammo predict` keeps. The folder does not say whom the tool was trained
+    on. So it must hold predictions of unseen patients alone, and it is eligible for exactly the
+    patches that it holds.
 
     Attributes:
         uri: "masks:DIR", as the config names it.
         folder: The folder.
-        names: The names of its files without the ending.
+        names: The names of the patches.
         card: Empty, because nothing is known of how the tool was trained.
     """
 
@@ -196,7 +198,10 @@ class MaskFolder:
         return np.stack([self._read(name, shape) for name in patches.ids])
 
     def _read(self, patch: str, shape: tuple[int, ...]) -> NDArray[np.float32]:
-        path = self.folder / f"{name_case(patch)}.png"
+        name = name_case(patch)
+        path = self.folder / f"{name}.png"
+        if not path.exists():
+            path = self.folder / f"{name}{CHANNEL}.png"
         try:
             content = np.frombuffer(path.read_bytes(), np.uint8)
         except OSError as error:
@@ -224,7 +229,7 @@ def open_predictor(
     folder = Path(uri.removeprefix(MASKS))
     if target != "mask":
         raise ExportError(f"{uri}: holds masks, and the evaluation wants {target}")
-    names = frozenset(path.stem for path in folder.glob("*.png"))
+    names = frozenset(path.stem.removesuffix(CHANNEL) for path in folder.glob("*.png"))
     if not names:
         raise ExportError(f"{uri}: there is no folder with PNG files")
     return MaskFolder(uri, folder, names)
