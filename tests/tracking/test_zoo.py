@@ -174,6 +174,8 @@ def test_patients_are_known_by_the_names_that_their_archives_own_reader_gives_th
     assert len(patients) == 2 * len(card["train_patients"])
     listed = frozenset(card["train_patients"])
     assert get_training_patients(card | {PACKED: None}, "a run") == listed
+    both = get_training_patients(read_card(zoo.fetch("light_head")), "light_head")
+    assert hash_id("cdd_cesm", "P7") in both
 
 
 def put_a_file_in_its_place(shelf):

@@ -22,8 +22,8 @@ FORMAT = 1
 CARD = "card.json"
 SIGNATURE = "serving_default"
 PACKED = "packed"  # in the card of a network of the zoo
-# Public archives that were a folder for networks of the zoo: what both readers call a patient, and
-# a number above all of theirs.
+# Public archives that networks of the zoo read as a folder: their own reader, what it hashes of a
+# patient, and a number above all of theirs.
 ARCHIVES = (("cbis_ddsm", "P_{:05}", 3000), ("cdd_cesm", "P{}", 400))
 # Of every tensor with this name; any other may have any value.
 RANGES = {
@@ -174,12 +174,16 @@ def get_training_patients(card: Mapping[str, Any], where: object) -> frozenset[s
 @lru_cache
 def _add_pseudonyms(patients: frozenset[str]) -> frozenset[str]:
     """Add what ARCHIVES' own readers call patients of a folder; computed under no key."""
-    return patients | {
-        hash_id(archive, form.format(number))
-        for archive, form, end in ARCHIVES
-        for number in range(1, end)
-        if hash_id("folder", form.format(number).casefold()) in patients
-    }
+    added = set()
+    for archive, form, end in ARCHIVES:
+        for number in range(1, end):
+            name = form.format(number)
+            pseudonym = hash_id(archive, name)
+            # the folder of light_head names patients of CDD-CESM by their pseudonyms
+            named = name.casefold(), f"cesm_{pseudonym}"
+            if any(hash_id("folder", each) in patients for each in named):
+                added.add(pseudonym)
+    return patients | added
 
 
 def find_function(
