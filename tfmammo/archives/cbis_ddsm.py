@@ -87,12 +87,10 @@ def _read_tables(notes: Notes, paths: list[Path]) -> dict[Path, list[Row]]:
         raise notes.fail("there is no {mass,calc}_case_description_{train,test}_set.csv")
     by_table: dict[Path, list[Row]] = {}
     for path in paths:
-        try:
+        with notes.leaving_out(path):
             if path.name.lower() in {table.name.lower() for table in by_table}:
                 raise ArchiveError(f"{path}: is a second table of its name")
             by_table[path] = _parse_table(notes, path)
-        except ArchiveError as error:
-            notes.note(path, error)
     if not any(by_table.values()):
         reason = notes.skipped.reasons.get(str(paths[0].relative_to(notes.root)), "it is empty")
         raise notes.fail(f"no table has a readable row, {paths[0].name}: {reason}")
@@ -217,15 +215,13 @@ def _find_image(notes: Notes, paths: list[Path]) -> tuple[Path, Header] | None:
     """Find the first readable mammogram of a folder."""
     full_image = None
     for path in paths:
-        try:
+        with notes.leaving_out(path):
             header = dicom.read_header(path)
             if (role := _find_role(header)) in ("mask", "crop"):
                 raise ArchiveError(f"{path}: says that it is a {role}, but is among the mammograms")
             if full_image:
                 raise ArchiveError(f"{path}: is a second file of the same image")
             full_image = path, header
-        except ArchiveError as error:
-            notes.note(path, error)
     return full_image
 
 

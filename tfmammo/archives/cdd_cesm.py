@@ -97,7 +97,7 @@ def read(root: Path, skipped: Skipped | None = None) -> list[Mammogram]:
     normal = [path for path in images if _is_normal(path)]
     mammograms = []
     for path in (*named, *normal):
-        try:
+        with notes.leaving_out(path):
             name = named.get(path)
             if name is None:
                 mammograms.append(_make_normal(path))
@@ -106,8 +106,6 @@ def read(root: Path, skipped: Skipped | None = None) -> list[Mammogram]:
                 raise ArchiveError(f"{path}: {CLINICAL} does not name it")
             regions = masks.get(name[0], annotations[name[0]])
             mammograms.append(_make_mammogram(notes, path, name, clinical[name[0]], regions))
-        except ArchiveError as error:
-            notes.note(path, error)
     return notes.finish(mammograms)
 
 

@@ -106,13 +106,11 @@ def read(root: Path, skipped: Skipped | None = None) -> list[Mammogram]:
         raise notes.fail("it contains no .ics file")
     mammograms: dict[str, Mammogram] = {}
     for path in headers:
-        try:
+        with notes.leaving_out(path):
             for mammogram in _read_case(notes, path, files):
                 if mammogram.image_id in mammograms:
                     raise ArchiveError(f"{path}: skipped, the case is there a second time")
                 mammograms[mammogram.image_id] = mammogram
-        except ArchiveError as error:
-            notes.note(path, error)
     return notes.finish(mammograms.values())
 
 

@@ -59,24 +59,18 @@ def read(root: Path, skipped: Skipped | None = None) -> list[Mammogram]:
         raise notes.fail("there is no folder AllDICOMs with DICOM files")
     mammograms = []
     for path in dicoms:
-        try:
+        with notes.leaving_out(path):
             mammograms.append(_make_mammogram(notes, path, outlines, rows))
-        except ArchiveError as error:
-            notes.note(path, error)
     return sorted(notes.finish(mammograms), key=lambda mammogram: int(mammogram.image_id))
 
 
 def _read_rows(notes: Notes, path: Path, rows: dict[str, Row]) -> None:
     """Add one table's rows by file number; note a table that can't be read."""
-    try:
-        table = read_table(path, ["file_name"])
-    except ArchiveError as error:
-        notes.note(path, error)
-        return
-    for _, row in table:
-        if row["file_name"].isdigit():  # else a sum at the table's end
-            known = rows[row["file_name"]]
-            known |= {name: text for name, text in row.items() if text or name not in known}
+    with notes.leaving_out(path):
+        for _, row in read_table(path, ["file_name"]):
+            if row["file_name"].isdigit():  # else a sum at the table's end
+                known = rows[row["file_name"]]
+                known |= {name: text for name, text in row.items() if text or name not in known}
 
 
 def _make_mammogram(

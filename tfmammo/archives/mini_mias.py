@@ -80,10 +80,8 @@ def read(root: Path, skipped: Skipped | None = None) -> list[Mammogram]:
     table = _choose_table(notes, [path for path in paths if path.name.lower() == TABLE])
     mammograms = []
     for number, path in sorted(images.items()):
-        try:
+        with notes.leaving_out(path):
             mammograms.append(_make_mammogram(notes, number, path, table.get(number)))
-        except ArchiveError as error:
-            notes.note(path, error)
     missing = len(table.keys() - images.keys())
     notes.count("Info.txt", f"of its {len(table)} images are missing", missing)
     return notes.finish(mammograms)

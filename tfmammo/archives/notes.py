@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -45,6 +46,14 @@ class Notes:
         words = str(reason).removeprefix(f"{path}: ")
         self.skipped.add(path.relative_to(self.root).as_posix(), words)
 
+    @contextmanager
+    def leaving_out(self, path: Path) -> Iterator[None]:
+        """Leave a file out, with a note, where the block raises an ArchiveError."""
+        try:
+            yield
+        except ArchiveError as error:
+            self.note(path, error)
+
     def count(
         self, place: Path | str, reason: str, number: int = 1, line: int | None = None
     ) -> None:
@@ -57,14 +66,12 @@ class Notes:
 
     def read_dicom(self, path: Path, place: Path) -> dict[str, Any] | None:
         """Read a DICOM's facts; note why they can't be used, raw images by number for `place`."""
-        try:
+        with self.leaving_out(path):
             facts = dicom.read_facts(path)
-        except ArchiveError as error:
-            self.note(path, error)
-            return None
-        if facts is None:
-            self.count(place, "raw images ('for processing')")
-        return facts
+            if facts is None:
+                self.count(place, "raw images ('for processing')")
+            return facts
+        return None
 
     def fail(self, reason: str) -> ArchiveError:
         """Return the error of a root that is no such archive."""
