@@ -7,13 +7,11 @@ from functools import partial
 import cv2
 import numpy as np
 import pytest
-from PIL import Image
 
 from tests.archives.writers import inbreast as writer
 from tests.small_mammograms import make_mammogram
 from tfmammo.archives import __main__ as command
 from tfmammo.archives.contact_sheet import CAPTION, CELL, COLOURS, _caption, draw_contact_sheet
-from tfmammo.archives.masks import read_mask
 from tfmammo.errors import ArchiveError
 from tfmammo.mammogram import Lesion, Lost, Mammogram, MaskedLesion, Skipped
 
@@ -101,20 +99,6 @@ def test_a_summary_reads_no_mask_and_counts():
     assert cells["lesions given by"] == "1 box, 1 mask file"
     assert cells["lesions"] == "2 images without, 1 images with"
     assert cells["lost on reading"] == "2 mass, 1 of unknown kind"
-
-
-def test_masks_are_counted_by_what_is_wrong_with_them_whatever_their_folder_is_called(tmp_path):
-    root = tmp_path / "nothing of 3 px"
-    root.mkdir()
-    (root / "broken.png").write_bytes(b"no picture")
-    Image.fromarray(np.zeros((ROWS, COLS), np.uint8)).save(root / "empty.png")
-    Image.fromarray(np.eye(COLS, dtype=np.uint8)).save(root / "small.png")
-    masks = [
-        MaskedLesion("mass", partial(read_mask, root / f"{name}.png", ROWS, COLS))
-        for name in ("broken", "empty", "small", "small")
-    ]
-    faults = command._check_masks([mammogram(0, *masks)], Skipped())
-    assert faults == {"unreadable": 1, "empty": 1, "of a wrong size": 2}
 
 
 def test_the_command_on_files(tmp_path, capsys):

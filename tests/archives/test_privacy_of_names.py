@@ -17,10 +17,7 @@ from tfmammo.archives.files import make_pseudonym, remove_names
 from tfmammo.config import DataConfig
 from tfmammo.data import datasets
 from tfmammo.data.extraction import make_patches
-from tfmammo.errors import ArchiveError
 from tfmammo.mammogram import Skipped, hash_id
-from tfmammo.synthesis.config import SynthesisConfig
-from tfmammo.synthesis.recipe import explain
 
 NAME = "M\u00fcller, Anna 1950"
 
@@ -89,22 +86,6 @@ def test_the_reason_stays_whatever_the_path_is_like(archive):
     assert one != other
 
 
-def test_names_of_the_current_folder_are_left_out_too(archive, monkeypatch):
-    monkeypatch.chdir(archive)
-    config = DataConfig(name="folder", root=".", size=16)
-    skipped = Skipped()
-    extracted = Skipped()
-    make_patches(read_mammograms(config, skipped), config, extracted)
-    told = remove_names(skipped.reasons | extracted.reasons, config.root)
-    mask = make_pseudonym(f"masks/{NAME}/empty.png")
-    assert told[hash_id("folder", f"{NAME}/empty")] == f"lesion 0: {mask}: marks nothing"
-    assert "Anna" not in str(told) and str(archive) not in str(told)
-    error = ArchiveError(f"{archive}/images/{NAME}/broken.png: no such file")
-    synthesis = SynthesisConfig(name="some", data=config, renderer="poisson", count=1, format="png")
-    reason = explain(error, synthesis.archive_folders)
-    assert reason == f"{make_pseudonym(f'images/{NAME}/broken.png')}: no such file"
-
-
 def test_the_owner_finds_the_file_behind_every_pseudonym(archive, capsys, caplog):
     with caplog.at_level(logging.DEBUG):
         command.main(["folder", str(archive), "--list"])
@@ -125,17 +106,10 @@ def test_the_owner_finds_the_file_behind_every_pseudonym(archive, capsys, caplog
 
 
 def test_masks_are_looked_at_with_the_archive(archive, capsys):
+    (archive / "masks/berta.png").write_bytes(b"no picture")
     command.main(["folder", str(archive), "--skipped", str(archive / "=left.csv")])
     printed = " ".join(capsys.readouterr().out.split())
-    for words in ("masks that can't be used", "1 empty", "1 of a wrong size"):
+    for words in ("masks that can't be used", "1 empty", "1 of a wrong size", "1 unreadable"):
         assert words in printed
     command.main(["folder", str(archive), "--quick"])
     assert "masks that can't be used" not in capsys.readouterr().out
-
-
-def test_left_out_files_hold_no_formula(tmp_path):
-    skipped = Skipped({"=cmd|' /C calc'!A0": "+1", "plain.png": "@SUM(1)"})
-    command._print_skipped(skipped, 2, tmp_path / "left.csv")
-    with (tmp_path / "left.csv").open(newline="") as file:
-        rows = list(csv.reader(file))
-    assert rows[1:] == [["'=cmd|' /C calc'!A0", "'+1"], ["plain.png", "'@SUM(1)"]]

@@ -114,8 +114,3 @@ def test_boxes_of_resized_images_are_refused(models, archive, tmp_path):
     boxes.write_text(stated)
     with pytest.raises(ConfigError, match=rf"boxes.json: .*{ROWS}, .* but \({ROWS // 2}, "):
         list(predict(models / "segmenter", archive, boxes=boxes))
-
-
-def test_true_boxes_need_an_archive(models, archive, tmp_path):
-    with pytest.raises(ConfigError, match="boxes: truth is what an archive states"):
-        predict_files(models / "segmenter", archive, tmp_path / "out", boxes="truth")

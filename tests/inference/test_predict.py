@@ -161,12 +161,6 @@ def test_shapes_and_morphology_on_request(models, tmp_path, caplog):
         assert label.endswith(f"{shape} {finding.probabilities[shape]:.2f}")
 
 
-def test_a_classifier_needs_outlines(models, tmp_path):
-    write_image(tmp_path / "a.png", draw())
-    with pytest.raises(ConfigError, match="classifier: names the shapes of outlines"):
-        list(predict(models / "detector", tmp_path / "a.png", classifier=models / "shape"))
-
-
 @pytest.mark.parametrize(
     ("model", "boxes", "said"),
     [
@@ -180,12 +174,6 @@ def test_kinds_are_for_detectors_without_a_card(models, tmp_path, model, boxes, 
     model = models / model if (models / model).exists() else model
     with pytest.raises(ConfigError, match=f"kinds: .*{said}"):
         list(predict(model, tmp_path / "a.png", boxes=boxes, kinds=["mass"]))
-
-
-def test_morphology_needs_a_segmenter(models, tmp_path):
-    write_image(tmp_path / "a.png", draw())
-    with pytest.raises(ConfigError, match="postprocess: cleans the masks of a segmenter"):
-        list(predict(models / "detector", tmp_path / "a.png", postprocess=True))
 
 
 @pytest.mark.slow
@@ -256,6 +244,9 @@ def test_a_mammogram_is_no_patch_and_a_detector_needs_no_boxes(models, tmp_path,
     assert "1 of 2 images are too large for crops" in caplog.text
     for arguments, said in {
         (models / "detector", tmp_path, ("boxes", "truth")): "is a detector",
+        (models / "detector", tmp_path, ("classifier", models / "shape")): "the shapes of outlines",
+        (models / "detector", tmp_path, ("postprocess", True)): "cleans the masks of a segmenter",
+        (models / "segmenter", tmp_path, ("boxes", "truth")): "truth is what an archive states",
         (models / "segmenter", tmp_path / "no", ("score", 0.5)): "no such file or folder",
         (models / "segmenter", tmp_path, ("threshold", 2.0)): "threshold: ",
         (models / "segmenter", tmp_path, ("archive", "inbrest")): "inbrest is none of",

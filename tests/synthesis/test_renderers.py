@@ -70,24 +70,6 @@ def make_echo(change=0.0, data=DATA):
     return NetworkRenderer(Generator(call, 64, data, takes="pasted"), 6.0)
 
 
-@pytest.mark.parametrize(("bits", "name"), [(16, "opencv"), (8, "blending")])
-def test_nothing_changes_beyond_the_supports(bits, name, tiny_blending):
-    stored, target = open_target(bits)
-    renderer = make_renderer(name, tiny_blending() if name == "blending" else None, 16.0)
-    lesions = [insert(renderer, target, make_piece(), top, 40) for top in (60, 120)]
-    synthetic = render(target, stored, lesions, renderer)
-    assert synthetic.values.dtype == stored.values.dtype and synthetic.bits == bits
-    changed = synthetic.values != stored.values
-    beyond = np.ones((ROWS, COLS), bool)
-    for lesion in lesions:
-        inside = lesion.blend_mask.weights > 0
-        crop(beyond, lesion.blend_mask.support)[inside] = False
-        assert crop(changed, lesion.blend_mask.support)[inside].mean() > 0.5
-    assert not changed[beyond].any() and not beyond.all()
-    again = render(target, stored, lesions, renderer)
-    np.testing.assert_array_equal(again.values, synthetic.values)
-
-
 @pytest.mark.parametrize("bits", [8, 12, 16])
 def test_a_paste_by_hand(bits):
     stored, target = open_target(bits)
@@ -223,17 +205,6 @@ def test_lesions_of_one_mammogram_are_rendered_apart():
         alone = render(target, stored, [lesion], renderer).values
         support = lesion.blend_mask.support
         np.testing.assert_array_equal(crop(both, support), crop(alone, support))
-
-
-def test_a_renderer_is_what_its_config_names(tiny_blending):
-    renderer = make_renderer("mixed", None, 16.0)
-    assert isinstance(renderer, DirectRenderer)
-    assert (renderer.name, renderer.trained_on, renderer.identity) == ("mixed", None, {})
-    renderer = make_renderer("blending", tiny_blending(patients=("p1", "p2")), 5)
-    assert isinstance(renderer, NetworkRenderer)
-    facts = (renderer.feather, renderer.trained_on, renderer.network.margin)
-    assert facts == (5, {"p1", "p2"}, None)
-    assert renderer.data.context == 2 and renderer.network.size == 32
 
 
 def test_an_export_that_does_not_fit_is_refused(tiny_infilling, tiny_blending, tiny_contextual):
