@@ -223,11 +223,8 @@ def _count_bytes(dataset: FileDataset) -> int:
 def _decode_codes(dataset: FileDataset, data: bytes, kind: str) -> NDArray[np.unsignedinteger]:
     """Decompress the bits of every pixel: uint8 or uint16 [rows, cols]; negative values wrap."""
     syntax = dataset.file_meta.TransferSyntaxUID
-    needed = _count_bytes(dataset)
     if syntax.is_encapsulated:
         _check_stream(_join_fragments(data), dataset)
-    else:
-        data = data[: needed + needed % 2]
     options: dict[str, Any] = {
         "rows": dataset.Rows,
         "columns": dataset.Columns,

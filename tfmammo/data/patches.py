@@ -169,7 +169,7 @@ class Patches:
 
     def concatenate(self, *others: Self) -> Self:
         """Return these patches and then those of `others`, of the same size, without labels."""
-        columns = concatenate_columns((self, *others), ("images", "masks", *TEXTS))
+        columns = concatenate_columns((self, *others))
         return replace(self, **columns, labels=np.empty(0, np.int32), balanced=False)
 
     def with_labels(
@@ -206,8 +206,9 @@ def _describe_size(image: NDArray[np.float32]) -> str:
     return f"{image.shape[0]} x {image.shape[1]} px"
 
 
-def concatenate_columns(parts: Sequence[Patches], names: Iterable[str]) -> dict[str, Any]:
-    """Return the named arrays of several parts, each joined along its rows."""
+def concatenate_columns(parts: Sequence[Patches]) -> dict[str, Any]:
+    """Return images, masks and texts of several parts, each joined along its rows."""
+    names = ("images", "masks", *TEXTS)
     return {name: np.concatenate([getattr(part, name) for part in parts]) for name in names}
 
 
@@ -216,16 +217,18 @@ def stack_patches(patches: Iterable[Patch]) -> Patches:
     rows = list(patches)
     if not rows:
         raise DataError("there is no patch to stack")
-    images = np.stack([row.image for row in rows])
-    masks = np.stack([row.mask for row in rows])
-    return Patches(images, masks, **stack_texts(rows))
+    return Patches(**stack_columns(rows))
 
 
-def stack_texts(patches: Sequence[Patch]) -> dict[str, Any]:
-    """Return the texts of patches as the columns of Patches."""
+def stack_columns(patches: Sequence[Patch]) -> dict[str, Any]:
+    """Return what patches hold as the columns of Patches."""
     return {
-        column: np.array([getattr(patch, name) for patch in patches], np.str_)
-        for column, name in TEXTS.items()
+        "images": np.stack([patch.image for patch in patches]),
+        "masks": np.stack([patch.mask for patch in patches]),
+        **{
+            column: np.array([getattr(patch, name) for patch in patches], np.str_)
+            for column, name in TEXTS.items()
+        },
     }
 
 

@@ -97,17 +97,9 @@ def _draw_from_memory(patches: Patches, start: int, seed: int, augment: bool) ->
         # orders return after 256 epochs.
         order = tf.random.experimental.stateless_shuffle(tf.range(count), order_seed)
         index = rows[starts[group] + order[place]]
-        image = images[index]
-        mask = tf.cast(masks[index], tf.float32)
         example = {name: values[index] for name, values in targets.items()}
-        if augment:
-            turn = _draw_turn(seed, i, patches.square)
-            # An even turn keeps rows and columns, which TensorFlow can't know.
-            image = tf.ensure_shape(rotate_and_flip(image, turn), images.shape[1:])
-            mask = tf.ensure_shape(rotate_and_flip(mask, turn), images.shape[1:])
-            if "boxes" in example:
-                example["boxes"] = flip_boxes(example["boxes"], turn)
-        return {"image": image, "mask": mask, **example}
+        example |= {"image": images[index], "mask": tf.cast(masks[index], tf.float32)}
+        return _turn(example, seed, i, patches.square) if augment else example
 
     return tf.data.Dataset.range(start, FOREVER), draw
 
@@ -159,31 +151,36 @@ def _stream_from_shards(records: Records, start: int, seed: int, augment: bool) 
 
     def draw(i: tf.Tensor, record: tf.Tensor) -> dict[str, tf.Tensor]:
         """Decode the record of draw i, then rotate and flip the patch."""
-        image, mask = _decode(record, size)
-        if augment:
-            turn = _draw_turn(seed, i, square=True)
-            image = rotate_and_flip(image, turn)
-            mask = rotate_and_flip(mask, turn)
-        return {"image": image, "mask": mask}
+        example = _decode(record, size)
+        return _turn(example, seed, i, square=True) if augment else example
 
     return tf.data.Dataset.range(first, FOREVER).flat_map(read_epoch).enumerate(start), draw
 
 
-def _decode(record: tf.Tensor, size: int) -> tuple[tf.Tensor, tf.Tensor]:
+def _decode(record: tf.Tensor, size: int) -> dict[str, tf.Tensor]:
     """Decode image and mask of a record, float32 [size, size, 1] each."""
     text = tf.io.FixedLenFeature([], tf.string)
     features = tf.io.parse_single_example(record, {"image": text, "mask": text})
     stored = tf.reshape(tf.io.decode_raw(features["image"], tf.uint16), [size, size, 1])
     mask = tf.ensure_shape(tf.io.decode_png(features["mask"], channels=1), [size, size, 1])
-    return tf.cast(stored, tf.float32) / GREY, tf.cast(mask, tf.float32)
+    return {"image": tf.cast(stored, tf.float32) / GREY, "mask": tf.cast(mask, tf.float32)}
 
 
-def _draw_turn(seed: int, i: tf.Tensor, square: bool) -> tf.Tensor:
-    """Draw what `rotate_and_flip` does to draw i; an even turn where the image is not square."""
-    count = 8 if square else 4
+def _turn(
+    example: dict[str, tf.Tensor], seed: int, i: tf.Tensor, square: bool
+) -> dict[str, tf.Tensor]:
+    """Rotate and flip draw i as seed and i decide, by an even turn where it is not square."""
     turn_seed = tf.stack([tf.constant(seed, tf.int64), i])
-    turn = tf.random.stateless_uniform([], turn_seed, 0, count, tf.int32)
-    return turn if square else 2 * turn
+    turn = tf.random.stateless_uniform([], turn_seed, 0, 8 if square else 4, tf.int32)
+    turn = turn if square else 2 * turn
+    turned = dict(example)
+    for name in ("image", "mask"):
+        # An even turn keeps rows and columns, which TensorFlow can't know.
+        shape = example[name].shape
+        turned[name] = tf.ensure_shape(rotate_and_flip(example[name], turn), shape)
+    if "boxes" in example:
+        turned["boxes"] = flip_boxes(example["boxes"], turn)
+    return turned
 
 
 def flip_boxes(boxes: tf.Tensor, turn: tf.Tensor | int) -> tf.Tensor:

@@ -19,6 +19,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 from math import ceil, floor
+from typing import Any
 
 import cv2
 import numpy as np
@@ -28,14 +29,7 @@ from skimage.exposure import equalize_adapthist
 from tfmammo.config import PreprocessConfig
 from tfmammo.data.anatomy import breast_mask, remove_marks, remove_pectoral
 from tfmammo.errors import DataError
-from tfmammo.mammogram import (
-    MOST_PIXELS,
-    Laterality,
-    Lesion,
-    Mammogram,
-    MaskedLesion,
-    find_box,
-)
+from tfmammo.mammogram import MOST_PIXELS, Lesion, Mammogram, MaskedLesion, find_box
 
 Size = tuple[int, int]  # (rows, cols), px
 
@@ -81,7 +75,7 @@ def map_to_native(
     """
     if mask.shape != (mammogram.rows, mammogram.cols):
         mask = resize_mask_to(mask, mammogram.rows, mammogram.cols)
-    return flip_right(mask, "R") if is_mirrored(mammogram, config) else mask
+    return mirror(mask) if is_mirrored(mammogram, config) else mask
 
 
 def is_mirrored(mammogram: Mammogram, config: PreprocessConfig) -> bool:
@@ -155,15 +149,13 @@ def resize_mask(mask: NDArray[np.uint8], rows: int, cols: int) -> NDArray[np.uin
 
 
 def apply_window(image: NDArray[np.float32], low: float, high: float) -> NDArray[np.float32]:
-    """Map the intensity `low` to 0 and `high` to 1, linearly, and clip."""
-    if not low < high:
-        raise ValueError(f"a window from {low:g} to {high:g} is empty")
+    """Map the intensity `low` to 0 and `high` to 1, which is greater, linearly, and clip."""
     return np.clip((image - np.float32(low)) / np.float32(high - low), 0, 1)
 
 
-def flip_right(image: NDArray, laterality: Laterality) -> NDArray:
-    """Mirror right breasts [rows, cols, ...], so that every chest wall is on the left."""
-    return np.ascontiguousarray(image[:, ::-1]) if laterality == "R" else image
+def mirror(image: NDArray[Any]) -> NDArray[Any]:
+    """Mirror an image or a mask [rows, cols, ...] left to right."""
+    return np.ascontiguousarray(image[:, ::-1])
 
 
 def resampled_size(size: Size, spacing: tuple[float, float], target: float) -> Size:
@@ -256,8 +248,8 @@ def _preprocess_pixels(mammogram: Mammogram, config: PreprocessConfig) -> NDArra
         image = remove_marks(image, breast_mask(image))
     if config.remove_pectoral and side and mammogram.view:
         image = remove_pectoral(image, side, mammogram.view)
-    if config.flip_right and side:
-        image = flip_right(image, side)
+    if is_mirrored(mammogram, config):
+        image = mirror(image)
     if config.spacing and mammogram.spacing:
         size = (mammogram.rows, mammogram.cols)
         image = resize_image(image, *resampled_size(size, mammogram.spacing, config.spacing))
@@ -302,7 +294,7 @@ def _read_moved_mask(
     """Read a mask and move it: uint8 [rows, cols], 0 or 1."""
     mask = (read() != 0).astype(np.uint8)
     if mirrored:
-        mask = np.ascontiguousarray(mask[:, ::-1])
+        mask = mirror(mask)
     if mask.shape == new:
         return mask
     moved = resize_mask(mask[..., None], *new)[..., 0]

@@ -200,10 +200,7 @@ def draw_on_breast(
     `tissue` is the smallest part of the square that is breast, 0 to 1.
     """
     if length <= min(breast.shape[:2]):
-        # 0.07 * 100 is above 7 in floating point
-        enough = count_in_windows(breast, length) >= tissue * length**2 - 1e-6
-        if lesions is not None and lesions.any():
-            enough &= count_in_windows(lesions, length) == 0
+        enough = find_squares(breast, length, tissue, lesions)
         places = np.flatnonzero(enough)
         if len(places):
             corner = np.unravel_index(places[random.integers(len(places))], enough.shape)
@@ -211,6 +208,17 @@ def draw_on_breast(
             return top, left, top + length, left + length
     without = " without a lesion" if lesions is not None and lesions.any() else ""
     raise ValueError(f"no square of {length} px is {100 * tissue:g} % breast{without}")
+
+
+def find_squares(
+    breast: NDArray[np.uint8], length: int, tissue: float, lesions: NDArray[np.uint8] | None
+) -> NDArray[np.bool_]:
+    """Find the upper left corners of all squares that hold enough breast and no lesion."""
+    # 0.07 * 100 is above 7 in floating point
+    enough = count_in_windows(breast, length) >= tissue * length**2 - 1e-6
+    if lesions is not None and lesions.any():
+        enough &= count_in_windows(lesions, length) == 0
+    return enough
 
 
 def count_in_windows(

@@ -28,12 +28,11 @@ from numpy.typing import NDArray
 from tfmammo.config import DataConfig
 from tfmammo.data import preprocess, sampling
 from tfmammo.data.patches import (
-    TEXTS,
     Patch,
     Patches,
     concatenate_columns,
     gravest_pathology,
-    stack_texts,
+    stack_columns,
 )
 from tfmammo.data.preprocess import Size, resize_image, resize_mask
 from tfmammo.data.windows import crop_image, normalize_intensity
@@ -82,7 +81,7 @@ class Whole(Patches):
         """Return these images and then those of `others`, of the same size, without labels."""
         parts = (self, *others)
         most = max(part.boxes.shape[1] for part in parts)
-        columns = concatenate_columns(parts, ("images", "masks", *TEXTS))
+        columns = concatenate_columns(parts)
         columns["boxes"] = np.concatenate([_pad_axis(part.boxes, most) for part in parts])
         columns["classes"] = np.concatenate([_pad_axis(part.classes, most) for part in parts])
         return replace(self, **columns, labels=np.empty(0, np.int32), balanced=False)
@@ -375,11 +374,5 @@ def _stack_images(images: Sequence[_BoxedImage]) -> Whole:
     for row, image in enumerate(images):
         boxes[row, : len(image.boxes)] = image.boxes
         classes[row, : len(image.boxes)] = image.classes
-    patches = [image.patch for image in images]
-    return Whole(
-        np.stack([patch.image for patch in patches]),
-        np.stack([patch.mask for patch in patches]),
-        **stack_texts(patches),
-        boxes=boxes,
-        classes=classes,
-    )
+    columns = stack_columns([image.patch for image in images])
+    return Whole(**columns, boxes=boxes, classes=classes)

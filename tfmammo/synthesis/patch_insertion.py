@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 
 from tfmammo.archives.stored import Stored
 from tfmammo.data.preprocess import resize, resize_mask
-from tfmammo.data.sampling import count_in_windows
+from tfmammo.data.sampling import find_squares
 from tfmammo.errors import DataError
 from tfmammo.mammogram import Box, Mammogram
 from tfmammo.synthesis.compositing import extract_patch
@@ -88,8 +88,7 @@ def draw_contiguous(
     Returns:
         Windows, native px, half-open.
     """
-    is_free = count_in_windows(breast, length) >= tissue_part * length**2 - 1e-6
-    is_free &= count_in_windows(lesions, length) == 0
+    is_free = find_squares(breast, length, tissue_part, lesions)
     for down, right in ((0, length), (length, 0)):
         rows = is_free.shape[0] - (count - 1) * down
         cols = is_free.shape[1] - (count - 1) * right
@@ -137,7 +136,6 @@ def reinsert_patches(
     target: TargetMammogram, stored: Stored, patches: Sequence[EditedPatch]
 ) -> Stored:
     """Put patches back into their mammogram. Values that no lesion reaches are the source's."""
-
     edits = []
     for patch in patches:
         top, left, bottom, right = patch.place

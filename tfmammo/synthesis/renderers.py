@@ -300,8 +300,7 @@ class VanillaRenderer(Renderer):
     def _sample(self, lesion: LesionPatch, mammogram: Mammogram, seed: int) -> LesionCandidate:
         image, mask = self.network.generate(seed)
         if preprocess.is_mirrored(mammogram, self.data.preprocess):
-            image = np.ascontiguousarray(image[:, ::-1])
-            mask = np.ascontiguousarray(mask[:, ::-1])
+            image, mask = preprocess.mirror(image), preprocess.mirror(mask)
         side = round(len(mask) * max(lesion.mask.shape) / max(cv2.boundingRect(mask)[2:]))
         if side > min(mammogram.rows, mammogram.cols):
             raise DataError(
