@@ -232,17 +232,6 @@ def find_corner(patch, image):
     return int(top), int(left)
 
 
-def test_patches_near_a_lesion_hold_as_much_breast_as_asked_for():
-    image = draw_noise() * np.float32(0.5) + np.float32(0.5)
-    image[:, 60:] = 0  # background
-    record = make_noisy(make_rectangle(48, 50, 52, 58), read=lambda: image, laterality="L")
-    dark, any_dark = (
-        (draw(record, **asked).images == 0).mean(axis=(1, 2, 3))
-        for asked in ({}, {"lesion_tissue": 0})
-    )
-    assert len(dark) == 30 and 0 < dark.max() <= 0.1 and any_dark.max() > 0.2
-
-
 def test_offset_patches_are_windows_near_the_lesion():
     lesions = (
         make_rectangle(42, 50, 58, 66, shape="oval", pathology="benign"),

@@ -1,7 +1,6 @@
 """Sets of mammograms with a tiny infilling: sources, reasons, resuming, commands."""
 
 import hashlib
-import json
 import shutil
 from dataclasses import replace
 from functools import partial
@@ -113,22 +112,6 @@ def test_a_recipe_wants_its_source_and_generator(
     remake(file, tmp_path / "out", [*where(set_config), f"generator={moved}"])
     image = "images/000000.png"
     assert (tmp_path / "out" / image).read_bytes() == (root / image).read_bytes()
-
-
-def test_a_run_goes_on_where_it_stopped_and_a_greater_count_adds(config, copied):
-    before = read_files(copied)
-    (copied / "recipes/000001.json").unlink()
-    (copied / "images/000002.png").write_bytes(b"cut")
-    (copied / "lesion_masks/000000_1.png").unlink()
-    (copied / "images/.000001.png.x.part").write_bytes(b"half")
-    synthesize(config(), copied)
-    assert read_files(copied) == before
-    assert len(synthesize(config(count=5), copied)) == 5
-    after = read_files(copied)
-    pictures = {name for name in before if name.startswith(("images", "lesion_masks"))}
-    assert all(after[name] == before[name] for name in pictures)
-    images = json.loads(after["annotations.json"])["images"]
-    assert [image["id"] for image in images] == [1, 2, 3, 4, 5]
 
 
 def test_a_set_of_another_archive_is_left_alone(config, copied, tmp_path):

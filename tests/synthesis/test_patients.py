@@ -5,7 +5,6 @@ next to inserted ones, and who is told of.
 import json
 from dataclasses import replace
 from functools import partial
-from types import SimpleNamespace
 
 import cv2
 import keras
@@ -33,7 +32,7 @@ from tfmammo.errors import ConfigError, DataError
 from tfmammo.mammogram import Lesion
 from tfmammo.models.blending import Blending, BlendingConfig
 from tfmammo.synthesis.config import PatientsConfig, ShapeConfig
-from tfmammo.synthesis.mammograms import collect_patients, remake, synthesize
+from tfmammo.synthesis.mammograms import remake, synthesize
 from tfmammo.synthesis.recipe import ExistingLesion, describe_existing_lesions
 from tfmammo.synthesis.sources import Sources
 from tfmammo.tracking.export import export
@@ -220,16 +219,6 @@ def test_a_side_without_lesions(values, reason, infilling, both_sides, tmp_path)
     with pytest.raises(DataError, match=reason):
         synthesize(infilling(patients=subset, **values), tmp_path / "out")
     assert not (tmp_path / "out").exists()
-
-
-def test_every_lesion_of_every_item_is_somebodys():
-    def item(patient, *donors):
-        grafts = [SimpleNamespace(patient_id=donor) for donor in donors]
-        return SimpleNamespace(source=SimpleNamespace(patient_id=patient), grafts=grafts)
-
-    known = collect_patients([item("m", "a", "b"), item("l", "c", "a")], None, ["t", "s", "t"])
-    assert (known.mammograms, known.lesions) == (("l", "m"), ("a", "b", "c"))
-    assert known.trained_on == ("s", "t")
 
 
 def test_who_a_set_of_real_lesions_tells_of(poisson, both_sides, tmp_path):

@@ -256,14 +256,3 @@ def test_a_gan_that_draws_no_lesion_is_a_reason(noise_config, tmp_path):
     with pytest.raises(DataError, match="nothing of its mask"):
         synthesize(noise_config(model, count=1), tmp_path / "out")
     assert not (tmp_path / "out/images").exists()
-
-
-@pytest.mark.slow
-def test_patches_are_on_breast_and_apart(noise_config, tmp_path):
-    recipes = synthesize(noise_config(masses=(2, 2), count=4), tmp_path / "out")
-    assert not any(recipe.left_out for recipe in recipes)
-    for recipe, record in zip(recipes, archive.read(tmp_path / "out"), strict=True):
-        taken = np.zeros((ROWS, COLS), int)
-        for top, left, bottom, right in (lesion.window for lesion in recipe.lesions):
-            taken[top + 1 : bottom - 1, left + 1 : right - 1] += 1
-        assert taken.max() == 1 and record.pixels()[taken > 0].min() > 0.15
