@@ -78,11 +78,17 @@ def make_mammogram(
 
 
 def make_rectangle(
-    top: int, left: int, bottom: int, right: int, kind: str = "mass", **details: object
+    top: int,
+    left: int,
+    bottom: int,
+    right: int,
+    kind: str = "mass",
+    size: tuple[int, int] = (100, 120),
+    **details: object,
 ) -> Lesion:
-    """Make a lesion that covers these pixels, half-open, of a mammogram of 100 x 120 px."""
+    """Make a lesion that covers these pixels, half-open, of a mammogram of (rows, cols) px."""
     corners = [[top, left], [top, right - 1], [bottom - 1, right - 1], [bottom - 1, left]]
-    return Lesion.from_outline(kind, np.array(corners), 100, 120, **details)
+    return Lesion.from_outline(kind, np.array(corners), *size, **details)
 
 
 def draw_noise(rows: int = 100, cols: int = 120) -> np.ndarray:

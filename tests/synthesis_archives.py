@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from tests.archives.writers import folder as writer
 from tests.facts import read_csv
-from tests.small_mammograms import draw_breast, make_mammogram
+from tests.small_mammograms import draw_breast, make_mammogram, make_rectangle
 from tfmammo import archives
 from tfmammo.config import DataConfig
 from tfmammo.mammogram import Lesion, Mammogram, Skipped
@@ -55,10 +55,7 @@ def make_outline(top: int, left: int, bottom: int, right: int) -> list[list[floa
 
 def make_mass(top: int, left: int, height: int, width: int, **details: Any) -> Lesion:
     """Make a rectangular mass."""
-    bottom = top + height - 1
-    right = left + width - 1
-    corners = np.float32([[top, left], [top, right], [bottom, right], [bottom, left]])
-    return Lesion.from_outline("mass", corners, ROWS, COLS, **details)
+    return make_rectangle(top, left, top + height, left + width, size=(ROWS, COLS), **details)
 
 
 MASSES = [

@@ -20,7 +20,7 @@ from tests.archives.tools import (
     read_archive,
 )
 from tests.archives.writers import cbis_ddsm as writer
-from tests.small_mammograms import COLS, ROWS, SQUARE, make_mammogram, ramp
+from tests.small_mammograms import COLS, ROWS, SQUARE, make_mammogram, make_rectangle, ramp
 from tfmammo.archives import cbis_ddsm
 from tfmammo.archives.notes import Notes
 from tfmammo.archives.writers.dicom import write_dicom
@@ -94,8 +94,7 @@ def test_round_trip(tmp_path):
 @pytest.mark.parametrize("described", [False, True], ids=["bare", "described"])
 def test_masks_are_told_from_crops(tmp_path, layout, swapped, described):
     # A crop of 30 x 22 px, the image's own aspect ratio, so that its size does not give it away.
-    corners = np.float32([[15, 11], [15, 32], [44, 32], [44, 11]])
-    band = Lesion.from_outline("mass", corners, ROWS, COLS)
+    band = make_rectangle(15, 11, 45, 33, size=(ROWS, COLS))
     form = {"layout": layout, "swapped": swapped, "described": described}
     writer.write([mammogram(1, band, SPECKS)], tmp_path, **form)
     (specks, mass), reasons = read(tmp_path)

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from tests.archives.writers import inbreast as writer
-from tests.small_mammograms import make_mammogram
+from tests.small_mammograms import make_mammogram, make_rectangle
 from tfmammo.archives import __main__ as command
 from tfmammo.archives.contact_sheet import CAPTION, CELL, COLOURS, _caption, draw_contact_sheet
 from tfmammo.errors import ArchiveError
@@ -18,6 +18,7 @@ from tfmammo.mammogram import Lesion, Lost, Mammogram, MaskedLesion, Skipped
 # half a cell: enlarged twice
 ROWS = 160
 COLS = 128
+SQUARE = make_rectangle(40, 30, 101, 91, size=(ROWS, COLS))
 
 
 def grey() -> np.ndarray:
@@ -38,11 +39,9 @@ def mammogram(number: int, *lesions: Lesion, read=grey, **facts) -> Mammogram:
 
 
 def test_a_sheet_draws_each_kind_in_its_colour_where_it_lies():
-    square = np.float32([[40, 30], [40, 90], [100, 90], [100, 30]])
-    outlined = Lesion.from_outline("mass", square, ROWS, COLS)
     boxed = Lesion("calcification", (10, 20, 61, 81))
     masked = MaskedLesion("distortion", disc)
-    originals = [mammogram(number, it) for number, it in enumerate((outlined, boxed, masked))]
+    originals = [mammogram(number, it) for number, it in enumerate((SQUARE, boxed, masked))]
     sheet = draw_contact_sheet(originals, Skipped(), 2)
     assert sheet.dtype == np.uint8
     assert sheet.shape == (2 * (CELL[0] + CAPTION) + CAPTION, 2 * CELL[1], 3)
@@ -102,8 +101,7 @@ def test_a_summary_reads_no_mask_and_counts():
 
 
 def test_the_command_on_files(tmp_path, capsys):
-    square = np.float32([[40, 30], [40, 90], [100, 90], [100, 30]])
-    originals = [mammogram(i, Lesion.from_outline("mass", square, ROWS, COLS)) for i in range(3)]
+    originals = [mammogram(number, SQUARE) for number in range(3)]
     paths = writer.write(originals, tmp_path / "archive")
     paths[0].write_bytes(paths[0].read_bytes()[:-100])
     sheet, table = tmp_path / "out/sheet.png", tmp_path / "left.csv"

@@ -5,6 +5,7 @@ image and number alone.
 import numpy as np
 import pytest
 
+from tests.small_mammograms import make_rectangle
 from tfmammo.archives import phantom
 from tfmammo.config import AddedConfig, DataConfig
 from tfmammo.data.copies import Transform, make_copies, transform_mammogram
@@ -23,11 +24,8 @@ def make_mammogram(*lesions, pixels=None, **facts):
 
 
 def make_square(top, left, side):
-    bottom = top + side - 1
-    right = left + side - 1
-    corners = np.float32([(top, left), (top, right), (bottom, right), (bottom, left)])
     facts = {"pathology": "malignant", "shape": "oval", "kind_is_certain": False}
-    return Lesion.from_outline("mass", corners, ROWS, COLS, **facts)
+    return make_rectangle(top, left, top + side, left + side, size=(ROWS, COLS), **facts)
 
 
 def transform(mammogram, angle=0, factor=1, mirrored=False, number=1, skipped=None):

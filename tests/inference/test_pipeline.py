@@ -426,29 +426,20 @@ def test_the_overlay_shows_boxes_outlines_and_words(load):
 
 
 @pytest.mark.parametrize(
-    ("card", "remark"),
+    ("stage", "card", "remarks"),
     [
-        ({"archive": "phantom", "packed": True}, "trained on generated phantoms alone"),
-        ({"archive": "folder", "packed": True}, "missed half of the masses in mammograms"),
-        ({"archive": "inbreast", "config": {"data": {"name": "inbreast"}}}, None),
+        ("detector", {"archive": "phantom", "packed": True}, ["phantoms alone"]),
+        ("detector", {"archive": "folder", "packed": True}, ["missed half of the masses"]),
+        ("detector", {"archive": "inbreast", "config": {"data": {"name": "inbreast"}}}, []),
+        ("classifier", {"config": {"data": {"name": "phantom"}}}, ["phantoms alone"]),
+        ("classifier", {"config": {"data": {"name": "ddsm"}}}, []),
     ],
 )
-def test_a_detector_that_must_not_be_relied_on_says_so(card, remark):
-    detector = SimpleNamespace(card=card)
-    said = Pipeline.list_remarks(SimpleNamespace(detector=detector, classifier=None))
-    if remark is None:
-        assert not said
-    else:
-        assert remark in said[0] and said[0].endswith("use one of your own")
-
-
-def test_a_classifier_that_saw_phantoms_alone_says_so():
-    phantom, ddsm = (
-        SimpleNamespace(card={"config": {"data": {"name": name}}}) for name in ("phantom", "ddsm")
-    )
-    (said,) = Pipeline.list_remarks(SimpleNamespace(detector=None, classifier=phantom))
-    assert "the classifier was trained on outlines of generated phantoms alone" in said
-    assert not Pipeline.list_remarks(SimpleNamespace(detector=None, classifier=ddsm))
+def test_a_model_that_must_not_be_relied_on_is_named(stage, card, remarks):
+    stages = {"detector": None, "classifier": None, stage: SimpleNamespace(card=card)}
+    said = Pipeline.list_remarks(SimpleNamespace(**stages))
+    for remark, expected in zip(said, remarks, strict=True):
+        assert remark.startswith(f"the {stage} ") and expected in remark
 
 
 def test_shapes_of_masks_that_a_detector_draws(load):

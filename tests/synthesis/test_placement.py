@@ -8,11 +8,11 @@ import cv2
 import numpy as np
 import pytest
 
-from tests.small_mammograms import draw_breast
+from tests.small_mammograms import draw_breast, make_rectangle
 from tfmammo.config import DataConfig, PreprocessConfig
 from tfmammo.data.extraction import extract_patches
 from tfmammo.errors import DataError
-from tfmammo.mammogram import Lesion, Mammogram, Skipped
+from tfmammo.mammogram import Mammogram, Skipped
 from tfmammo.synthesis.compositing import (
     TargetPatch,
     blend,
@@ -55,11 +55,6 @@ def disc(side=41):
 
 def ones(*shape):
     return np.ones(shape, np.uint8)
-
-
-def square(top, left, bottom, right):
-    corners = [[top, left], [top, right - 1], [bottom - 1, right - 1], [bottom - 1, left]]
-    return Lesion.from_outline("mass", np.float32(corners), ROWS, COLS)
 
 
 def draw_place(size, margins=NOWHERE, laterality="L", **facts):
@@ -163,7 +158,7 @@ def test_the_patch_is_the_trainings(spacing, off, values, flip, laterality):
     smooth = (0.5 + 0.2 * np.sin(row / 15) * np.cos(col / 20)).astype(np.float32)[..., None]
     image = smooth if spacing else BREAST
     side = 60 if spacing else 40
-    lesion = square(130, 60, 190, 60 + side)
+    lesion = make_rectangle(130, 60, 190, 60 + side, size=(ROWS, COLS))
     mammogram = record(image, laterality, spacing=spacing, lesions=(lesion,))
     moves = {"spacing": 0.1} if spacing else {"denoise": 0.7}
     preprocess = PreprocessConfig(flip_right=flip, **moves)
