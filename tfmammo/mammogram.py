@@ -205,19 +205,23 @@ class Lesion:
         """
         if not self.outlines:
             raise ValueError("this lesion has a box but no outline, so no mask can be drawn")
-        canvas = np.zeros((rows, cols), np.uint8)
-        shift = 4  # sub-pixel bits: 1/16 px
-        # one by one: together they would be filled even-odd, an overlap as a hole
-        for outline in self.outlines:
-            heights = np.abs(np.diff(outline[:, 0], append=outline[:1, 0]))
-            if heights.sum(dtype=float) ** 2 > _MOST_WORK * (1 + np.ptp(outline[:, 0])):
-                raise ValueError(
-                    f"an outline of {len(outline)} points crosses itself too often to be a lesion's"
-                )
-            cv2.fillPoly(
-                canvas, [np.rint(outline[:, ::-1] * 2**shift).astype(np.int32)], 1, shift=shift
+        return fill_outlines(self.outlines, rows, cols)
+
+
+def fill_outlines(outlines: Iterable[NDArray[Any]], rows: int, cols: int) -> NDArray[np.uint8]:
+    """Draw what outlines enclose, border included, as `Lesion.mask` does."""
+    canvas = np.zeros((rows, cols), np.uint8)
+    shift = 4  # sub-pixel bits: 1/16 px
+    # one by one: together they would be filled even-odd, an overlap as a hole
+    for outline in outlines:
+        heights = np.abs(np.diff(outline[:, 0], append=outline[:1, 0]))
+        if heights.sum(dtype=float) ** 2 > _MOST_WORK * (1 + np.ptp(outline[:, 0])):
+            raise ValueError(
+                f"an outline of {len(outline)} points crosses itself too often to be a lesion's"
             )
-        return canvas
+        points = np.rint(outline[:, ::-1] * 2**shift).astype(np.int32)
+        cv2.fillPoly(canvas, [points], 1, shift=shift)
+    return canvas
 
 
 def find_box(outlines: tuple[NDArray[np.float32], ...], rows: int, cols: int) -> Box:
@@ -231,8 +235,8 @@ def find_box(outlines: tuple[NDArray[np.float32], ...], rows: int, cols: int) ->
     bottom, right = np.ceil(high).astype(int).tolist()
     near = np.zeros((0, 0), np.uint8)
     if top < bottom and left < right:
-        shifted = tuple(outline - np.array([top, left], np.float32) for outline in outlines)
-        near = Lesion("mass", (0, 0, 0, 0), shifted).mask(bottom - top, right - left)
+        shifted = (outline - np.array([top, left], np.float32) for outline in outlines)
+        near = fill_outlines(shifted, bottom - top, right - left)
     if not near.any():
         raise ValueError("the outline is outside the image")
     col, row, width, height = cv2.boundingRect(near)

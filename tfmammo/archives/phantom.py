@@ -37,7 +37,15 @@ from tfmammo.archives.phantom_anatomy import (
     draw_findings,
     muscle_distance,
 )
-from tfmammo.mammogram import Laterality, Lesion, Mammogram, Pathology, Skipped, hash_id
+from tfmammo.mammogram import (
+    Laterality,
+    Lesion,
+    Mammogram,
+    Pathology,
+    Skipped,
+    fill_outlines,
+    hash_id,
+)
 
 _BIRADS = {"normal": ("1",), "benign": ("2", "3"), "malignant": ("4b", "4c", "5")}
 
@@ -195,8 +203,7 @@ def _expose(rng: np.random.Generator, tissue: Field, anatomy: Anatomy) -> Field:
 
 def _render_mass(rng: np.random.Generator, finding: Finding) -> Field:
     """Render what a mass adds, densest in its middle, with an edge as soft as its margin."""
-    canvas = np.zeros((ROWS, COLS), np.uint8)
-    mask = cv2.fillPoly(canvas, [_round_fixed_point(finding.outline)], 1, shift=4)
+    mask = fill_outlines([finding.outline], ROWS, COLS)
     inner = cv2.distanceTransform(mask, cv2.DIST_L2, 5)
     outer = cv2.distanceTransform(1 - mask, cv2.DIST_L2, 5)
     radius = inner.max()
@@ -244,12 +251,8 @@ def _render_cluster(rng: np.random.Generator, finding: Finding) -> Field:
 
 
 def _draw_line(canvas: NDArray[np.uint8], points: NDArray, grey: int, thickness: int) -> None:
-    path = [_round_fixed_point(points)]
-    cv2.polylines(canvas, path, False, grey, thickness, cv2.LINE_AA, shift=4)
-
-
-def _round_fixed_point(points: NDArray) -> NDArray[np.int32]:
-    return np.rint(points[:, ::-1] * 16).astype(np.int32)
+    sixteenths = np.rint(points[:, ::-1] * 16).astype(np.int32)
+    cv2.polylines(canvas, [sixteenths], False, grey, thickness, cv2.LINE_AA, shift=4)
 
 
 def _render_mark(image: Field, key: Key) -> None:

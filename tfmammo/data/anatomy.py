@@ -10,7 +10,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from tfmammo.mammogram import Box, Laterality, View, keep_largest
+from tfmammo.mammogram import Box, Laterality, View, fill_outlines, keep_largest
 
 Grey = NDArray[np.float32]  # [rows, cols], no channel
 Region = NDArray[np.uint8]  # [rows, cols], 0 or 1
@@ -240,13 +240,8 @@ def _find_muscle(grey: Grey, breast: NDArray[np.bool_]) -> Region:
     if steady < 0.3:
         return nothing
     edge = _trace_edge(falls, *line)
-    muscle = cv2.fillPoly(
-        nothing.copy(),
-        [np.rint(np.vstack([edge, [[-9, -9]]])[:, ::-1] * 16).astype(np.int32)],
-        1,
-        shift=4,
-    )
-    muscle &= breast.astype(np.uint8)
+    triangle = np.vstack([edge, [[-9, -9]]])
+    muscle = fill_outlines([triangle], *grey.shape) & breast.astype(np.uint8)
     return muscle if _is_plausible(muscle, log, breast) else nothing
 
 

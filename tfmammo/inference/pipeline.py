@@ -461,11 +461,8 @@ def _place_mask(mask: NDArray[np.uint8], window: Box, prepared: Mammogram) -> ND
     """Place a patch's mask on the prepared mammogram; what is beyond the border is cut off."""
     top, left, bottom, right = window
     resized = preprocess.resize_mask_to(mask, bottom - top, right - left)
-    inside = resized[max(0, -top) :, max(0, -left) :]
-    canvas = np.zeros((prepared.rows, prepared.cols), np.uint8)
-    target = canvas[max(0, top) : max(0, bottom), max(0, left) : max(0, right)]
-    target[...] = inside[: target.shape[0], : target.shape[1]]
-    return canvas
+    mammogram = (-top, -left, prepared.rows - top, prepared.cols - left)  # as the window sees it
+    return windows.crop_image(resized[..., None], mammogram)[..., 0]
 
 
 def _make_lesion(kind: LesionKind, region: NDArray[np.uint8]) -> Lesion:

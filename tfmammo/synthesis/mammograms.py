@@ -25,7 +25,7 @@ from tfmammo.data.patches import gravest_pathology
 from tfmammo.data.patients import PATIENTS, Patients
 from tfmammo.data.runners import HERE, Runner
 from tfmammo.data.tfrecord import encode_detection
-from tfmammo.errors import ConfigError, DataError
+from tfmammo.errors import DataError
 from tfmammo.filesystem import to_json
 from tfmammo.mammogram import Mammogram, key_check
 from tfmammo.synthesis import sets
@@ -38,6 +38,7 @@ from tfmammo.synthesis.recipe import (
     ExistingLesion,
     InsertedLesion,
     Recipe,
+    check_root,
     describe_source,
 )
 from tfmammo.synthesis.renderers import LesionCandidate, PlacedLesion, Renderer, make_renderer
@@ -191,11 +192,7 @@ def _restore_lesion(
     top, left, bottom, right = record.box
     if record.graft:
         data = recipe.config.lesion_data
-        if data.root is None and record.graft.archive != "phantom":
-            raise ConfigError(
-                "recipes don't say where archives are; give --set lesions.root=DIR (of an archive "
-                f"{record.graft.archive})"
-            )
+        check_root(data, "lesions", record.graft.archive)
         by_id = {source.image_id: source for source in indexes.read(data)}
         lesion = transform(find_lesion(record.graft, data, by_id), record.graft, mammogram)
         candidate = renderer.prepare_lesion(lesion, mammogram, [record.seed])

@@ -292,6 +292,15 @@ class ArchiveIndexes:
         return self._mammograms[data]
 
 
+def check_root(data: DataConfig, key: str, archive: str) -> None:
+    """Raise ConfigError where a section of a recipe's config names no folder."""
+    if data.root is None and archive != "phantom":
+        raise ConfigError(
+            f"recipes don't say where archives are; give --set {key}.root=DIR (of an archive "
+            f"{archive})"
+        )
+
+
 def find_source(
     source: ItemSource, data: DataConfig, file: Path, indexes: ArchiveIndexes
 ) -> Mammogram:
@@ -301,11 +310,7 @@ def find_source(
         ConfigError: `data` names no folder either.
         DataError: The archive has no such mammogram.
     """
-    if data.root is None and source.archive != "phantom":
-        raise ConfigError(
-            f"{file}: recipes don't say where archives are; give --set data.root=DIR (of an "
-            f"archive {source.archive})"
-        )
+    check_root(data, "data", source.archive)
     for mammogram in indexes.read(data):
         if mammogram.image_id == source.image_id:
             return mammogram

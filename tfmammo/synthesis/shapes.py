@@ -17,7 +17,7 @@ from tfmammo.config import DataConfig
 from tfmammo.data import jobs, sampling
 from tfmammo.errors import DataError
 from tfmammo.filesystem import sha256
-from tfmammo.mammogram import Lesion
+from tfmammo.mammogram import fill_outlines
 from tfmammo.models import mask_gan
 from tfmammo.synthesis.config import ShapeName
 from tfmammo.synthesis.generators import MaskGenerator
@@ -72,8 +72,8 @@ class NamedShapes:
     def draw(self, random: np.random.Generator) -> Shape:
         """Draw a large contour, because it is scaled afterwards."""
         outline = phantom_anatomy.contour(random, self.name, "circumscribed", _RADIUS)
-        lesion = Lesion("mass", (0, 0, 0, 0), (outline + 2 * _RADIUS,))
-        return lesion.mask(4 * _RADIUS, 4 * _RADIUS), f"drawn, {self.name}"
+        mask = fill_outlines([outline + 2 * _RADIUS], 4 * _RADIUS, 4 * _RADIUS)
+        return mask, f"drawn, {self.name}"
 
 
 @dataclass(frozen=True, eq=False)
