@@ -1,6 +1,7 @@
 """What holds for every reader, or for most."""
 
 import pickle
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -17,12 +18,21 @@ from tests.archives.tools import (
     read_archive,
     write_archive,
 )
-from tests.small_mammograms import COLS, ROWS, SQUARE, make_mammogram, ramp
+from tests.small_mammograms import (
+    COLS,
+    ROWS,
+    SQUARE,
+    make_mammogram,
+    make_noisy,
+    make_rectangle,
+    ramp,
+    refuse,
+)
 from tfmammo import archives
 from tfmammo.archives import ARCHIVES
 from tfmammo.data.sampling import is_normal
 from tfmammo.errors import ArchiveError
-from tfmammo.mammogram import Lesion, Skipped
+from tfmammo.mammogram import Lesion, Lost, Skipped
 
 
 def read(name, root):
@@ -170,3 +180,25 @@ def test_the_chest_wall_is_the_headers(name, words, wall, notes, tmp_path):
     (record,), reasons = read(name, tmp_path)
     assert (record.laterality, record.chest_wall, len(reasons)) == ("L", wall, notes)
     assert record.wall_side == (wall or "L")
+
+
+def test_what_an_archive_states_decides_its_fingerprint():
+    lesion = make_rectangle(10, 20, 30, 40)
+    mammogram = make_noisy(lesion, name="a", read=refuse)
+    other = make_noisy(name="b", read=refuse)
+    texts = ("patient_id", "image_id", "laterality", "view", "pathology", "official_split")
+    changes = dict.fromkeys(texts, "another") | {"rows": 1, "cols": 1, "bits": 12}
+    changes |= {"spacing": (1.0, 1.0), "chest_wall": "R", "lost": (Lost("mass"),)}
+    variants = [replace(mammogram, **{name: value}) for name, value in changes.items()]
+    for changed in (
+        replace(lesion, pathology="malignant"),
+        replace(lesion, margin="spiculated"),
+        make_rectangle(10, 20, 30, 41),
+        replace(lesion, outlines=(lesion.outlines[0] + 0.25,)),
+    ):
+        variants.append(replace(mammogram, lesions=(changed,)))
+    listed = [[mammogram, other], [other, mammogram], [mammogram]]
+    listed += [[variant, other] for variant in variants]
+    found = {archives.fingerprint(archive) for archive in listed}
+    assert len(found) == len(listed)
+    assert archives.fingerprint([replace(mammogram, read=None), other]) in found

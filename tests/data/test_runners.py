@@ -1,4 +1,4 @@
-"""Who makes the parts of a job: processes of this machine, which end when they should, or Beam."""
+"""Parts of long jobs: finished ones are kept, and processes that make them end when they should."""
 
 import argparse
 import contextlib
@@ -160,3 +160,26 @@ def test_what_nobody_knows_is_refused(capsys, arguments, said):
     with pytest.raises(SystemExit):
         parse(*arguments)
     assert said in capsys.readouterr().err
+
+
+def test_finished_parts_are_kept_and_missing_ones_an_error(tmp_path, monkeypatch):
+    names = []
+
+    def make(path):
+        names.append(path.name)
+        path.write_text("whole")
+
+    def complete():
+        names.clear()
+        parts = [tmp_path / "b", tmp_path / "a"]
+        return runners.complete_parts(parts, make, read, lambda path: path, Runner())
+
+    def read(path):
+        return path.read_text() if path.is_file() else None
+
+    assert complete() == ["whole"] * 2 and names == ["b", "a"]
+    assert complete() == ["whole"] * 2 and names == []
+    (tmp_path / "a").unlink()
+    monkeypatch.setattr(runners, "run", lambda parts, make, runner: None)
+    with pytest.raises(DataError, match="/a: "):
+        complete()

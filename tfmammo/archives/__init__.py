@@ -6,9 +6,11 @@ is `lost`. ArchiveError: a table is missing or has not the columns that are read
 read; the header of each module states what else its archive leaves open.
 """
 
+import hashlib
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
+from typing import Any
 
 from tfmammo.archives import (
     cbis_ddsm,
@@ -101,3 +103,39 @@ def list_files(mammogram: Mammogram) -> list[Path]:
         if isinstance(lesion, MaskedLesion):
             files += lesion.files
     return list(dict.fromkeys(files))
+
+
+def describe_archive(config: DataConfig, mammograms: Sequence[Mammogram]) -> dict[str, Any]:
+    """Describe the archive that a config names, as far as it decides what is made of it."""
+    return {
+        "name": config.archive_name,
+        "mammograms": len(mammograms),
+        "records": fingerprint(mammograms),
+    }
+
+
+def fingerprint(mammograms: Iterable[Mammogram]) -> str:
+    """Hash what an archive states of its mammograms, in their order: twelve hexadecimal digits.
+
+    No pixel and no mask file is read.
+    """
+    content = hashlib.sha256()
+    for mammogram in mammograms:
+        content.update(_encode_facts(mammogram))
+    return content.hexdigest()[:12]
+
+
+def _encode_facts(mammogram: Mammogram) -> bytes:
+    outlined = [lesion for lesion in mammogram.lesions if not isinstance(lesion, MaskedLesion)]
+    names = (
+        "patient_id image_id rows cols bits spacing laterality view pathology official_split lost "
+        "chest_wall"
+    )
+    facts = [
+        *(getattr(mammogram, name) for name in names.split()),
+        [lesion.box for lesion in outlined],
+        [(lesion.kind, *lesion.details.values()) for lesion in mammogram.lesions],
+    ]
+    return repr(facts).encode() + b"".join(
+        outline.tobytes() for lesion in outlined for outline in lesion.outlines
+    )

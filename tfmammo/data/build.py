@@ -32,7 +32,7 @@ from pydantic import Field, PositiveInt, ValidationError
 from tfmammo import __version__, archives, cli, filesystem
 from tfmammo.archives.files import remove_names
 from tfmammo.config import AddedConfig, DataConfig, Frozen
-from tfmammo.data import card, jobs, runners
+from tfmammo.data import card, runners
 from tfmammo.data.extraction import extract_patches
 from tfmammo.data.patches import TEXTS, Patch
 from tfmammo.data.runners import HERE, Runner
@@ -142,7 +142,7 @@ def build(
             sidecar = _read_sidecar(shard)
             if sidecar and sidecar.failures:
                 shard.sidecar_path.unlink()
-        sidecars = jobs.complete_parts(
+        sidecars = runners.complete_parts(
             shards, make, _read_sidecar, lambda shard: shard.sidecar_path, runner
         )
         return _write_manifest(sidecars, identity, config, skipped, output)
@@ -154,7 +154,7 @@ def make(shard: Shard) -> None:
     columns: dict[str, list[str]] = {
         name: [] for name in (*COLUMNS, "image_ids", "views", "lateralities")
     }
-    with jobs.use_one_thread(), filesystem.atomic_file(shard.path) as part:
+    with runners.use_one_thread(), filesystem.atomic_file(shard.path) as part:
         with tf.io.TFRecordWriter(str(part)) as writer:
             for mammogram, patch in _extract_patches(shard, failures):
                 writer.write(encode(patch))
@@ -193,11 +193,7 @@ def _describe_identity(config: BuildConfig, mammograms: Sequence[Mammogram]) -> 
             if key not in _IRRELEVANT
         },
         "build": config.build.model_dump(mode="json"),
-        "archive": {
-            "name": config.data.archive_name,
-            "mammograms": len(mammograms),
-            "records": jobs.fingerprint(mammograms),
-        },
+        "archive": archives.describe_archive(config.data, mammograms),
     }
 
 

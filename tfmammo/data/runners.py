@@ -1,4 +1,9 @@
-"""Who makes the parts of a job: processes of this machine, or Apache Beam on many machines."""
+"""Resumable jobs: work cut into parts, made by processes of this machine or by Apache Beam.
+
+A job claims its folder with `filesystem.claim_folder`, and hands its parts to `complete_parts`. A
+finished part leaves a record, which a later run reads instead of making the part again. Every
+worker must see the folder under the same path.
+"""
 
 from __future__ import annotations
 
@@ -9,12 +14,13 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
+import cv2
 from rich.console import Console
 from rich.progress import track
 
@@ -22,6 +28,9 @@ from tfmammo import cli
 from tfmammo.errors import DataError
 
 log = logging.getLogger(__name__)
+
+Part = TypeVar("Part")
+Record = TypeVar("Record")
 
 
 @dataclass(frozen=True)
@@ -69,6 +78,49 @@ def _count_cores() -> int:
         return len(os.sched_getaffinity(0))  # those that a cluster's scheduler leaves to us
     except AttributeError:  # macOS, Windows
         return os.cpu_count() or 1
+
+
+def complete_parts(
+    parts: Sequence[Part],
+    make: Callable[[Part], None],
+    read: Callable[[Part], Record | None],
+    name: Callable[[Part], object],
+    runner: Runner,
+) -> list[Record]:
+    """Make the missing parts of a claimed folder, and read the records of all parts, in order.
+
+    Args:
+        parts: Small, because each one is pickled for its worker.
+        make: Makes a part, whatever is there of it. A function of a module, because workers import
+            it by name.
+        read: Returns the record of a finished part. None unless its files are there as written.
+        name: Names a part in messages.
+        runner: Who makes them. DataError if one fails, or is still missing afterwards.
+    """
+    with ThreadPoolExecutor(os.cpu_count()) as pool:  # reading is hashing, which threads share
+        records = list(pool.map(read, parts))
+        missing = [index for index, record in enumerate(records) if record is None]
+        run([parts[index] for index in missing], make, runner)
+        made = pool.map(read, [parts[index] for index in missing])
+        for index, record in zip(missing, made, strict=True):
+            if record is None:
+                raise DataError(
+                    f"{name(parts[index])}: is missing or not as it was written; run the command "
+                    "again"
+                )
+            records[index] = record
+    return [record for record in records if record is not None]
+
+
+@contextmanager
+def use_one_thread() -> Iterator[None]:
+    """Keep OpenCV to one thread, because there are as many workers as cores."""
+    threads = cv2.getNumThreads()
+    cv2.setNumThreads(1)
+    try:
+        yield
+    finally:
+        cv2.setNumThreads(threads)
 
 
 def run(parts: Sequence[Any], make: Callable[[Any], None], runner: Runner) -> None:

@@ -30,8 +30,7 @@ import tfmammo
 from tfmammo import filesystem
 from tfmammo.archives.files import PREDICTIONS
 from tfmammo.config import describe
-from tfmammo.data.jobs import complete_parts
-from tfmammo.data.runners import Runner
+from tfmammo.data.runners import Runner, complete_parts
 from tfmammo.detection.detections import OUTPUTS, locate_model
 from tfmammo.errors import ConfigError, PipelineError
 from tfmammo.inference.images import (

@@ -15,7 +15,6 @@ from tfmammo import archives, filesystem
 from tfmammo.archives import coco
 from tfmammo.archives.findings import CATEGORIES
 from tfmammo.archives.named_files import is_dicom
-from tfmammo.data.jobs import fingerprint
 from tfmammo.errors import ArchiveError
 from tfmammo.inference.images import BOX_COLUMNS, Image, is_patch, predict_each
 from tfmammo.inference.pipeline import Pipeline, PipelineConfig, PipelineResult
@@ -175,7 +174,7 @@ def _identify(part: Part, image: Image) -> list[Any]:
     regions = None  # the whole image is a patch, or a detector finds them
     if image.regions is not None:
         regions = [[each.kind, each.score, *each.box] for each in image.regions]
-    return [*map(filesystem.sha256, files), fingerprint([mammogram]), regions]
+    return [*map(filesystem.sha256, files), archives.fingerprint([mammogram]), regions]
 
 
 def _write(output: Path, name: str, content: bytes | str) -> None:

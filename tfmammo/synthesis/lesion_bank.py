@@ -27,7 +27,7 @@ from numpy.typing import NDArray
 
 from tfmammo import archives
 from tfmammo.config import DataConfig
-from tfmammo.data import jobs, sampling
+from tfmammo.data import sampling
 from tfmammo.data.windows import square_window
 from tfmammo.errors import DataError
 from tfmammo.mammogram import Lesion, LesionKind, Mammogram, Skipped, keep_largest
@@ -117,7 +117,7 @@ class LesionBank:
     def identity(self) -> dict[str, object]:
         """What is equal for equal banks."""
         mammograms = {lesion.mammogram.image_id: lesion.mammogram for lesion in self.lesions}
-        return {"lesions": len(self.lesions), "records": jobs.fingerprint(mammograms.values())}
+        return {"lesions": len(self.lesions), "records": archives.fingerprint(mammograms.values())}
 
     def find_usable(self, skipped: Skipped) -> list[SourceLesion]:
         """Find the lesions whose mask can be read and is whole. No pixel of a mammogram is read."""

@@ -18,10 +18,10 @@ from typing import Any, Generic
 import cv2
 from pydantic import BaseModel
 
-from tfmammo import __version__, cli, filesystem
+from tfmammo import __version__, archives, cli, filesystem
 from tfmammo import config as configuration
 from tfmammo.archives.files import remove_names
-from tfmammo.data import jobs, runners
+from tfmammo.data import runners
 from tfmammo.data.runners import Runner
 from tfmammo.errors import DataError
 from tfmammo.mammogram import Mammogram, Skipped
@@ -124,11 +124,7 @@ def describe_identity(
         "format": FORMAT,
         "tfmammo": __version__,
         "config": config.model_dump(mode="json", exclude=_IRRELEVANT),
-        "archive": {
-            "name": config.data.archive_name,
-            "mammograms": len(mammograms),
-            "records": jobs.fingerprint(mammograms),
-        },
+        "archive": archives.describe_archive(config.data, mammograms),
         **parts,
     }
 
@@ -205,7 +201,7 @@ def _complete_plan(
                 recipe = job.read(planned)
                 if recipe and recipe.left_out:
                     planned.find_path(job.folder).unlink()
-        records = jobs.complete_parts(
+        records = runners.complete_parts(
             parts, make, _read_recipes, lambda job: job.recipes[0].find_path(job.folder), runner
         )
         recipes = [recipe for record in records for recipe in record]
@@ -237,7 +233,7 @@ def make(job: Job[AnyRecipe]) -> None:
         if job.read(planned):
             continue
         try:
-            with jobs.use_one_thread():
+            with runners.use_one_thread():
                 recipe, contents = draw(planned)
         except LEFT_OUT as error:
             recipe, contents = leave_out(planned, error), {}
@@ -291,7 +287,7 @@ def remake(
         raise DataError(f"{file}: is of an item that could not be made ({recipe.left_out})")
     indexes = ArchiveIndexes()
     mammogram = find_source(source, recipe.config.data, file, indexes)
-    with jobs.use_one_thread():
+    with runners.use_one_thread():
         contents = restore(recipe, mammogram, indexes)
     output.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=".", dir=output) as made:

@@ -12,9 +12,10 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from tfmammo import archives
 from tfmammo.archives import phantom_anatomy
 from tfmammo.config import DataConfig
-from tfmammo.data import jobs, sampling
+from tfmammo.data import sampling
 from tfmammo.errors import DataError
 from tfmammo.filesystem import sha256
 from tfmammo.mammogram import fill_outlines
@@ -134,7 +135,7 @@ class RealOutlines:
     @cached_property
     def identity(self) -> dict[str, object]:
         """A hash of what the archive states."""
-        return {"archive": jobs.fingerprint(lesion.mammogram for lesion in self.lesions)}
+        return {"archive": archives.fingerprint(lesion.mammogram for lesion in self.lesions)}
 
     def draw(self, random: np.random.Generator) -> Shape:
         """Draw the outline of one of the lesions."""

@@ -9,10 +9,10 @@ from typing import Any, Literal, NoReturn
 import numpy as np
 from pydantic import model_validator
 
-from tfmammo.archives import read_mammograms
+from tfmammo import archives
 from tfmammo.archives.files import remove_names
 from tfmammo.config import DataConfig, Frozen
-from tfmammo.data import jobs, splits
+from tfmammo.data import splits
 from tfmammo.data.datasets import refuse_added
 from tfmammo.data.extraction import extract_patches
 from tfmammo.data.patches import Patch
@@ -112,7 +112,7 @@ def make_plan(config: ExchangeConfig, skipped: Skipped) -> Plan:
             "data.kinds: a patch's mask does not distinguish kinds; name one kind, or use "
             "exchange.items=mammograms"
         )
-    records = read_mammograms(config.data, skipped)
+    records = archives.read_mammograms(config.data, skipped)
     items, noted = records, skipped
     if is_patches:
         # noted for the summary when they are written
@@ -130,7 +130,7 @@ def make_plan(config: ExchangeConfig, skipped: Skipped) -> Plan:
     saved = splits.describe(index, config.data, config.data.archive_name)
     held_out = splits.held_out_patients(saved, config.data.fold) & set(index.patient_ids.tolist())
     folds = _find_folds(index, saved, config)
-    return Plan(records, saved, frozenset(held_out), folds, jobs.fingerprint(records))
+    return Plan(records, saved, frozenset(held_out), folds, archives.fingerprint(records))
 
 
 def make_cases(config: ExchangeConfig, plan: Plan, skipped: Skipped) -> Iterator[Case]:
