@@ -18,17 +18,17 @@ was, and a greater `count` adds items. A recipe makes its item again, bit for bi
 TensorFlow on the same kind of machine. What could not be made is a failure with its reason;
 --retry tries it again.
 
-Beyond an item's supports (see tfmammo.synthesis.placement) every stored value is the source's. With
-mammograms=all a source may have lesions of its own. annotations.json and TFRecords list them too,
-marked as not synthetic, because a detector would else learn that they are none. lesion_masks/ are
-those of the inserted masses.
+Beyond an item's supports (see tfmammo.synthesis.compositing) every stored value is the source's.
+With mammograms=all a source may have lesions of its own. annotations.json and TFRecords list them
+too, marked as not synthetic, because a detector would else learn that they are none. lesion_masks/
+are those of the inserted masses.
 
 A real lesion and the mammogram that it goes into may be of two patients. Whoever sees the result
 sees both. With `patients` both are on one side of a split, and so are the patients that sizes and
 shapes come from. Without it each recipe and metadata.csv say whose lesion it is. patients.json
 lists everybody whom a set shows, derives from, or whose data its networks were trained on.
 
-Deviations from Shen et al., section 4.3, besides those of tfmammo.synthesis.placement and
+Deviations from Shen et al., section 4.3, besides those of tfmammo.synthesis.compositing and
 tfmammo.models: sizes are drawn of the mass, not of its patch padded by 100 px, which is the same.
 The patch is cut as the generator's training patches were (data.frame padded is the paper's). A
 laterality that is not stated is not guessed.

@@ -1,5 +1,27 @@
 """Compositing: how a generated patch gets into a mammogram without a visible border.
 
+A lesion is inserted by the difference that a generator makes. Its patch is cut where training
+patches are cut (data.patches' `frame`), and scaled to the generator's size and grey scale. The
+generator's change is scaled back to native pixels and intensities, and added with
+`BlendMask.weights`. They are 1 on the mask and its margin, fall to 0 within `feather` px of the
+patch around them, and are 0 at the patch's border. So the tissue keeps its own grain, and nothing
+beyond `BlendMask.support` changes.
+
+What the papers leave open: around the lesion a generator may be a little brighter or darker than
+the tissue that it was given. Its mean difference there is subtracted everywhere, so that no step is
+left to fade. With data.percentiles the brightest tissue of a patch is 1, so that a mass can't be
+brighter. data.window has no such end.
+
+A patch with tissue of its own, of a CAN or a vanilla GAN, is inserted whole instead
+(`make_whole_blend_mask`). Its intensities replace those of the mammogram, and fade out at its
+border alone.
+
+Deviation from Shen et al., section 4.3: "the breast tissue patch at original position is replaced
+by the generated mass patch". By default the difference is added instead (`blend`). A patch of 256
+px that is scaled to native pixels has none of the tissue's grain, so that its square shows, and a
+detector can learn squares. `whole_patch` of a synthesis is the paper's way (`blend` with
+`replaces`), with feather=0 up to its hard border.
+
 Patches are float32 [size, size, 1] in [0, 1], masks uint8 [size, size], 0 or 1.
 """
 

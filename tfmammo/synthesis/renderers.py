@@ -3,7 +3,7 @@
 An infilling, a CAN, a blending network, a vanilla GAN, or a method without a network.
 
 - Infilling and blending networks see a patch of their own size. Their change is added, or with
-  whole_patch the patch replaces the tissue, see tfmammo.synthesis.placement.
+  whole_patch the patch replaces the tissue, see tfmammo.synthesis.compositing.
 - The blending network is shown a lesion on the grey scale of the tissue that it goes into. With
   data.window, training gives both the same scale. With data.percentiles, a lesion brighter than all
   of the tissue is cut off there. A network that was trained with model.prior=noise replaces the
