@@ -292,12 +292,12 @@ class ArchiveIndexes:
         return self._mammograms[data]
 
 
-def check_root(data: DataConfig, key: str, archive: str) -> None:
+def check_root(data: DataConfig, key: str, archive: str, where: str = "") -> None:
     """Raise ConfigError where a section of a recipe's config names no folder."""
     if data.root is None and archive != "phantom":
         raise ConfigError(
-            f"recipes don't say where archives are; give --set {key}.root=DIR (of an archive "
-            f"{archive})"
+            f"{where}recipes don't say where archives are; give --set {key}.root=DIR (of an "
+            f"archive {archive})"
         )
 
 
@@ -310,7 +310,7 @@ def find_source(
         ConfigError: `data` names no folder either.
         DataError: The archive has no such mammogram.
     """
-    check_root(data, "data", source.archive)
+    check_root(data, "data", source.archive, f"{file}: ")
     for mammogram in indexes.read(data):
         if mammogram.image_id == source.image_id:
             return mammogram
