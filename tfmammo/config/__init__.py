@@ -17,6 +17,7 @@ from tfmammo.config.sections import DataConfig as DataConfig
 from tfmammo.config.sections import Experiment as Experiment
 from tfmammo.config.sections import PreprocessConfig as PreprocessConfig
 from tfmammo.config.sections import SamplingConfig as SamplingConfig
+from tfmammo.config.sections import Statistics as Statistics
 from tfmammo.config.sections import TilesConfig as TilesConfig
 from tfmammo.config.sections import TrackingConfig as TrackingConfig
 from tfmammo.config.sections import TrainingConfig as TrainingConfig

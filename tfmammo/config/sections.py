@@ -348,6 +348,22 @@ class TrainingConfig(Frozen):
         return self
 
 
+class Statistics(Frozen):
+    """How the intervals and tests of an evaluation are made."""
+
+    samples: PositiveInt = 10_000
+    """Draws of the bootstrap and of the permutation test."""
+    level: float = Field(default=0.95, gt=0, lt=1)
+    """Confidence level of intervals."""
+    seed: NonNegativeInt = 0
+    """Seed of all draws."""
+
+    @property
+    def draws(self) -> tuple[int, int, float]:
+        """Samples, seed and level, in the order in which all tests take them."""
+        return self.samples, self.seed, self.level
+
+
 class TrackingConfig(Frozen):
     """Where MLflow writes."""
 

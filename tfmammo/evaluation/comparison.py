@@ -16,9 +16,9 @@ from typing import Annotated, Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import BeforeValidator, Field, NonNegativeInt, PositiveInt, StringConstraints
+from pydantic import BeforeValidator, Field, StringConstraints
 
-from tfmammo.config import DataConfig, Frozen
+from tfmammo.config import DataConfig, Statistics
 from tfmammo.data import datasets, splits
 from tfmammo.data.extraction import MakePatches, make_patches
 from tfmammo.data.patches import Patches
@@ -53,7 +53,7 @@ Models = Mapping[str, Sequence[Predictor]]
 Assigned = Mapping[str, NDArray[np.intp]]
 
 
-class Settings(Frozen):
+class Settings(Statistics):
     """What the configs of all evaluations on an archive share."""
 
     data: DataConfig = DataConfig()
@@ -66,12 +66,6 @@ class Settings(Frozen):
     """The MLflow server of models:/ URIs; None means the environment's. Where it is set, tables and
     figures are logged there too.
     """
-    samples: PositiveInt = 10_000
-    """Draws of the bootstrap and of the permutation test."""
-    level: float = Field(default=0.95, gt=0, lt=1)
-    """Confidence level of intervals."""
-    seed: NonNegativeInt = 0
-    """Seed of all draws."""
 
 
 class EvaluationConfig(Settings):
@@ -92,8 +86,7 @@ class EvaluationConfig(Settings):
         self, scores: Scores, patient_ids: NDArray[np.str_], measures: Mapping[str, Measure]
     ) -> list[Fact]:
         """Call `summarize` with the settings of the config."""
-        settings = self.samples, self.seed, self.level, self.compare
-        return summarize(scores, patient_ids, measures, *settings)
+        return summarize(scores, patient_ids, measures, *self.draws, self.compare)
 
     def refuse_names(self, *taken: str) -> None:
         """Refuse models of a name that a row of the tables has."""

@@ -186,7 +186,7 @@ def collect(config: DetectionConfig, sets: Sets) -> Detected:
         },
         patients,
         config.fppi,
-        (config.samples, config.seed, config.level),
+        config.draws,
         config.recall,
         f"{config.data.archive_name}: {say_count(total.lesions, 'lesion')} in "
         f"{say_count(total.images, 'mammogram')}, "

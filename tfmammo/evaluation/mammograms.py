@@ -26,7 +26,7 @@ from numpy.typing import NDArray
 from pydantic import Field, NonNegativeInt, PositiveInt
 
 from tfmammo.archives import coco, folder
-from tfmammo.config import DataConfig, Frozen
+from tfmammo.config import DataConfig, Statistics
 from tfmammo.data import sampling
 from tfmammo.data.patients import read_patients
 from tfmammo.errors import DataError
@@ -54,7 +54,7 @@ CHOICES = ("random", "largest contrast", "smallest contrast")  # as `sheets.choo
 NOTHING = (np.nan, np.nan)  # contrast and seam of what is not there
 
 
-class MammogramsConfig(Frozen):
+class MammogramsConfig(Statistics):
     """Sets of synthetic mammograms, and the archive that they were made from."""
 
     data: DataConfig = DataConfig()
@@ -75,12 +75,6 @@ class MammogramsConfig(Frozen):
     """Mammograms of each set, and real ones with masses, at most, whose corners a classifier
     compares; 0: it does not.
     """
-    samples: PositiveInt = 10_000
-    """Draws of the bootstrap over patients."""
-    level: float = Field(default=0.95, gt=0, lt=1)
-    """Confidence level of intervals."""
-    seed: NonNegativeInt = 0
-    """Seed of all draws."""
 
 
 @dataclass(frozen=True)
@@ -256,9 +250,7 @@ def add_masses(
                 numbers,
                 [line["patient"] for line in finite],
                 [line["patient_of_lesion"] for line in finite],
-                config.samples,
-                config.seed,
-                config.level,
+                *config.draws,
             )
             mean = Estimate(float(np.mean(numbers)), *bounds)
             fact = measure.make_fact("masses", name, key, mean, test=TEST, **counts)

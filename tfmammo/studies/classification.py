@@ -23,7 +23,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field, NonNegativeInt, PositiveInt, model_validator
 
-from tfmammo.config import DataConfig, Experiment, Frozen, TrainingConfig
+from tfmammo.config import DataConfig, Experiment, Statistics, TrainingConfig
 from tfmammo.data import datasets, splits
 from tfmammo.data.labelled import check_binary, make_binary_patches
 from tfmammo.data.patches import Patches
@@ -40,7 +40,7 @@ from tfmammo.training import contract, loop
 KINDS = ("mass", "calcification")
 
 
-class StudyConfig(Frozen):
+class StudyConfig(Statistics):
     """A config file of evaluate/classification.py."""
 
     experiment: Experiment[ClassifierConfig]
@@ -67,16 +67,10 @@ class StudyConfig(Frozen):
     """How many patches, at most, of each group the t-SNE figure shows. Its synthetic patches are
     test patches that the generators edited. 0: no such figure.
     """
-    level: float = Field(default=0.95, gt=0, lt=1)
-    """Confidence level of intervals."""
-    samples: PositiveInt = 10_000
-    """Draws of permutation tests."""
     tracking_uri: str | None = None
     """The MLflow server of models:/ URIs; null means the environment's. Where it is set, the report
     is logged there too.
     """
-    seed: NonNegativeInt = 0
-    """Seed of permutation tests, and of the patches drawn for effects and t-SNE."""
 
     @model_validator(mode="after")
     def _check_consistent(self) -> StudyConfig:

@@ -126,8 +126,7 @@ def _test_changes(scores: Scores, test: Patches, config: StudyConfig) -> list[Fa
     means = {share: scores[share].mean(axis=0)[lesions] for share in config.shares}
     facts = []
     for share in others:
-        settings = config.samples, config.seed, config.level
-        pair = means[share], means[first], test.patient_ids[lesions], *settings
+        pair = means[share], means[first], test.patient_ids[lesions], *config.draws
         fact = CHANGE.make_difference("moves", name_share(share), "score_of_lesions", *pair)
         facts.append(replace(fact, against=name_share(first)))
     return correct_p(facts)

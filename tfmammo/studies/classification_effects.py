@@ -262,8 +262,7 @@ def _add_effect(report: Report, effect: Effect, config: StudyConfig) -> list[str
     cells = {key: measure.show(value) for key, (measure, value) in levels.items()}
     facts = []
     for key, reference in (("change", effect.before), ("change_beyond", effect.even)):
-        settings = config.samples, config.seed, config.level
-        pair = effect.after, reference, effect.patients, *settings
+        pair = effect.after, reference, effect.patients, *config.draws
         fact = SCORE.make_difference("effects", effect.target, key, *pair)
         facts.append(replace(fact, p_corrected=fact.p))
         # with the sign of a difference

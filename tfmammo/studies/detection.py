@@ -49,7 +49,7 @@ from typing import Any
 
 from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
 
-from tfmammo.config import DataConfig, Frozen, TrackingConfig, format_overrides
+from tfmammo.config import DataConfig, Frozen, Statistics, TrackingConfig, format_overrides
 from tfmammo.data.splits import check_folds
 from tfmammo.metrics.boxes import Criterion, recall_by
 from tfmammo.studies.training import ScriptConfig, find_config, plan_training
@@ -75,7 +75,7 @@ class Method(Frozen):
     """
 
 
-class StudyConfig(Frozen):
+class StudyConfig(Statistics):
     """A config file of `evaluate/detection.py --study`."""
 
     name: str = Field(pattern=r"^[a-z0-9_]+$")
@@ -117,10 +117,6 @@ class StudyConfig(Frozen):
     """
     samples: PositiveInt = 1000
     """Draws of the bootstrap over patients."""
-    level: float = Field(default=0.95, gt=0, lt=1)
-    """Confidence level of intervals."""
-    seed: NonNegativeInt = 0
-    """Seed of the bootstrap."""
     tracking: TrackingConfig = TrackingConfig()
     """The MLflow server and experiment of the parent run and all child runs."""
 

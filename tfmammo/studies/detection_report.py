@@ -123,7 +123,7 @@ def read_results(config: StudyConfig, output: Path) -> Detected:
         found,
         patients,
         config.fppi,
-        (config.samples, config.seed, config.level),
+        config.draws,
         config.recall,
         title,
         "trained on",

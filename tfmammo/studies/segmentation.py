@@ -16,9 +16,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from pydantic import Field, NonNegativeInt, PositiveInt
+from pydantic import Field, PositiveInt
 
-from tfmammo.config import DataConfig, Frozen, format_overrides
+from tfmammo.config import DataConfig, Frozen, Statistics, format_overrides
 from tfmammo.data.splits import check_folds
 from tfmammo.errors import ConfigError, DataError
 from tfmammo.evaluation.comparison import Name
@@ -91,7 +91,7 @@ class ArmConfig(Frozen):
         return self.seeds if isinstance(self.seeds, dict) else dict.fromkeys(models, self.seeds)
 
 
-class StudyConfig(Frozen):
+class StudyConfig(Statistics):
     """A config file of a study."""
 
     name: str = Field(pattern=r"^\w+$")
@@ -112,12 +112,6 @@ class StudyConfig(Frozen):
     """The probability from which on a pixel is mass."""
     postprocess: PostprocessConfig | None = None
     """Morphology: each model's masks are scored again after it, as "NAME + post-processing"."""
-    samples: PositiveInt = 10_000
-    """Draws of the bootstrap and of the permutation test."""
-    level: float = Field(default=0.95, gt=0, lt=1)
-    """Confidence level of intervals."""
-    seed: NonNegativeInt = 0
-    """Seed of these draws."""
     tracking_uri: str | None = None
     """The tracking store of the runs; null: the environment's."""
 
@@ -324,10 +318,9 @@ def tabulate(config: StudyConfig) -> Report:
     }
     arms = {name: cases for name, cases in read.items() if cases}
     report = Report(config=config)
-    draws = config.samples, config.seed, config.level
     archive = (config.test or config.data).archive_name
     for name, cases in arms.items():
-        facts = correct_p(summarize(cases.scores, cases.patients, MEASURES, *draws, "pairs"))
+        facts = correct_p(summarize(cases.scores, cases.patients, MEASURES, *config.draws, "pairs"))
         report.facts += [replace(fact, subset=f"arm={name}") for fact in facts]
         # another archive's patients are unseen whatever the split
         split = config.arms[name].set.get("data", {}).get("split", config.data.split)
@@ -365,8 +358,7 @@ def _compare_arms(config: StudyConfig, arms: Mapping[str, Cases]) -> list[Fact]:
     for name in others:
         if base in arms and name in arms:
             subset = f"arm={name};less={base}"
-            draws = config.samples, config.seed, config.level
-            facts += compare_arms(arms[name], arms[base], subset, *draws)
+            facts += compare_arms(arms[name], arms[base], subset, *config.draws)
     return correct_p(facts)
 
 

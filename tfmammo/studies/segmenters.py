@@ -12,10 +12,10 @@ from pathlib import Path
 from typing import Any
 
 from matplotlib.figure import Figure
-from pydantic import Field, NonNegativeInt, PositiveInt, model_validator
+from pydantic import Field, PositiveInt, model_validator
 
 from tfmammo import __version__, filesystem
-from tfmammo.config import DataConfig, Frozen, TrackingConfig, TrainingConfig
+from tfmammo.config import DataConfig, Statistics, TrackingConfig, TrainingConfig
 from tfmammo.data.splits import check_folds
 from tfmammo.errors import ConfigError
 from tfmammo.evaluation import segmentation
@@ -43,7 +43,7 @@ class SegmenterConfig(TrainedConfig):
     """Its name in tables and figures."""
 
 
-class ComparisonConfig(Frozen):
+class ComparisonConfig(Statistics):
     """A config file of a comparison."""
 
     data: DataConfig = DataConfig()
@@ -58,12 +58,6 @@ class ComparisonConfig(Frozen):
     """Keys of the training section that all models share: {steps: 20000}."""
     threshold: float = Field(default=0.5, gt=0, le=1)
     """The probability from which on a pixel is mass."""
-    samples: PositiveInt = 10_000
-    """Draws of the bootstrap and of the permutation test."""
-    level: float = Field(default=0.95, gt=0, lt=1)
-    """Confidence level of intervals."""
-    seed: NonNegativeInt = 0
-    """Seed of these draws."""
     tracking: TrackingConfig = TrackingConfig(experiment="tfmammo-comparison")
     """Where the runs are logged, below one run of the comparison."""
 

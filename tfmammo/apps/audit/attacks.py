@@ -22,9 +22,9 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt
+from pydantic import Field, PositiveFloat, PositiveInt
 
-from tfmammo.config import Frozen
+from tfmammo.config import Statistics
 from tfmammo.data.patches import Patches
 from tfmammo.errors import DataError, ExportError
 from tfmammo.evaluation.networks import Network
@@ -42,7 +42,7 @@ GREY = 0.5  # of tissue that is not given
 LEAST = 6  # patches of a side
 
 
-class AuditConfig(Frozen):
+class AuditConfig(Statistics):
     """A generator, patches that it was and was not trained on, and the rule of the verdict."""
 
     model: str
@@ -72,8 +72,6 @@ class AuditConfig(Frozen):
     """Draws of the bootstrap over patients."""
     level: float = Field(default=0.95, gt=0, lt=1)
     """Simultaneous confidence level of the verdict's intervals."""
-    seed: NonNegativeInt = 0
-    """Seed of all draws."""
 
 
 @dataclass(frozen=True, eq=False)

@@ -15,7 +15,7 @@ from pydantic import Field, NonNegativeInt, PositiveInt, model_validator
 from scipy import optimize, sparse
 
 from tfmammo.archives import tables
-from tfmammo.config import DataConfig, Frozen
+from tfmammo.config import DataConfig, Statistics
 from tfmammo.data import datasets
 from tfmammo.data.patches import Patches
 from tfmammo.data.patients import PATIENTS, read_patients
@@ -34,7 +34,7 @@ Task = Literal["choice", "rating"]
 Truth = Literal["left", "right", "real", "synthetic"]
 
 
-class ReaderStudyConfig(Frozen):
+class ReaderStudyConfig(Statistics):
     """A config file of a reader study."""
 
     name: str = Field(pattern=r"^[a-z0-9_]+$")
@@ -64,8 +64,6 @@ class ReaderStudyConfig(Frozen):
     """
     samples: PositiveInt = 2000
     """Samples of the bootstrap."""
-    level: float = Field(default=0.95, gt=0, lt=1)
-    """Level of all confidence intervals."""
 
     @model_validator(mode="after")
     def _consistent(self) -> ReaderStudyConfig:

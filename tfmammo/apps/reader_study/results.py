@@ -148,7 +148,6 @@ def _estimate(
     config: ReaderStudyConfig,
 ) -> tuple[Choices | None, Ratings | None]:
     """Estimate the results of one reader or of several from rows of `_scores`."""
-    options = (config.samples, config.seed, config.level)
     is_one = len(choices) == 1
     choice, rating = None, None
     answered = choices[~np.isnan(choices)]
@@ -156,14 +155,14 @@ def _estimate(
         choice = (
             observer.estimate_choices(answered, config.level)
             if is_one
-            else observer.pool_choices(choices, *options)
+            else observer.pool_choices(choices, *config.draws)
         )
     if any(_has_enough_ratings(real, row) for row in ratings):
         if is_one:
             is_rated = ~np.isnan(ratings[0])
             rating = observer.estimate_ratings(real[is_rated], ratings[0][is_rated], config.level)
         else:
-            rating = observer.pool_ratings(real, ratings, *options)
+            rating = observer.pool_ratings(real, ratings, *config.draws)
     return choice, rating
 
 

@@ -38,9 +38,9 @@ from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import Field, NonNegativeInt, PositiveInt
+from pydantic import Field, PositiveInt
 
-from tfmammo.config import Frozen
+from tfmammo.config import Statistics
 from tfmammo.data import datasets
 from tfmammo.data.patches import Patches
 from tfmammo.errors import DataError, ExportError, TrackingError
@@ -63,7 +63,7 @@ SYNTHESIS_METRICS = {"ssim": 1, "l1": -1}
 Decision = Literal["first", "promoted", "refused", "already best"]
 
 
-class PromotionConfig(Frozen):
+class PromotionConfig(Statistics):
     """The versions to compare, the patches, and the conditions of a promotion."""
 
     model: str = Field(pattern=r"^\w[\w .-]*$")
@@ -86,12 +86,6 @@ class PromotionConfig(Frozen):
     """
     tracking_uri: str | None = None
     """MLflow's store; None: the environment's."""
-    samples: PositiveInt = 10_000
-    """Samples of the paired test."""
-    level: float = Field(default=0.95, gt=0, lt=1)
-    """Level of the confidence interval of the gain."""
-    seed: NonNegativeInt = 0
-    """Seed of the paired test."""
 
 
 @dataclass(frozen=True)
@@ -211,11 +205,10 @@ def evaluate(candidate: Network, best: Network, config: PromotionConfig) -> Eval
     patches = patches.take(new)
     sign = SYNTHESIS_METRICS.get(config.metric, 1)
     ours, its = (sign * _scores(network, patches, config) for network in (candidate, best))
-    options = (config.samples, config.seed, config.level)
     return Evaluation(
         candidate=sign * float(ours.mean()),
         best=sign * float(its.mean()),
-        gain=paired_test(ours, its, patches.patient_ids, *options),
+        gain=paired_test(ours, its, patches.patient_ids, *config.draws),
         patients=len(set(patches.patient_ids.tolist())),
         images=len(patches),
         archive=data.archive_name,

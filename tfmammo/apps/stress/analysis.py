@@ -261,7 +261,7 @@ def _format(
     decimals: int,
 ) -> str:
     patients = [outcome.patient for outcome in outcomes]
-    low, high = interval(values, patients, config.samples, config.seed, config.level)
+    low, high = interval(values, patients, *config.draws)
     text = f"{scale * values.mean():.{decimals}f}"
     if np.isnan(low):
         return text

@@ -13,7 +13,7 @@ from pydantic import (
     model_validator,
 )
 
-from tfmammo.config import DataConfig, Frozen
+from tfmammo.config import DataConfig, Frozen, Statistics
 from tfmammo.evaluation.comparison import Name
 from tfmammo.metrics.boxes import Criterion
 from tfmammo.synthesis.config import NETWORK_INPUTS, RenderMethod
@@ -47,7 +47,7 @@ class MethodConfig(Frozen):
         return self
 
 
-class StressConfig(Frozen):
+class StressConfig(Statistics):
     """Detectors, the mammograms and lesions that they are tried on, and how hits are counted."""
 
     data: DataConfig = DataConfig()
@@ -104,10 +104,6 @@ class StressConfig(Frozen):
     """MLflow's store of models:/ URIs. If set, the test is logged there as a run."""
     samples: PositiveInt = 1000
     """Draws of the bootstraps over patients; a rank correlation uses at most 300."""
-    level: float = Field(default=0.95, gt=0, lt=1)
-    """Confidence level of intervals."""
-    seed: NonNegativeInt = 0
-    """Seed of all draws."""
 
     @model_validator(mode="after")
     def _check(self) -> StressConfig:
