@@ -319,7 +319,6 @@ def jackknife(
     statistic: Callable[[NDArray[np.intp]], float],
     patient_ids: NDArray[np.str_],
     level: float = 0.95,
-    seed: int = 0,
 ) -> Estimate:
     """Compute a statistic of a set of patches with its interval, leaving out one patient at a time.
 
@@ -330,7 +329,6 @@ def jackknife(
         statistic: Rows of patches, intp, ascending -> a number.
         patient_ids: str [n].
         level: Confidence level, in (0, 1).
-        seed: Seed of the groups.
 
     Returns:
         The value, with interval and two-sided p of 0 by Student's t; NaN where there are fewer than
@@ -342,7 +340,7 @@ def jackknife(
         Davison & Hinkley, Bootstrap Methods and their Application (1997), 3.2.1.
     """
     patients, numbers = np.unique(patient_ids, return_inverse=True)
-    groups = np.random.default_rng(seed).permutation(len(patients)) % min(GROUPS, len(patients))
+    groups = np.random.default_rng(0).permutation(len(patients)) % min(GROUPS, len(patients))
     member = groups[numbers]
     value = statistic(np.arange(len(patient_ids)))
     count = int(groups.max()) + 1
@@ -365,7 +363,6 @@ def jackknife_area(
     patient_ids: NDArray[np.str_],
     fewest: int,
     level: float = 0.95,
-    seed: int = 0,
 ) -> Estimate:
     """Compute an area under a ROC curve with its interval; otherwise as `jackknife`, without p.
 
@@ -383,11 +380,11 @@ def jackknife_area(
         return float(np.log(area / (1 - area))) if 0 < area < 1 else np.nan
 
     value = statistic(np.arange(len(patient_ids)))
-    logit = jackknife(compute_logit, patient_ids, level, seed)
+    logit = jackknife(compute_logit, patient_ids, level)
     low, high = (float(1 / (1 + np.exp(-bound))) for bound in (logit.low, logit.high))
     is_unknown = np.isnan(low) or is_point(low, high)
     if is_unknown and np.isfinite(value) and fewest >= FEWEST_PATIENTS:
-        area = jackknife(statistic, patient_ids, level, seed)
+        area = jackknife(statistic, patient_ids, level)
         least, most = bound_alike(value, fewest, level)
         low = float(np.clip(np.fmin(area.low, least), 0, 1))
         high = float(np.clip(np.fmax(area.high, most), 0, 1))

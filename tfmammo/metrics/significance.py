@@ -70,17 +70,13 @@ def welch_degrees(variances: Sequence[float], counts: Sequence[int], most: int) 
     return float(min(most, total**2 / sum(v**2 / max(1, n - 1) for v, n in parts)))
 
 
-def rule_of_three(count: int, level: float) -> float:
-    """Return the largest rate at which none of `count` cases may have shown it: 3 / n at 0.95."""
-    return float(min(1.0, -np.log(1 - level) / count))
-
-
 def bound_alike(value: float, count: int, level: float, lowest: float = 0.0) -> tuple[float, float]:
     """Return the interval of a number in [lowest, 1] of `count` cases that are all alike.
 
-    It reaches by `rule_of_three` to either side.
+    It reaches by the rule of three to either side, the largest rate at which none of so many cases
+    may have shown it: 3 / n at 0.95.
     """
-    bound = rule_of_three(count, level)
+    bound = min(1.0, -np.log(1 - level) / count)
     return float(max(lowest, value - bound)), float(min(1.0, value + bound))
 
 

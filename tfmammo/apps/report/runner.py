@@ -139,7 +139,7 @@ def run_report(config: ReportConfig, options: Options, output: Path, root: Path)
     waiting = list(report.items)
     finished: set[str] = set()
 
-    def write_finished_items(name: str = "") -> None:
+    def write_finished_items(name: str) -> None:
         finished.add(name)
         for item in list(waiting):
             steps = {one.step.name for one in _list_run(report.plan, item)}

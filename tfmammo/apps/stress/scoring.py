@@ -114,8 +114,6 @@ def choose_limit(
 
 def score_box(detections: Detections, box: Sequence[float], config: StressConfig) -> float:
     """Return the highest score of the detections that hit a box, native px; 0 if none does."""
-    if not len(detections):
-        return 0.0
     truth = np.array([box], np.float64)
     hits = find_hits(detections.boxes, truth, config.threshold, config.criterion)[:, 0]
     return float(detections.scores[hits].max(initial=0.0))
@@ -164,8 +162,6 @@ def _find_false(
 ) -> NDArray[np.float32]:
     """Return the scores of the detections that hit no lesion."""
     truth = stack_boxes(mammogram.lesions)
-    if not len(detections) or not len(truth):
-        return detections.scores
     hits = find_hits(detections.boxes, truth, config.threshold, config.criterion)
     return detections.scores[~hits.any(axis=1)]
 
