@@ -22,7 +22,6 @@ from tfmammo.tracking import zoo
 from tfmammo.tracking.export import CARD, locate
 from tfmammo.tracking.store import (
     failing,
-    hold_store,
     name_other_stores,
     open_experiment,
     probe,
@@ -56,12 +55,8 @@ def register_service(
     """
     uri = store_uri(config.uri)
     tell_store(uri)
-    with translate_errors(uri):
-        probe(uri)
-        with hold_store(uri):
-            client = mlflow.MlflowClient(uri)
-            experiment = open_experiment(client, uri, config.experiment)
-            run = client.create_run(experiment, run_name=name).info.run_id
+    with open_experiment(uri, config.experiment) as (client, experiment):
+        run = client.create_run(experiment, run_name=name).info.run_id
         with failing(client, run):
             write = partial(save, directory=folder, run_id=run)
             version = add_version(client, run, name, "model", write, read_git_state())

@@ -43,15 +43,12 @@ from tfmammo.tracking.models import add_version, find_version
 from tfmammo.tracking.pyfunc import save_networks
 from tfmammo.tracking.store import (
     failing,
-    hold_store,
     open_experiment,
-    probe,
     read_git_state,
     redact,
     store_uri,
     summarize_error,
     tell_store,
-    translate_errors,
 )
 
 log = logging.getLogger(__name__)
@@ -91,14 +88,10 @@ class Run:
         self._paused_until = 0.0
         self._monitor: SystemMetricsMonitor | None = None
         tell_store(self.uri)
-        with translate_errors(self.uri):
-            probe(self.uri)
-            with hold_store(self.uri):
-                self._client = mlflow.MlflowClient(self.uri)
-                self._experiment = open_experiment(self._client, self.uri, config.experiment)
+        with open_experiment(self.uri, config.experiment) as (self._client, place):
             name = make_run_name(experiment.name, output)
             self.id = _resume_run(self._client, self.uri, output) or _start_run(
-                self._client, self._experiment, output, name, config.parent
+                self._client, place, output, name, config.parent
             )
             with failing(self._client, self.id):
                 self._send_parameters(
@@ -271,11 +264,7 @@ def open_parent_run(output: Path, config: TrackingConfig) -> str:
     and `log_folder`.
     """
     uri = store_uri(config.uri)
-    with translate_errors(uri):
-        probe(uri)
-        with hold_store(uri):
-            client = mlflow.MlflowClient(uri)
-            experiment = open_experiment(client, uri, config.experiment)
+    with open_experiment(uri, config.experiment) as (client, experiment):
         return _resume_run(client, uri, output) or _start_run(
             client, experiment, output, output.name
         )
@@ -305,13 +294,9 @@ def log_folder(
         for name, value in metrics.items()
         if np.isfinite(value)
     ]
-    with translate_errors(uri):
-        probe(uri)
-        with hold_store(uri):
-            client = mlflow.MlflowClient(uri)
-            if run is None:
-                place = open_experiment(client, uri, experiment)
-                run = client.create_run(place, run_name=folder.name).info.run_id
+    with open_experiment(uri, experiment) as (client, place):
+        if run is None:
+            run = client.create_run(place, run_name=folder.name).info.run_id
         flat = _flatten(parameters)
         with failing(client, run):
             _log_parameters(

@@ -145,6 +145,21 @@ def translate_errors(uri: str) -> Iterator[None]:
 
 
 @contextlib.contextmanager
+def open_experiment(uri: str, name: str) -> Iterator[tuple[mlflow.MlflowClient, str]]:
+    """Open a store to write to; yield its client, and the id of an experiment.
+
+    The experiment is created if it is missing, and refused if it was deleted. Whatever the store
+    raises inside becomes a TrackingError.
+    """
+    with translate_errors(uri):
+        probe(uri)
+        with hold_store(uri):
+            client = mlflow.MlflowClient(uri)
+            experiment = _find_experiment(client, uri, name)
+        yield client, experiment
+
+
+@contextlib.contextmanager
 def failing(client: mlflow.MlflowClient, run: str) -> Iterator[None]:
     """Mark a run as failed when an error leaves the block."""
     try:
@@ -199,8 +214,7 @@ def read_git_state(file: Path = Path(__file__)) -> dict[str, str]:
         return {}
 
 
-def open_experiment(client: mlflow.MlflowClient, uri: str, name: str) -> str:
-    """Return the id of a store's experiment, created if it is missing, refused if deleted."""
+def _find_experiment(client: mlflow.MlflowClient, uri: str, name: str) -> str:
     kind = "custom_model_development"
     experiment = client.get_experiment_by_name(name)
     if experiment is None:
