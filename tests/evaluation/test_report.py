@@ -42,7 +42,7 @@ def patches():
 
 
 def compare(patches, protocol="unseen", folds=None):
-    return Comparison(protocol, DataConfig(), patches, {}, folds or {})
+    return Comparison(protocol, DataConfig(), patches, {}, folds or {}, {}, patches)
 
 
 def test_each_group_has_its_means_intervals_and_tests(patches):
@@ -153,12 +153,6 @@ def test_sheets_show_a_random_choice_and_each_models_own_best_and_worst(is_highe
         f"-{lowest}-B": [1, 2],
         f"-{highest}-B": [0, 2],
     }
-
-
-def test_rows_are_chosen_at_random_of_the_largest_and_of_the_smallest_values():
-    random, largest, smallest = sheets.choose(np.array([0.1, -0.1, 0.4, 0.0]), 3, 2, seed=5)
-    assert random.tolist() == np.random.default_rng(5).permutation(4)[:3].tolist()
-    assert (largest.tolist(), smallest.tolist()) == ([2, 0], [1, 3])
 
 
 def test_a_sheet_holds_the_chosen_patches(tmp_path):

@@ -171,7 +171,7 @@ def test_overlays_boxes_and_roc_show_what_was_measured(patches, tmp_path, monkey
     scores = {name: segmentation.per_image(patches.masks, one) for name, one in outputs.items()}
     config = SegmentationConfig(models={"A": "a"}, cases=2)
     runs = {name: [one] for name, one in outputs.items()}
-    comparison = Comparison("unseen", DataConfig(), patches, runs, {})
+    comparison = Comparison("unseen", DataConfig(), patches, runs, {}, {}, patches)
     dice = {name: values["dice"] for name, values in scores.items()}
     path = tmp_path / "o.png"
     segmentation_report.write_overlays(comparison, config, outputs, dice, path)
@@ -202,7 +202,7 @@ def test_folds_have_roc_curves_of_their_own(patches):
     shifted = 0.1 * patches.masks + 0.5 * number[:, None, None, None]
     runs = {"A": [shifted.astype(np.float32)]}
     report = ComparisonReport(config=EvaluationConfig(models={"A": "a"}))
-    comparison = Comparison("unseen", DataConfig(), patches, runs, {"A": number})
+    comparison = Comparison("unseen", DataConfig(), patches, runs, {"A": number}, {}, patches)
     segmentation_report.add_roc_curves(report, comparison)
     assert report.tables[0].body == [["A", "1.000 ± 0.000"]]
     assert find(report.facts, "A", "auc", "roc", subset="fold=1").value == 1
@@ -504,7 +504,7 @@ def test_the_roc_figure_shows_mean_and_spread(patches):
     alone = shape_report.draw_roc_curves("A", curves[1:], areas[1:]).axes[0]
     assert alone.lines[-1].get_label() == "area 0.500" and not alone.collections
     report = ComparisonReport(config=None)
-    comparison = Comparison("unseen", DataConfig(), patches, {}, {})
+    comparison = Comparison("unseen", DataConfig(), patches, {}, {}, {}, patches)
     shape_report.add_areas(report, comparison, "A", np.array([0, 2]), areas)
     assert report.tables[0].body == [["A", *["0.750 ± 0.354"] * 2, "0.500", *["0.750 ± 0.354"] * 2]]
     assert find(report.facts, "A", "auc", "roc", subset="shape=oval").value == 0.5

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
 import numpy as np
@@ -113,7 +113,7 @@ class Comparison:
             or probabilities [n, classes].
         folds: Model -> intp [n], the fold whose networks made each output, from 0 on.
         networks: Model -> the network of each fold, of the first run.
-        pool: Every patch that a model may have been trained on; None where that is not known.
+        pool: Every patch that a model may have been trained on.
     """
 
     protocol: Protocol
@@ -121,8 +121,8 @@ class Comparison:
     patches: Patches
     runs: dict[str, list[NDArray[np.float32]]]
     folds: dict[str, NDArray[np.intp]]
-    networks: Models = field(default_factory=dict)
-    pool: Patches | None = None
+    networks: Models
+    pool: Patches
 
     @property
     def outputs(self) -> dict[str, NDArray[np.float32]]:
@@ -134,7 +134,6 @@ class Comparison:
 
         By the leaky protocol these are all of them.
         """
-        assert self.pool is not None
         if self.protocol == "paper":
             return np.ones(len(self.pool), np.bool_)
         patients: frozenset[str] = frozenset()

@@ -163,7 +163,6 @@ def add_comparison(
         comparison = replace(comparison, runs=inside)
     # The trivial baseline is no network, so it was trained on no patch.
     outputs = comparison.outputs | {ONE_GREY: fill_masks(patches)}
-    assert comparison.pool is not None
     pool = Pool(comparison.pool, scorer.inception.features(comparison.pool.images))
     features = {
         name: scorer.inception.features(images)
@@ -238,7 +237,6 @@ def find_training_patches(comparison: Comparison, model: str) -> NDArray[np.bool
 
     The real patch of the output itself is skipped.
     """
-    assert comparison.pool is not None
     is_other = comparison.patches.ids[:, np.newaxis] != comparison.pool.ids
     in_training = [
         comparison.find_training_patches(network) for network in comparison.networks[model]

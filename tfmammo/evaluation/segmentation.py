@@ -169,7 +169,6 @@ def fit_discs(comparison: Comparison) -> tuple[NDArray[np.float64], str]:
     patches = comparison.patches
     pool = comparison.pool
     model = next(iter(comparison.networks))
-    assert pool is not None
     dice = segmentation.disc_dice(pool.masks)
     radii = np.zeros(len(patches))
     in_training = [

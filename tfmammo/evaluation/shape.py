@@ -73,7 +73,6 @@ def predict_most_frequent(comparison: Comparison) -> NDArray[np.float32]:
     """
     pool = comparison.pool
     model = next(iter(comparison.networks))
-    assert pool is not None
     probabilities = np.zeros((len(comparison.patches), len(SHAPES)), np.float32)
     for number, network in enumerate(comparison.networks[model]):
         rows = comparison.find_training_patches(network)
