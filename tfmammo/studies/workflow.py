@@ -25,7 +25,7 @@ import time
 import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field, fields, replace
 from functools import cache, partial
 from importlib import metadata
 from pathlib import Path
@@ -316,8 +316,8 @@ class _Runner:
             )
         if record.code != current.code and not self.any_version:
             raise DataError(
-                f"{folder}: was made by another version of tfmammo ({record.code or 'not noted'}; "
-                f"this is {current.code}); take another --output, remove it and {path} to make it "
+                f"{folder}: was made by another version of tfmammo ({record.code}; this is "
+                f"{current.code}); take another --output, remove it and {path} to make it "
                 "again, or continue with what is there by --any-version"
             )
 
@@ -390,13 +390,8 @@ def _read_record(output: Path, name: str) -> Record | None:
     """Read what is noted of a finished step; None where nothing is."""
     try:
         content = json.loads(_find_record(output, name).read_text(encoding="utf-8"))
-        return Record(
-            str(content["digest"]),
-            tuple(content["extent"]),
-            str(content.get("code", "")),
-            str(content["made"]),
-            dict(content["made_of"]),
-        )
+        noted = {key.name: content[key.name] for key in fields(Record)}
+        return Record(**noted | {"extent": tuple(noted["extent"])})
     except (OSError, ValueError, KeyError, TypeError):
         return None
 

@@ -12,7 +12,6 @@ from tfmammo.apps.report import facts, pages, rebuild
 from tfmammo.apps.report.items import (
     FACT_KEYS,
     ITEMS,
-    Shown,
     find_item,
     list_checks,
     read_checks,
@@ -240,11 +239,6 @@ def test_no_paragraph_of_the_committed_pages_is_left_out(committed, files):
         if pages.list_sources(item, committed) and "{rows" in item.text:
             first, *_ = item.text.partition("{rows")
             assert " ".join(first.split()) in text, item.key
-
-
-def test_a_table_is_short():
-    with pytest.raises(ValueError, match="at most 8"):
-        Shown(models=tuple("abcdefghi"), measures=("dice",))
 
 
 def test_pages_are_written_and_old_curves_go(config, tmp_path):
