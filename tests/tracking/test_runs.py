@@ -6,9 +6,7 @@ import shutil
 import socket
 import subprocess
 import sys
-import threading
 import time
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from unittest import mock
 
@@ -18,6 +16,7 @@ import mlflow
 import numpy as np
 import pytest
 
+from tests.http_server import reply, serve
 from tests.known_networks import KnownModel
 from tests.ports import find_free_port, run_mlflow
 from tfmammo.config import Experiment, TrackingConfig
@@ -216,26 +215,12 @@ def test_a_store_that_cannot_be_used_is_one_sentence_within_seconds(folder):
 def test_only_a_servers_first_answer_must_come_soon(folder, monkeypatch):
     monkeypatch.setattr(store, "FIRST_TIMEOUT", 0.5)
 
-    class Slow(BaseHTTPRequestHandler):
-        def do_GET(self):
-            self.answer()
+    def answer(handler):
+        time.sleep(0 if handler.path == "/health" else 1)
+        reply(handler, b"{}")
 
-        def do_POST(self):
-            self.answer()
-
-        def answer(self):
-            time.sleep(0 if self.path == "/health" else 1)
-            self.send_response(200)
-            self.end_headers()
-            self.wfile.write(b"{}")
-
-        def log_message(self, *_):
-            pass
-
-    with ThreadingHTTPServer(("127.0.0.1", 0), Slow) as server:
-        threading.Thread(target=server.serve_forever, daemon=True).start()
-        assert history.list_runs(f"http://127.0.0.1:{server.server_port}") == []
-        server.shutdown()
+    with serve(answer) as place:
+        assert history.list_runs(f"http://{place}") == []
     with socket.create_server(("127.0.0.1", 0)) as silent:
         start = time.monotonic()
         with pytest.raises(TrackingError, match="can't be used"):

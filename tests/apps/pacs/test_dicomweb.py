@@ -3,15 +3,14 @@
 import datetime
 import ipaddress
 import ssl
-import threading
 from contextlib import contextmanager
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import numpy as np
 import pytest
 import requests
 from pydicom.dataset import Dataset
 
+from tests import http_server
 from tfmammo.apps.pacs import nodes
 from tfmammo.apps.pacs.config import PacsConfig, parse_address
 from tfmammo.archives.writers.dicom import write_dicom
@@ -24,45 +23,27 @@ IMAGE = nodes.Instance("1.2", "1.3", "1.4")
 
 @contextmanager
 def serve(answer, certificate=None):
-    """Run a server; `answer(handler)` answers each request. Yields address and headers.
+    """Run a server; yield its address, and the headers of each request that it answers.
 
     With a certificate, the files of it and of its key, it speaks TLS.
     """
     heard = []
-
-    class Handler(BaseHTTPRequestHandler):
-        def do_GET(self):
-            heard.append(dict(self.headers))
-            answer(self)
-
-        def log_message(self, *_):
-            pass
-
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    context = None
     if certificate:
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
         context.load_cert_chain(*certificate)
-        server.socket = context.wrap_socket(server.socket, server_side=True)
-    thread = threading.Thread(target=server.serve_forever)
-    thread.start()
-    try:
-        yield f"127.0.0.1:{server.server_port}", heard
-    finally:
-        server.shutdown()
-        server.server_close()
-        thread.join()
+
+    def note(handler):
+        heard.append(dict(handler.headers))
+        answer(handler)
+
+    with http_server.serve(note, context) as place:
+        yield place, heard
 
 
 def reply(status=200, content=b"[]", kind="application/dicom+json", **headers):
-    def answer(handler):
-        handler.send_response(status)
-        handler.send_header("Content-Type", kind)
-        for name, value in headers.items():
-            handler.send_header(name, value)
-        handler.end_headers()
-        handler.wfile.write(content)
-
-    return answer
+    headers["Content-Type"] = kind
+    return lambda handler: http_server.reply(handler, content, status, **headers)
 
 
 def open_node(place, authorization="Bearer token", **config):

@@ -3,13 +3,12 @@
 import base64
 import json
 import sys
-import threading
-from http.server import BaseHTTPRequestHandler, HTTPServer
 
 import cv2
 import numpy as np
 import pytest
 
+from tests.http_server import reply, serve
 from tests.small_mammograms import make_mammogram
 from tfmammo.apps.stress.config import StressConfig
 from tfmammo.apps.stress.detectors import CommandDetector, OneByOne, OnnxDetector, open_detector
@@ -125,52 +124,32 @@ def test_a_bad_detector_is_refused(uri, word):
         open_detector(uri, StressConfig(detectors={"a": "b"}))
 
 
-class Answer(BaseHTTPRequestHandler):
-    """Answers as `tfmammo serve` with a CAD pipeline: the brightest pixel as a box."""
-
-    def do_POST(self):
-        body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-        (item,) = body["inputs"]
-        assert item["laterality"] == "L" and item["spacing"] == [0.2, 0.2]
-        image = cv2.imdecode(
-            np.frombuffer(base64.b64decode(item["image"]), np.uint8), cv2.IMREAD_UNCHANGED
-        )
-        assert image.dtype == np.uint16
-        row, col = np.unravel_index(image.argmax(), image.shape)
-        place = [int(row), int(col), int(row) + 1, int(col) + 1]
-        lesions = [{"kind": kind, "score": 0.75, "box": place} for kind in ("mass", "asymmetry")]
-        answer = {"predictions": [{"report": {"lesions": lesions}}]}
-        if self.path != "/invocations":
-            answer = {}
-        content = json.dumps(answer).encode()
-        self.send_response(200)
-        self.send_header("Content-Length", str(len(content)))
-        self.end_headers()
-        self.wfile.write(content)
-
-    def log_message(self, *_):
-        pass
+def box_the_brightest_pixel(handler):
+    """Answer as `tfmammo serve` with a CAD pipeline."""
+    body = json.loads(handler.rfile.read(int(handler.headers["Content-Length"])))
+    (item,) = body["inputs"]
+    assert item["laterality"] == "L" and item["spacing"] == [0.2, 0.2]
+    image = cv2.imdecode(
+        np.frombuffer(base64.b64decode(item["image"]), np.uint8), cv2.IMREAD_UNCHANGED
+    )
+    assert image.dtype == np.uint16
+    row, col = np.unravel_index(image.argmax(), image.shape)
+    place = [int(row), int(col), int(row) + 1, int(col) + 1]
+    lesions = [{"kind": kind, "score": 0.75, "box": place} for kind in ("mass", "asymmetry")]
+    answer = {"predictions": [{"report": {"lesions": lesions}}]}
+    reply(handler, json.dumps(answer if handler.path == "/invocations" else {}).encode())
 
 
-@pytest.fixture
-def server():
-    with HTTPServer(("127.0.0.1", 0), Answer) as running:
-        thread = threading.Thread(target=running.serve_forever)
-        thread.start()
-        yield f"http://127.0.0.1:{running.server_address[1]}"
-        running.shutdown()
-        thread.join()
-
-
-def test_an_endpoint_of_this_machine_answers_for_a_pipeline(server):
+def test_an_endpoint_of_this_machine_answers_for_a_pipeline():
     config = StressConfig(detectors={"a": "b"}, data=DataConfig(kinds=("mass",)))
     mammogram = record()
-    (found,) = open_detector(f"{server}/invocations", config).detect([mammogram])
+    with serve(box_the_brightest_pixel) as place:
+        (found,) = open_detector(f"http://{place}/invocations", config).detect([mammogram])
+        with pytest.raises(DetectionError, match=r"predictions\[0\]"):
+            open_detector(f"http://{place}/elsewhere", config).detect([mammogram])
     row, col = np.unravel_index(mammogram.pixels()[..., 0].argmax(), (40, 60))
     np.testing.assert_array_equal(found.boxes, [[row, col, row + 1, col + 1]])
     assert found.classes == ("mass",) and found.scores == np.float32(0.75)
-    with pytest.raises(DetectionError, match=r"predictions\[0\]"):
-        open_detector(f"{server}/elsewhere", config).detect([mammogram])
 
 
 def test_an_onnx_file_of_the_apis_form_is_a_detector(tmp_path):
