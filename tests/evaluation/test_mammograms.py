@@ -13,7 +13,7 @@ from tfmammo.evaluation import mammograms
 from tfmammo.evaluation.mammograms import MammogramsConfig
 from tfmammo.evaluation.report import Report
 from tfmammo.mammogram import Lesion
-from tfmammo.metrics.segmentation import bootstrap_interval
+from tfmammo.metrics.resampling import bootstrap_interval
 from tfmammo.synthesis.config import SynthesisConfig
 from tfmammo.synthesis.mammograms import synthesize
 from tfmammo.synthesis.recipe import ArchiveIndexes

@@ -15,7 +15,7 @@ from tfmammo.evaluation.comparison import Comparison, EvaluationConfig
 from tfmammo.evaluation.report import ComparisonReport, Report
 from tfmammo.evaluation.segmentation import PUBLISHED
 from tfmammo.metrics.printed import Published
-from tfmammo.metrics.segmentation import bootstrap_interval, paired_test
+from tfmammo.metrics.resampling import bootstrap_interval, paired_test
 from tfmammo.metrics.summary import Measure
 
 MEASURES = {"dice": Measure("Dice", "%", 100, 1)}

@@ -18,11 +18,9 @@ from tfmammo.metrics.perceptual import (
     fid,
     find_nearest,
     find_nearest_turned,
-    jackknife,
     mmd,
     ms_ssim,
 )
-from tfmammo.metrics.significance import Estimate
 from tfmammo.nn import pretrained
 
 WIDTHS = (64, 192, 384, 256, 256)
@@ -246,61 +244,3 @@ def test_copy_ratio_by_hand():
     np.testing.assert_array_equal(found, [0.5, 0.0, np.nan])
     assert np.isnan(copy_ratio(np.ones(3), np.full(3, np.inf))).all()
     assert np.isnan(copy_ratio(np.ones(3), np.zeros(3))).all()
-
-
-def test_jackknife_leaves_out_whole_patients_in_groups():
-    patients = np.array([f"p{i // 2:03}" for i in range(500)])
-    seen = []
-    jackknife(lambda rows: seen.append(rows) or 1.0, patients)
-    assert len(seen) == 1 + perceptual.GROUPS and len(seen[0]) == 500
-    left_out = [np.setdiff1d(seen[0], rows) for rows in seen[1:]]
-    assert sorted(np.concatenate(left_out).tolist()) == list(range(500))
-    for rows in left_out:
-        assert set(patients[rows]).isdisjoint(patients[np.setdiff1d(seen[0], rows)])
-    assert jackknife(lambda rows: 3.0, patients) == Estimate(3.0, 3.0, 3.0, 2.0**-249)
-    eight = np.array(list("abcdefgh"))
-    assert jackknife(lambda rows: -0.1, eight).p == 2**-7, "as a test that flips signs"
-    assert jackknife(lambda rows: 0.0, patients).p == 1
-    few = jackknife(lambda rows: float(rows.sum()), np.array(list("aabbcde")))
-    assert few.value == 21 and np.isnan([few.low, few.high, few.p]).all()
-    unknown = jackknife(lambda rows: 2.0 if len(rows) > 5 else np.nan, np.array(list("abcdef")))
-    # leaving one out leaves nothing to compute
-    assert unknown.value == 2 and np.isnan([unknown.low, unknown.high, unknown.p]).all()
-
-
-@pytest.mark.parametrize("count", [12, 120])
-def test_jackknife_by_the_textbooks_formula(count):
-    """120 patients are in 100 groups: the variance is that of 100 values, not of 120."""
-    values = np.random.default_rng(0).normal(0.5, 1, count)
-    patients = np.array([f"p{number:03}" for number in range(count)])
-    left = []
-
-    def compute(rows):
-        left.append(np.square(values[rows]).mean())
-        return left[-1]
-
-    found = jackknife(compute, patients, level=0.9)
-    groups = len(left) - 1
-    assert groups == min(count, perceptual.GROUPS)
-    error = np.sqrt((groups - 1) ** 2 / groups * np.var(left[1:], ddof=1))
-    reach = scipy.stats.t.ppf(0.95, groups - 1) * error
-    assert (found.low, found.high) == pytest.approx((found.value - reach, found.value + reach))
-    assert found.p == pytest.approx(2 * scipy.stats.t.sf(found.value / error, groups - 1))
-
-
-def test_an_areas_interval_stays_within_0_and_1_and_an_area_of_1_is_not_certain():
-    areas = np.array([0.9, 0.99, 0.97, 0.999, 0.95, 0.98, 0.995, 0.93])
-    patients = np.array([f"p{number}" for number in range(8)])
-    area = perceptual.jackknife_area(lambda rows: areas[rows].mean(), patients, 8)
-    assert area.value == pytest.approx(areas.mean())
-    assert 0 < area.low < area.value < area.high < 1
-    assert area.high - area.value < area.value - area.low, "on the scale of logits"
-    perfect = perceptual.jackknife_area(lambda rows: 1.0, patients, 8)
-    assert perfect.value == 1 == perfect.high
-    assert perfect.low == pytest.approx(1 + np.log(0.05) / 8), "the rule of three"
-    blind = perceptual.jackknife_area(lambda rows: 0.5, patients, 8)
-    assert blind.low == pytest.approx(0.5 + np.log(0.05) / 8), "all alike to the classifier"
-    smaller = perceptual.jackknife_area(lambda rows: 1.0, patients, 6)
-    assert smaller.low == pytest.approx(1 + np.log(0.05) / 6), "of the smaller class"
-    few = perceptual.jackknife_area(lambda rows: 1.0, patients, 5)
-    assert np.isnan([few.low, few.high]).all()

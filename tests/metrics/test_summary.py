@@ -8,7 +8,7 @@ import pytest
 from rich.console import Console
 
 from tests.facts import find
-from tfmammo.metrics.segmentation import bootstrap_interval, paired_test
+from tfmammo.metrics.resampling import bootstrap_interval, paired_test
 from tfmammo.metrics.significance import Estimate
 from tfmammo.metrics.summary import (
     BOOTSTRAP,

@@ -29,7 +29,7 @@ from tfmammo.evaluation.networks import Network
 from tfmammo.evaluation.report import ComparisonReport
 from tfmammo.evaluation.segmentation import SegmentationConfig
 from tfmammo.mammogram import key_check
-from tfmammo.metrics import segmentation, synthesis, texture
+from tfmammo.metrics import resampling, segmentation, synthesis, texture
 from tfmammo.metrics.classification import RATES
 from tfmammo.models.cgan import CGANConfig
 from tfmammo.tracking import export
@@ -122,7 +122,7 @@ def test_facts_and_tables_summarise_the_images(compared, patches):
     dice = read_values(compared, "CAN", "dice")
     fact = find(facts, "CAN", "dice")
     assert (fact.images, fact.patients, fact.unit) == (18, 9, "%")
-    bounds = segmentation.bootstrap_interval(dice, patches.patient_ids, samples=500)
+    bounds = resampling.bootstrap_interval(dice, patches.patient_ids, samples=500)
     expected = [100 * one for one in (dice.mean(), *bounds)]
     assert (fact.value, fact.low, fact.high) == pytest.approx(expected, rel=1e-5)
     fact = find(facts, "U-Net", "dice", "differences", "CAN")

@@ -7,7 +7,7 @@ from tests.facts import find
 from tfmammo.config import DataConfig
 from tfmammo.data.patches import Patches
 from tfmammo.evaluation.report import Report
-from tfmammo.metrics.segmentation import paired_test
+from tfmammo.metrics.resampling import paired_test
 from tfmammo.studies import classification_cases as cases
 from tfmammo.studies.classification import StudyConfig
 

@@ -37,7 +37,7 @@ from tfmammo.evaluation.report import Report, save_figure
 from tfmammo.mammogram import Box, Mammogram
 from tfmammo.metrics import blending
 from tfmammo.metrics.plotting import plot_style
-from tfmammo.metrics.segmentation import crossed_interval
+from tfmammo.metrics.resampling import crossed_interval
 from tfmammo.metrics.significance import FEWEST_PATIENTS, Estimate, describe_few
 from tfmammo.metrics.summary import JACKKNIFE, Measure, Table
 from tfmammo.synthesis.recipe import ArchiveIndexes, Recipe, find_source, read_recipe

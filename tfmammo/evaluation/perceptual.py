@@ -22,7 +22,7 @@ from pydantic import Field, PositiveInt
 from tfmammo.errors import ConfigError
 from tfmammo.evaluation.comparison import EvaluationConfig
 from tfmammo.evaluation.two_sample import Groups, Images, Masks, TwoSample, two_sample
-from tfmammo.metrics import perceptual
+from tfmammo.metrics import perceptual, resampling
 from tfmammo.metrics.rows import Fact
 from tfmammo.metrics.significance import Estimate
 from tfmammo.metrics.summary import JACKKNIFE, Measure, count_sizes, list_comparisons
@@ -240,16 +240,16 @@ class PerceptualScorer:
         for name, sets in statistics.items():
             key = self.mark_name(name)
             measure = measures[name]
-            estimate: Callable[..., Estimate] = perceptual.jackknife
+            estimate: Callable[..., Estimate] = resampling.jackknife
             if name == "auc":  # of patches of the same patients
-                estimate = partial(perceptual.jackknife_area, fewest=sizes["patients"])
+                estimate = partial(resampling.jackknife_area, fewest=sizes["patients"])
             for model, statistic in sets.items():
                 level = estimate(statistic, patient_ids, level=config.level)
                 facts.append(measure.make_fact("means", model, key, level, **about))
             models = [model for model in sets if model != real]
             for model, other in list_comparisons(models, config.compare):
                 subtract = partial(_subtract, sets[model], sets[other])
-                change = perceptual.jackknife(subtract, patient_ids, config.level)
+                change = resampling.jackknife(subtract, patient_ids, config.level)
                 tested = {"against": other, "p": change.p, **about}
                 facts.append(measure.make_fact("differences", model, key, change, **tested))
         return facts

@@ -24,7 +24,7 @@ from sklearn.model_selection import StratifiedGroupKFold
 
 from tfmammo.data.preprocess import resize_image, resize_mask
 from tfmammo.metrics.blending import check_patches
-from tfmammo.metrics.perceptual import jackknife_area
+from tfmammo.metrics.resampling import jackknife_area
 from tfmammo.metrics.significance import FEWEST_PATIENTS, Estimate
 from tfmammo.nn.optimization import Adam
 

@@ -9,16 +9,13 @@ weights and SHA-256.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from itertools import product
 
 import numpy as np
 import tensorflow as tf
 from numpy.typing import NDArray
-from scipy import stats
 
 from tfmammo.errors import name_key
-from tfmammo.metrics.significance import FEWEST_PATIENTS, Estimate, bound_alike, is_point
 from tfmammo.nn import pretrained, published
 
 Floats = NDArray[np.floating]
@@ -28,7 +25,6 @@ WINDOW = 11  # px of SSIM's Gaussian
 # A patch counts as a copy if its distance to training patches is below this part of the median of
 # real held-out patches.
 COPY = 0.5
-GROUPS = 100  # of patients, at most, that a jackknife leaves out in turn
 BATCH = 16
 
 
@@ -313,82 +309,6 @@ def copy_ratio(distances: Floats, reference: Floats) -> NDArray[np.float64]:
     median = np.median(finite) if finite.size else np.nan
     values = np.where(np.isfinite(distances), distances, np.nan)
     return np.divide(values, median, out=np.full(len(values), np.nan), where=bool(median > 0))
-
-
-def jackknife(
-    statistic: Callable[[NDArray[np.intp]], float],
-    patient_ids: NDArray[np.str_],
-    level: float = 0.95,
-) -> Estimate:
-    """Compute a statistic of a set of patches with its interval, leaving out one patient at a time.
-
-    More than GROUPS patients are left out in groups. This is not the bootstrap, which draws patches
-    twice: FID and KID would see copies, and their interval could miss their value.
-
-    Args:
-        statistic: Rows of patches, intp, ascending -> a number.
-        patient_ids: str [n].
-        level: Confidence level, in (0, 1).
-
-    Returns:
-        The value, with interval and two-sided p of 0 by Student's t; NaN where there are fewer than
-        `FEWEST_PATIENTS` patients, or where leaving one out leaves nothing to compute. Where the
-        statistic never varies, p is 1 of a value of 0, else 2^(1-n) of n patients, as of a test
-        that flips signs.
-
-    Source:
-        Davison & Hinkley, Bootstrap Methods and their Application (1997), 3.2.1.
-    """
-    patients, numbers = np.unique(patient_ids, return_inverse=True)
-    groups = np.random.default_rng(0).permutation(len(patients)) % min(GROUPS, len(patients))
-    member = groups[numbers]
-    value = statistic(np.arange(len(patient_ids)))
-    count = int(groups.max()) + 1
-    if count < FEWEST_PATIENTS:
-        return Estimate(value)
-    left = np.array([statistic(np.flatnonzero(member != group)) for group in range(count)])
-    if not np.isfinite([value, *left]).all():
-        return Estimate(value)
-    error = np.sqrt((count - 1) / count * np.square(left - left.mean()).sum())
-    reach = error * stats.t.ppf((1 + level) / 2, count - 1)
-    if np.ptp(left) > 1e-12 * abs(value):  # more than what rounding leaves of 0
-        p = float(2 * stats.t.sf(abs(value) / error, count - 1))
-    else:
-        p = 2.0 ** (1 - len(patients)) if value else 1.0
-    return Estimate(value, float(value - reach), float(value + reach), p)
-
-
-def jackknife_area(
-    statistic: Callable[[NDArray[np.intp]], float],
-    patient_ids: NDArray[np.str_],
-    fewest: int,
-    level: float = 0.95,
-) -> Estimate:
-    """Compute an area under a ROC curve with its interval; otherwise as `jackknife`, without p.
-
-    The interval is on the scale of logits, so that it stays within [0, 1]. Where an area is 0 or 1,
-    which has no logit, or never varies, it is that of the area itself, at least by the rule of
-    three (3 / n to either side at 0.95), and cut off there.
-
-    Args:
-        statistic: As for `jackknife`, like `patient_ids`.
-        fewest: The n of this rule: the patients of the class that has fewer.
-    """
-
-    def compute_logit(rows: NDArray[np.intp]) -> float:
-        area = statistic(rows)
-        return float(np.log(area / (1 - area))) if 0 < area < 1 else np.nan
-
-    value = statistic(np.arange(len(patient_ids)))
-    logit = jackknife(compute_logit, patient_ids, level)
-    low, high = (float(1 / (1 + np.exp(-bound))) for bound in (logit.low, logit.high))
-    is_unknown = np.isnan(low) or is_point(low, high)
-    if is_unknown and np.isfinite(value) and fewest >= FEWEST_PATIENTS:
-        area = jackknife(statistic, patient_ids, level)
-        least, most = bound_alike(value, fewest, level)
-        low = float(np.clip(np.fmin(area.low, least), 0, 1))
-        high = float(np.clip(np.fmax(area.high, most), 0, 1))
-    return Estimate(value, low, high)
 
 
 def _turn(images: Floats, quarter: int, step: int) -> Floats:

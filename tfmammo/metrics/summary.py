@@ -15,8 +15,8 @@ from rich.text import Text
 
 from tfmammo.document import tabulate
 from tfmammo.filesystem import atomic_file
+from tfmammo.metrics.resampling import bootstrap_interval, paired_test
 from tfmammo.metrics.rows import Fact
-from tfmammo.metrics.segmentation import bootstrap_interval, paired_test
 from tfmammo.metrics.significance import (
     FEWEST_PATIENTS,
     Estimate,

@@ -19,9 +19,9 @@ from tfmammo.errors import DataError
 from tfmammo.evaluation.report import Report, save_figure
 from tfmammo.metrics.classification import delong_test, roc_auc, roc_curve
 from tfmammo.metrics.clustered_auc import estimate_auc, has_few_patients, rank_swap_test
-from tfmammo.metrics.perceptual import jackknife
 from tfmammo.metrics.plotting import COLOURS, make_roc_axes, plot_style
 from tfmammo.metrics.printed import get_values
+from tfmammo.metrics.resampling import jackknife
 from tfmammo.metrics.rows import Fact
 from tfmammo.metrics.significance import Estimate
 from tfmammo.metrics.summary import Table, correct_p, count_sizes, format_p, format_spread

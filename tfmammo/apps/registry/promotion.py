@@ -47,7 +47,7 @@ from tfmammo.errors import DataError, ExportError, TrackingError
 from tfmammo.evaluation import networks
 from tfmammo.evaluation.networks import Network
 from tfmammo.metrics import segmentation, synthesis
-from tfmammo.metrics.segmentation import paired_test
+from tfmammo.metrics.resampling import paired_test
 from tfmammo.metrics.significance import FEWEST_PATIENTS, Estimate, smallest_p
 from tfmammo.tracking import store
 from tfmammo.tracking.store import redact

@@ -12,8 +12,8 @@ from tfmammo.apps.stress.config import REMOVAL, StressConfig
 from tfmammo.apps.stress.pairs import Condition
 from tfmammo.apps.stress.scoring import Outcome, Trial
 from tfmammo.metrics.psychometric import Psychometric, fit
+from tfmammo.metrics.resampling import bootstrap_interval, share_interval
 from tfmammo.metrics.rows import Fact
-from tfmammo.metrics.segmentation import bootstrap_interval, share_interval
 from tfmammo.metrics.summary import Table
 
 STRATA: dict[str, Callable[[Outcome, Condition], str]] = {
