@@ -61,7 +61,7 @@ from tfmammo.config import FIXED, Experiment, Frozen, Width
 from tfmammo.detection import regions
 from tfmammo.detection.detections import OUTPUTS
 from tfmammo.detection.saved_models import (
-    compare_answers,
+    ROUNDING,
     describe_function,
     letterbox_batch,
     make_random_image,
@@ -81,7 +81,7 @@ from tfmammo.nn.layers import draw_uniform, step_seed
 from tfmammo.nn.networks import normal, resnet_stages
 from tfmammo.nn.optimization import build_adam, count_batches, minimize
 from tfmammo.nn.pretrained import adopt_resnet
-from tfmammo.tracking.export import SIGNATURE
+from tfmammo.tracking.export import SIGNATURE, compare_answers
 
 STRIDE = 16  # px of the image per cell of C4 and C5
 SMALLEST = 32  # px of the image, of which C4 and C5 are 2 x 2
@@ -475,7 +475,7 @@ def write(model: LightHeadRCNN, folder: Path) -> dict[str, Any]:
     corners = np.random.default_rng(0).random((1, 8, 2, 2), np.float32)
     some = tf.constant(np.sort(corners, axis=2).reshape(1, 8, 4))
     answers = saved_model.signatures["regions"](image=image, regions=some)
-    compare_answers(answers, inspect.python_function(image, some))
+    compare_answers("the detector", answers, inspect.python_function(image, some), ROUNDING)
     outputs = saved_model.signatures[SIGNATURE].structured_outputs
     return {"detector": describe_function((None, None), outputs, network)}
 

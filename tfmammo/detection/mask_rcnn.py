@@ -62,9 +62,9 @@ from pydantic import (
 from tfmammo.config import Experiment, Frozen, TrainingConfig
 from tfmammo.detection.detections import MASKS
 from tfmammo.detection.saved_models import (
+    ROUNDING,
     SAVED_MODEL,
     answer_api,
-    compare_answers,
     describe_function,
     make_random_image,
     save_and_load,
@@ -84,7 +84,7 @@ from tfmammo.detection.training import (
 )
 from tfmammo.errors import DetectionError
 from tfmammo.nn.optimization import build, minimize
-from tfmammo.tracking.export import SIGNATURE
+from tfmammo.tracking.export import SIGNATURE, compare_answers
 
 Stage = Literal["heads", "upper", "all"]
 # px: rows and columns of the image are multiples of it, the stride of the pyramid's highest level
@@ -461,7 +461,7 @@ def write(model: Any, folder: Path) -> dict[str, Any]:
     saved_model = save_and_load(network.variables, functions, folder / SAVED_MODEL)
     image = make_random_image(model.shape)
     answers = answer_api(saved_model.signatures[SIGNATURE], image)
-    compare_answers(answers, model.detect(tf.constant(image)))
+    compare_answers("the detector", answers, model.detect(tf.constant(image)), ROUNDING)
     return {SAVED_MODEL: describe_function(model.shape, answers, network)}
 
 

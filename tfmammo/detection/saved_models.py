@@ -10,7 +10,6 @@ import numpy as np
 import tensorflow as tf
 from numpy.typing import NDArray
 
-from tfmammo.errors import ExportError
 from tfmammo.tracking.export import describe_variables
 
 SAVED_MODEL = "saved_model"  # the folder of an API's export, and its function in the card
@@ -37,16 +36,6 @@ def save_and_load(variables: Sequence[Any], functions: Mapping[str, Any], folder
     signatures = {name: function.get_concrete_function() for name, function in functions.items()}
     tf.saved_model.save(module, str(folder), signatures=signatures)
     return tf.saved_model.load(str(folder))
-
-
-def compare_answers(saved: Mapping[str, Any], expected: Mapping[str, Any]) -> None:
-    """Check that a SavedModel gives the expected answers; else ExportError names the answer."""
-    for name, values in expected.items():
-        scale = max(1.0, float(np.max(np.abs(values))))
-        if not np.allclose(saved[name], values, rtol=ROUNDING, atol=ROUNDING * scale):
-            raise ExportError(
-                f"the detector's {name} differ between the SavedModel and the network in memory"
-            )
 
 
 def describe_function(

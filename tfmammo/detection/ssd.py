@@ -50,9 +50,9 @@ from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, Pos
 
 from tfmammo.config import Experiment, Frozen
 from tfmammo.detection.saved_models import (
+    ROUNDING,
     SAVED_MODEL,
     answer_api,
-    compare_answers,
     describe_function,
     make_random_image,
 )
@@ -71,7 +71,7 @@ from tfmammo.detection.training import (
 )
 from tfmammo.errors import DetectionError
 from tfmammo.nn.optimization import build, minimize
-from tfmammo.tracking.export import SIGNATURE
+from tfmammo.tracking.export import SIGNATURE, compare_answers
 
 ENVIRONMENT = {"TF_USE_LEGACY_KERAS": "1", "PROTOCOL_BUFFERS_PYTHON_IMPLEMENTATION": "python"}
 _BACKBONES = {"mobilenet_v2": "ssd_mobilenet_v2_fpn_keras", "resnet50": "ssd_resnet50_v1_fpn_keras"}
@@ -337,7 +337,7 @@ def write(model: Any, folder: Path) -> dict[str, Any]:
     expected = model.detect(tf.constant(image))
     # one per anchor; those that are selected from them may change places by rounding
     raw = {name: expected[name] for name in ("raw_detection_boxes", "raw_detection_scores")}
-    compare_answers(answer_api(function, image), raw)
+    compare_answers("the detector", answer_api(function, image), raw, ROUNDING)
     outputs = function.structured_outputs
     network = model.networks["detector"]
     return {SAVED_MODEL: describe_function((None, None), outputs, network)}

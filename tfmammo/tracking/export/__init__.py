@@ -33,6 +33,7 @@ from tfmammo.tracking.export.reading import load_identified as load_identified
 from tfmammo.tracking.export.reading import load_onnx as load_onnx
 from tfmammo.tracking.export.reading import predict as predict
 from tfmammo.tracking.export.writing import Exportable as Exportable
+from tfmammo.tracking.export.writing import compare_answers as compare_answers
 from tfmammo.tracking.export.writing import export as export
 from tfmammo.tracking.export.writing import remove_leftovers as remove_leftovers
 from tfmammo.tracking.export.writing import write_saved_models as write_saved_models

@@ -9,18 +9,17 @@ from __future__ import annotations
 import logging
 import os
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-import numpy as np
 import tensorflow as tf
 
 from tfmammo import filesystem
 from tfmammo.errors import ExportError, summarize
-from tfmammo.tracking.export.card import SIGNATURE, Tensors, locate, read_card
+from tfmammo.tracking.export.card import SIGNATURE, locate, read_card
 from tfmammo.tracking.export.reading import SAME, load_onnx, load_saved_model
-from tfmammo.tracking.export.writing import draw_inputs
+from tfmammo.tracking.export.writing import compare_answers, draw_inputs
 
 OPSET = 17  # of ONNX: the latest that tf2onnx tests
 TOLERANCE = 1e-4  # of answers; float32 sums in another order differ by some 1e-6
@@ -65,7 +64,8 @@ def write_onnx(directory: Path, function: str, file: Path) -> Path:
             model, _ = convert.from_function(answer, input_signature=specs, opset=OPSET)
         with filesystem.atomic_file(file) as part:
             part.write_bytes(model.SerializeToString())
-            _compare_answers(load_onnx(part)(**patches), call(**patches))
+            found = load_onnx(part)(**patches)
+            compare_answers("ONNX Runtime", found, call(**patches), TOLERANCE)
     except ModuleNotFoundError:
         raise
     except Exception as error:  # tf2onnx's own, of several classes
@@ -89,12 +89,3 @@ def _quiet() -> Iterator[None]:
         finally:
             log.setLevel(level)
             os.environ["TF_CPP_MIN_LOG_LEVEL"] = native
-
-
-def _compare_answers(found: Tensors, expected: Mapping[str, tf.Tensor]) -> None:
-    for name, values in expected.items():
-        apart = float(np.max(np.abs(found[name] - values.numpy()), initial=0.0))
-        if not apart <= TOLERANCE * max(1.0, float(np.max(np.abs(values), initial=0.0))):
-            raise ExportError(
-                f"{name} differs by up to {apart:.3g} between ONNX Runtime and TensorFlow"
-            )

@@ -141,11 +141,8 @@ def _write_function(name: str, function: Any, model: Exportable, folder: Path) -
     with _keep_state(network):
         eager = {key: output.numpy() for key, output in function.python_function(**inputs).items()}
     saved = tf.saved_model.load(str(folder))
-    _compare_answers(
-        name,
-        eager,
-        {key: output.numpy() for key, output in saved.signatures[SIGNATURE](**inputs).items()},
-    )
+    compare_answers(f"network {name}", saved.signatures[SIGNATURE](**inputs), eager)
+    _check_ranges(name, eager)
     return {
         "inputs": {key: _describe_tensor(key, spec) for key, spec in specs.items()},
         "outputs": {
@@ -188,16 +185,33 @@ def _keep_state(network: keras.Model) -> Iterator[None]:
         variable.assign(value)
 
 
-def _compare_answers(name: str, eager: Tensors, saved: Tensors) -> None:
-    for key, expected in eager.items():
-        # a value near 0 among large ones is no more exact than they are
-        scale = max(1.0, float(np.max(np.abs(expected))))
-        if not np.allclose(saved[key], expected, rtol=TOLERANCE, atol=TOLERANCE * scale):
-            largest = np.max(np.abs(saved[key] - expected))
+def compare_answers(
+    owner: str,
+    found: Mapping[str, Any],
+    expected: Mapping[str, Any],
+    tolerance: float = TOLERANCE,
+) -> None:
+    """Check that what was saved gives the expected answers; else ExportError names the answer.
+
+    Args:
+        owner: What was saved.
+        found: Its answers by name.
+        expected: The answers of the network in memory; further ones that were found don't count.
+        tolerance: Relative to each value, and to an answer's largest value if that is above 1: a
+            value near 0 among large ones is no more exact than they are.
+    """
+    for key, answer in expected.items():
+        values = np.asarray(answer)
+        scale = max(1.0, float(np.max(np.abs(values), initial=0.0)))
+        if not np.allclose(found[key], values, rtol=tolerance, atol=tolerance * scale):
+            largest = np.max(np.abs(found[key] - values))
             raise ExportError(
-                f"network {name}: {key} differs by up to {largest:.3g} between the SavedModel and "
-                "the eager network"
+                f"{owner}: {key} differs by up to {largest:.3g} from the network in memory"
             )
+
+
+def _check_ranges(name: str, eager: Tensors) -> None:
+    for key, expected in eager.items():
         low, high = RANGES.get(key, (-np.inf, np.inf))
         if expected.min() < low - TOLERANCE or expected.max() > high + TOLERANCE:
             raise ExportError(
