@@ -41,7 +41,7 @@ from tfmammo.archives.headers import Header, check_header, parse_header
 from tfmammo.archives.named_files import is_dicom_head
 from tfmammo.archives.silence import silence
 from tfmammo.archives.stored import Stored, look_up
-from tfmammo.errors import ArchiveError
+from tfmammo.errors import ArchiveError, summarize
 
 _LONGEST_SEQUENCE = 2**20  # bytes; those that are read have some hundreds
 _UNDEFINED = 2**32 - 1  # the length of compressed pixels
@@ -243,7 +243,7 @@ def _decode_codes(dataset: FileDataset, data: bytes, kind: str) -> NDArray[np.un
         codes, _ = get_decoder(syntax).as_array(data, index=0, raw=True, **options)
     except Exception as error:
         # decoders are given pixels and numbers alone, so what they say can be told
-        reason = " ".join(str(error).split())[:200].rstrip(".")
+        reason = summarize(error)[:200].rstrip(".")
         raise Fault(f"its pixels can't be decoded ({type(error).__name__}: {reason})") from None
     return codes.view(codes.dtype.str.replace("i", "u"))
 

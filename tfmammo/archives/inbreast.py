@@ -25,7 +25,7 @@ from tfmammo.archives.findings import find_word
 from tfmammo.archives.notes import Notes
 from tfmammo.archives.tables import Row, read_table
 from tfmammo.archives.views import parse_side
-from tfmammo.errors import ArchiveError
+from tfmammo.errors import ArchiveError, summarize
 from tfmammo.mammogram import Found, Lesion, Lost, Mammogram, Skipped, View, hash_id, sort_found
 
 _NAME = re.compile(
@@ -128,7 +128,7 @@ def _read_outlines(notes: Notes, path: Path, rows: int, cols: int) -> list[Found
         if not isinstance(regions, list) or not all(isinstance(each, Mapping) for each in regions):
             raise ValueError("ROIs is no list of regions")
     except (OSError, ValueError, LookupError, AttributeError, TypeError, ExpatError) as error:
-        reason = f"not an OsiriX plist ({' '.join(str(error).split())[:200]})"
+        reason = f"not an OsiriX plist ({summarize(error)[:200]})"
         notes.note(path, f"its mammogram is kept without lesions: {reason}")
         return [Lost()]
     found: list[Found] = []

@@ -36,7 +36,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from tfmammo.errors import ArchiveError
+from tfmammo.errors import ArchiveError, summarize
 
 Scanner = Literal["dba", "howtek_mgh", "howtek_ismd", "lumisys"]
 
@@ -184,9 +184,7 @@ def decode(data: bytes, rows: int, cols: int) -> NDArray[np.uint16]:
     try:
         decoded = libjpeg.decode(patched)
     except RuntimeError as error:
-        raise ValueError(
-            f"the JPEG can't be decoded ({' '.join(str(error).split())[:200]})"
-        ) from None
+        raise ValueError(f"the JPEG can't be decoded ({summarize(error)[:200]})") from None
     return decoded[_LINES_BEFORE:].astype(np.uint16).reshape(rows, cols)
 
 

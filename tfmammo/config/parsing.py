@@ -18,7 +18,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 
 from tfmammo import shipped
 from tfmammo.config import keys
-from tfmammo.errors import ConfigError
+from tfmammo.errors import ConfigError, summarize
 
 TRAINING_CONFIG = "config.yaml"  # the file in which a training run keeps its config
 FLOAT32_MAX = 2.0**128 - 2.0**104
@@ -203,7 +203,7 @@ def read_yaml(path: Path) -> dict[str, Any]:
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path}: can't be read ({error.__class__.__name__})") from None
     except _NOT_YAML as error:
-        raise ConfigError(f"{path}: is not YAML ({' '.join(str(error).split())})") from None
+        raise ConfigError(f"{path}: is not YAML ({summarize(error)})") from None
     if not isinstance(content, Mapping):
         raise ConfigError(f"{path}: contains no sections")
     return dict(content)

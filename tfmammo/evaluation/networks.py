@@ -17,7 +17,7 @@ from pydantic import ValidationError
 from tfmammo import config as configuration
 from tfmammo.config import DataConfig
 from tfmammo.data.patches import Patches
-from tfmammo.errors import ConfigError, DataError, ExportError
+from tfmammo.errors import ConfigError, DataError, ExportError, summarize
 from tfmammo.filesystem import name_case
 from tfmammo.tracking import export
 from tfmammo.tracking.export import predict
@@ -317,8 +317,7 @@ def _load(
         signature = loaded.signatures[export.SIGNATURE]
     except (OSError, tf.errors.OpError, ValueError, KeyError) as error:
         raise ExportError(
-            f"{folder}: can't be read as a SavedModel with a serving signature "
-            f"({' '.join(str(error).split())})"
+            f"{folder}: can't be read as a SavedModel with a serving signature ({summarize(error)})"
         ) from None
     inputs = signature.structured_input_signature[1]
     outputs = signature.structured_outputs

@@ -21,7 +21,7 @@ from typing import IO, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from tfmammo.errors import WeightsError
+from tfmammo.errors import WeightsError, summarize
 
 Arrays = dict[str, NDArray[Any]]
 FindStorage = Callable[[str, str, int], NDArray[Any]]  # dtype, key, count -> stored numbers
@@ -44,7 +44,7 @@ def _read_as(path: Path, form: str) -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        reason = " ".join(str(error).split())[:300] or error.__class__.__name__
+        reason = summarize(error)[:300]
         raise WeightsError(f"{path}: can't be read as {form} ({reason})") from None
 
 

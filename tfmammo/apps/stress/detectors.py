@@ -37,7 +37,7 @@ from tfmammo.archives.writers import synthetic
 from tfmammo.config import DataConfig
 from tfmammo.data import sampling
 from tfmammo.detection.detections import COUNT, MASKS, OUTPUTS, Detections, Detector
-from tfmammo.errors import ConfigError, DataError, DetectionError
+from tfmammo.errors import ConfigError, DataError, DetectionError, summarize
 from tfmammo.mammogram import LesionKind, Mammogram, Skipped
 
 COMMAND = "command:"
@@ -153,8 +153,7 @@ def _translate(sentence: str) -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        line = " ".join(str(error).split())[:200]
-        raise DetectionError(f"{sentence} ({line})") from None
+        raise DetectionError(f"{sentence} ({summarize(error)[:200]})") from None
 
 
 class EndpointDetector:

@@ -34,7 +34,7 @@ from tfmammo.archives import dicom, folder, named_files, phantom
 from tfmammo.archives.stored import Stored
 from tfmammo.archives.writers import synthetic
 from tfmammo.data.preprocess import resize_image
-from tfmammo.errors import ArchiveError, DataError, TfmammoError
+from tfmammo.errors import ArchiveError, DataError, TfmammoError, summarize
 from tfmammo.mammogram import Laterality, Mammogram, View, hash_id
 from tfmammo.synthesis import editor
 from tfmammo.synthesis.editor import GivenFacts
@@ -252,7 +252,7 @@ def format_error(error: Exception) -> str:
     """Format an error for a page, without folders or names of files."""
     if not isinstance(error, ValidationError | TfmammoError):
         return "Something went wrong in the studio. Its log has the details."
-    text = " ".join(str(error).split())
+    text = summarize(error)
     if isinstance(error, ValidationError):
         text = configuration.describe(error)
     text = re.sub(r"^[^:]*[/\\][^:]*: ", "", text)  # "FILE: it is ..."
