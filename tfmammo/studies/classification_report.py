@@ -223,15 +223,6 @@ def compare_areas(
     return replace(jackknife(subtract, test.patient_ids, config.level), p=p)
 
 
-def compute_delong_p(
-    scores: NDArray[np.float64], reference: NDArray[np.float64], test: Patches
-) -> float:
-    """Compute the paper's p of two models; NaN where there are too few patients for any."""
-    if has_few_patients(test.labels, test.patient_ids):
-        return np.nan
-    return delong_test(test.labels, scores, reference)[1]
-
-
 def make_score_rows(scores: Scores, test: Patches, seeds: Sequence[int]) -> list[dict[str, Any]]:
     """Make the lines of scores.csv: one for each test patch and run."""
     patches = [
@@ -307,6 +298,7 @@ def _compare_areas(scores: Scores, test: Patches, config: StudyConfig) -> list[F
     """Compute areas, and their differences from the first share's, of the mean and each seed."""
     labels, patients = test.labels, test.patient_ids
     counts = count_sizes(patients)
+    few = has_few_patients(labels, patients)
     parts: dict[str, dict[float, NDArray[np.float64]]] = {
         "": {share: of_seeds.mean(axis=0) for share, of_seeds in scores.items()}
     }
@@ -328,7 +320,8 @@ def _compare_areas(scores: Scores, test: Patches, config: StudyConfig) -> list[F
             against = {"against": name_share(first), **settings}
             tested = {"test": SWAPS, "p": change.p}
             changes.append(AUC.make_fact("differences", model, "auc", change, **against, **tested))
-            tested = {"test": "DeLong", "p": compute_delong_p(own, of_part[first], test)}
+            p = np.nan if few else delong_test(labels, own, of_part[first])[1]
+            tested = {"test": "DeLong", "p": p}
             facts.append(AUC.make_fact("delong", model, "auc", change.value, **against, **tested))
         facts += correct_p(changes)
     return facts
