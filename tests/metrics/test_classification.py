@@ -1,4 +1,4 @@
-"""ROC areas, DeLong's test and curves, against known numbers."""
+"""ROC areas, DeLong's variance and test, and curves, against known numbers."""
 
 from functools import partial
 
@@ -11,6 +11,7 @@ from sklearn import metrics
 from tfmammo.metrics.classification import (
     RATES,
     delong_test,
+    delong_variance,
     roc_auc,
     roc_by_fold,
     roc_curve,
@@ -26,6 +27,7 @@ B = [0.3, 0.6, 0.2, 0.1, 0.9, 0.4, 0.7, 0.55, 0.5, 0.45, 0.6, 0.95]
 
 def test_known_numbers():
     assert roc_auc(Y, S) == pytest.approx(0.8, abs=1e-12)
+    assert delong_variance(Y, S) == pytest.approx(0.02875, abs=1e-12)
     assert (roc_auc(CASES, A), roc_auc(CASES, B)) == pytest.approx((0.8611111, 0.625), abs=1e-7)
     z, p = delong_test(CASES, A, B)
     assert (z, p) == pytest.approx((1.3226468, 0.1859528), abs=1e-7)
@@ -61,6 +63,9 @@ def test_areas_are_scikit_learns_and_the_variance_is_that_of_every_pair(case):
     false, true, thresholds = roc_curve(labels, scores)
     assert thresholds.tolist() == [np.inf, *sorted(set(scores), reverse=True)]
     assert np.trapezoid(true, false) == pytest.approx(roc_auc(labels, scores))
+    psi = np.sign(scores[labels][:, None] - scores[~labels][None]) / 2 + 0.5
+    expected = psi.mean(1).var(ddof=1) / labels.sum() + psi.mean(0).var(ddof=1) / (~labels).sum()
+    assert delong_variance(labels, scores) == pytest.approx(expected, abs=1e-12)
 
 
 @pytest.mark.parametrize(

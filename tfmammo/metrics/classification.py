@@ -37,6 +37,11 @@ def roc_auc(labels: ArrayLike, scores: ArrayLike) -> float:
     return float(positives.mean())
 
 
+def delong_variance(labels: ArrayLike, scores: ArrayLike) -> float:
+    """Compute the variance of `roc_auc` by DeLong's components; two cases of each class or more."""
+    return float(_covariance(check_scores(labels, scores)[0], [scores])[0, 0])
+
+
 def delong_test(labels: ArrayLike, scores_a: ArrayLike, scores_b: ArrayLike) -> tuple[float, float]:
     """Test whether two classifiers of the same cases have different areas.
 
@@ -160,4 +165,7 @@ def _covariance(positive: NDArray[np.bool_], several: list[ArrayLike]) -> NDArra
     if min(np.sum(positive), np.sum(~positive)) < 2:
         raise ValueError("a variance needs two positive and two negative labels")
     parts = [structural_components(positive, np.asarray(scores, np.float64)) for scores in several]
-    return sum(np.cov([part[side] for part in parts]) / len(parts[0][side]) for side in (0, 1))  # type: ignore[return-value]
+    return sum(
+        np.atleast_2d(np.cov([part[side] for part in parts])) / len(parts[0][side])
+        for side in (0, 1)
+    )  # type: ignore[return-value]

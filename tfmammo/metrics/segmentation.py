@@ -21,19 +21,41 @@ from numpy.typing import ArrayLike, NDArray
 Counts = tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64], NDArray[np.float64]]
 
 
-def dice(target: ArrayLike, output: ArrayLike) -> float:
-    """Compute twice the common area of two masks of one image over the sum of their areas.
+def accuracy(target: ArrayLike, output: ArrayLike) -> float:
+    """Compute the share of pixels on which two masks of one image agree.
 
     Args:
         target: The true mask, {0, 1}, bool or number.
         output: The other mask, of the same shape.
+    """
+    return _measure("accuracy", target, output)
+
+
+def dice(target: ArrayLike, output: ArrayLike) -> float:
+    """Compute twice the common area of two masks of one image over the sum of their areas.
+
+    Otherwise as `accuracy`.
 
     Examples:
         >>> dice([1, 1, 0, 0], [1, 0, 0, 0])
         0.6666666666666666
     """
+    return _measure("dice", target, output)
+
+
+def jaccard(target: ArrayLike, output: ArrayLike) -> float:
+    """Compute the common area of two masks over that of their union, otherwise as `accuracy`."""
+    return _measure("jaccard", target, output)
+
+
+def mcc(target: ArrayLike, output: ArrayLike) -> float:
+    """Compute Matthews' correlation of two masks of one image, otherwise as `accuracy`."""
+    return _measure("mcc", target, output)
+
+
+def _measure(name: str, target: ArrayLike, output: ArrayLike) -> float:
     pair = _to_binary(target, "target")[np.newaxis], _to_binary(output, "output")[np.newaxis]
-    return float(_compute_all(_count_pixels(*pair))["dice"][0])
+    return float(_compute_all(_count_pixels(*pair))[name][0])
 
 
 def per_image(
