@@ -44,6 +44,10 @@ class Curve:
 def count_ends(curves: Sequence[Curve]) -> str:
     """Say how many curves are flat at their ends."""
     flat = sum(curve.is_flat for curve in curves)
+    if flat == len(curves):
+        several = "Both" if flat == 2 else f"All {flat}"
+        which = "The validation curve is" if flat == 1 else f"{several} validation curves are"
+        return f"{which} flat at the end"
     return f"{flat} of {len(curves)} validation curves are flat at the end"
 
 

@@ -121,10 +121,16 @@ def count_words(evidence: Sequence[Evidence]) -> dict[Word, int]:
 
 def name_counts(evidence: Sequence[Evidence]) -> str:
     """Say how many claims have each verdict."""
-    plurals = {"holds": "hold", "does not hold": "do not hold"}
+    texts = {
+        "holds": ("holds", "hold"),
+        "does not hold": ("does not hold", "do not hold"),
+        "not decided": ("is not decided", "are not decided"),
+        "not tested": ("was not tested", "were not tested"),
+    }
     return ", ".join(
-        f"{count} {word if count == 1 else plurals.get(word, word)}"
+        f"{count} {texts[word][count != 1]}"
         for word, count in count_words(evidence).items()
+        if count
     )
 
 
@@ -138,12 +144,12 @@ def build_page(paper: str, facts: AllFacts, captions: Captions = NO_CAPTIONS) ->
         for study in STUDIES.values():
             if study.item == item.key and study.key in facts:
                 lines += ["", *_describe_study(study, facts, item)]
-    lines += ["", "---"]
+    lines += ["", "---", "", *_list_checks(paper, items)]
     shown = [captions[name] for item in items for name in list_pictures(item) if name in captions]
     if shown:
         sources = "; ".join(sorted({source for _, source in shown}))
-        text = f"Pictures: networks of the package on patients that they never saw. {sources}."
-        lines += ["", *wrap(f"{text} Commands: the JSON file beside each picture.")]
+        text = f"The pictures show networks of the package on unseen patients: {sources}."
+        lines += ["", *wrap(f"{text} The JSON file beside each picture has its commands.")]
     text = (
         f"`tfmammo report --only {paper}` repeats the runs of this page, except where a study has "
         "a command of its own."
@@ -165,23 +171,21 @@ def list_pictures(item: Item) -> tuple[str, ...]:
 
 def _introduce(paper: str, source: Paper, items: Sequence[Item], facts: AllFacts) -> list[str]:
     evidence = [one for item in items for one in judge_item(item, facts)]
-    checks = list_checks({paper, *(item.key for item in items)})
-    lines = [
+    return [
         *wrap(
-            f"{source.authors}: *{source.title}*. The paper's claim: {source.claim} How it works, "
-            f"and where this implementation deviates: [the paper's page](../papers/{paper}.md). "
-            "What the verdicts mean: [the rule](index.md#how-a-claim-is-decided)."
+            f"{source.authors}: *{source.title}*. The paper's claim: {source.claim} [The paper's "
+            f"page](../papers/{paper}.md) describes the method, and where this implementation "
+            "deviates. [The rule](index.md#how-a-claim-is-decided) explains the verdicts."
         ),
         "",
         *wrap(f"{len(evidence)} claims: {name_counts(evidence)}."),
-        "",
-        *wrap(
-            "**Verified by tests**, independently of any run: "
-            + "; ".join(dict.fromkeys(check.what for check in checks))
-            + "."
-        ),
     ]
-    return lines
+
+
+def _list_checks(paper: str, items: Sequence[Item]) -> list[str]:
+    checks = list_checks({paper, *(item.key for item in items)})
+    said = "; ".join(dict.fromkeys(check.what for check in checks))
+    return wrap(f"**Verified by tests**, independently of any run: {said}.")
 
 
 def _describe(item: Item, facts: AllFacts, captions: Captions) -> list[str]:
@@ -273,12 +277,12 @@ def _fill(text: str, facts: Facts | None) -> list[str]:
 def _fold(facts: Facts) -> list[str]:
     """Fold away files, commands and curves."""
     name = facts.name
-    files = [f"[All {len(facts.rows)} numbers]({name}.csv)"] if facts.rows else []
+    files = [f"[{len(facts.rows)} numbers]({name}.csv)"] if facts.rows else []
     files += [f"[curves]({name}.curves.csv)"] if facts.curves else []
     files.append(f"[commands]({name}.json)")
     lines = ["<details markdown><summary>Numbers, commands, curves</summary>", ""]
     ends = f" {curves.count_ends(facts.curves)}." if facts.curves else ""
-    lines += wrap(f"{', '.join(files)}.{ends}")
+    lines += wrap(f"Files: {', '.join(files)}.{ends}")
     if facts.curves:
         lines += [f"![Validation curves]({CURVES}/{name}.svg)"]
     return [*lines, "", "</details>"]

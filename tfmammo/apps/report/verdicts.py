@@ -33,10 +33,10 @@ RANDOM_START = "we trained the baseline from random weights, its authors from Im
 NOT_BEYOND = "not beyond what a trivial method gains"
 BELOW_TRIVIAL = "not better than the trivial baseline"
 SMALLER = "it depends on the patch size in pixels, and our patches are smaller than the paper's"
-OTHER_DATA = "a printed level, on other data than the paper's"
+OTHER_DATA = "printed levels are compared only on the paper's data"
 BELOW_LEVEL = "below the printed level"
 BEYOND_REAL = "beyond what real patches have, which is not better"
-DISAGREE = "another experiment of ours says the opposite"
+DISAGREE = "another of our experiments shows the opposite"
 NO_MARGIN = "the absence of a gain cannot be shown without an equivalence margin"
 DETECTED = 2.8 / (2 * 1.96)  # widths of a 95 % interval that a test detects with 80 % power
 
