@@ -20,11 +20,11 @@ HEAD = (
         "tfmammo synthesize --config synthesis_full --set generator=models:/zoo/infilling "
         "--output SET",
     ),
-    "These networks are small, so that they fit the package: narrow, for patches of 64 to 256 px "
+    "These networks are small enough to come with the package: narrow, for patches of 64 to 256 px "
     "and mammograms of 384 px, and stored in half precision. They show what each system does, and "
-    "are a starting point. They are not the papers' networks. All numbers below come from patients "
-    "that the network was not trained on; the cards name the exceptions. Those in tables were "
-    "measured with the packed files. [Measures](../guides/evaluation.md#measures) explains them.",
+    "are a starting point. They are not the papers' networks. All numbers come from patients that "
+    "the network was not trained on, with exceptions that the cards name. Numbers in tables were "
+    "measured with the packed files; [Measures](../guides/evaluation.md#measures) explains them.",
 )
 
 
