@@ -6,7 +6,7 @@ data.root=DIR
 
 Every method inserts the same held-out lesions into the same normal tissue of held-out patients.
 Each lesion keeps the place that it had in its own patch; it is neither turned nor resized. The
-vanilla GAN generates patches from noise, as many as there are lesions. It is measured where its
+vanilla GAN generates patches from noise, as many as there are lesions. They are measured where its
 training lesions are on average. The lesions' own real patches have a row of their own: what a
 perfect method would reach.
 """

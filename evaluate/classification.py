@@ -1,22 +1,22 @@
-"""What synthetic patches are worth to a classifier of real ones: train every share with every
+"""Measure what synthetic patches add to a classifier of real ones: train every share with every
 seed, test, compare, draw.
 
 tfmammo evaluate classification --config classification --set
 experiment.data.name=cdd_cesm experiment.data.root=DIR
 
-Finished runs are not repeated, and stopped runs continue. Classifiers of real patches
-alone come first. They score the synthetic set. If its lesions do not outscore its normal patches,
-the study ends, unless --allow is given.
+Finished runs are not repeated, and stopped runs resume. Classifiers of real patches alone come
+first, and score the synthetic set. If its lesions do not outscore its normal patches, the study
+ends, unless --allow is given.
 
-The table has each share's area under the ROC curve, of the scores averaged over the seeds and seed
-by seed. Patients are the units: intervals are of Obuchowski's variance, and p is of a permutation
-that swaps the ranks of two models patient by patient, with Holm's correction over the shares. Below
-six patients there is neither. The last line is the area of a patch's mean intensity alone. A
-further column has the paper's p, DeLong's, which takes the patches of one patient as independent.
+The table has each share's AUC, of scores averaged over the seeds and seed by seed. Patients are the
+units: intervals come from Obuchowski's variance, p-values from a permutation test that swaps the
+ranks of two models patient by patient, with Holm's correction over the shares. With fewer than six
+patients neither is given. The last line is the AUC of a patch's mean intensity alone. A further
+column has the paper's p-value, DeLong's, which treats patches of one patient as independent.
 
-With generators, the study also tests what adding and removing lesions does to the score of the
-classifiers trained on real patches alone. It takes patches of patients that neither knows, and a
-permutation test that flips patients whole. The t-SNE shows the same patches.
+With generators, the study also tests how adding and removing lesions changes the score of the
+classifiers trained on real patches alone, on patches of patients unseen by both. Its permutation
+test flips whole patients. The t-SNE shows the same patches.
 """
 
 from pathlib import Path

@@ -5,8 +5,8 @@ models.CAN=[RUN,RUN,RUN]
 
 Models make images of the masks of patients they never saw. Tissue is defective where its texture
 is outside the range of real tissue. Sheets show a random choice of masks, and each model's
-best and worst by the area of its defects; flat tissue is blue, harsh tissue orange. Two rows tell
-what the numbers are worth: the real patches, and an image of two intensities.
+best and worst by the area of its defects; flat tissue is blue, harsh tissue orange. Two rows
+show what the numbers mean: the real patches, and an image of two intensities.
 """
 
 from tfmammo import cli

@@ -4,22 +4,22 @@ with intervals, seconds per mammogram, and every box.
 tfmammo evaluate detection --config detection --set data.name=inbreast data.root=DIR
 detectors=[RUN,RUN]
 
-Several model URIs are the folds of one cross-validation: each mammogram goes to the one that was
-not trained on its patient. Their scores have different scales, so each fold is measured by
-itself. Tables give the mean and, in a second row, the result of pooled scores.
+Several model URIs are the folds of one cross-validation: each mammogram goes to the model that
+was not trained on its patient. Their scores have different scales, so each fold is measured
+separately. Tables give the mean and, in a second row, the result of pooled scores.
 
 tfmammo evaluate detection --config detection --set data.name=inbreast data.root=DIR
 'detectors={SSD: [RUN,RUN], Mask R-CNN: [RUN,RUN]}' boxes=100
 
 Several detectors are evaluated on the mammograms for which each of them has a run that never saw
 their patient, and the differences from the first are tested. With boxes=100, a row of random boxes
-tells what the numbers are worth.
+is the trivial baseline.
 
 tfmammo evaluate detection --study infilling --set data.name=ddsm data.root=DIR
 tfmammo evaluate detection --study blending --set data.name=inbreast data.root=DIR
 
-A study trains a detector on real and more and more synthetic mammograms, for every fold, and tests
-the difference (tfmammo/studies/detection.py). It continues where it was stopped.
+A study trains a detector on real and on more and more synthetic mammograms, for every fold, and
+tests the difference (tfmammo/studies/detection.py). It resumes where it stopped.
 """
 
 from pathlib import Path

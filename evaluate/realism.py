@@ -1,5 +1,5 @@
-"""Evaluate how real the patches of models look, how various they are, and whether they are
-copies, on patients never seen.
+"""Evaluate how real and how varied the patches of models look, and whether they are copies, on
+patients that the models never saw.
 
 tfmammo evaluate realism --config realism --set data.name=cdd_cesm data.root=DIR
 alexnet=alexnet.npz heads=heads.npz

@@ -3,7 +3,7 @@
 tfmammo evaluate segmentation --config segmentation --set data.name=inbreast
 data.root=DIR models.CAN=[RUN,RUN,RUN]
 
-Two trivial baselines, which do not look at the image, show what the numbers are worth. "whole
+Two trivial baselines, which ignore the image, show what the numbers mean. "whole
 patch" calls everything mass. "centred disc" knows only how the patches are cut: its radius is the
 best one for the masks that the first model was trained on. Figures: the best, median and worst
 cases of each model; where all models are right and wrong, side by side; box plots; ROC curves over
@@ -12,7 +12,7 @@ pixels.
 tfmammo evaluate segmentation --study can --set data.root=DIR
 
 A study trains and scores its models under several protocols (tfmammo/studies/segmentation.py). It
-continues where it was stopped, elsewhere with its CSV files alone.
+resumes where it stopped; on another machine it needs only its CSV files.
 """
 
 from pathlib import Path

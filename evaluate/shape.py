@@ -3,8 +3,8 @@ matrices, ROC curves of the folds.
 
 tfmammo evaluate shape --config shape_evaluation --set data.name=ddsm data.root=DIR
 
-A trivial baseline without weights shows what the accuracy is worth: "most frequent" gives every
-mass the commonest shape among the masks that the first model was trained on.
+A trivial baseline shows what the accuracy means: "most frequent" gives every mass the commonest
+shape among the masks that the first model was trained on.
 """
 
 from tfmammo import cli

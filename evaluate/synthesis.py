@@ -4,7 +4,7 @@ near they come to the real image.
 tfmammo evaluate synthesis --config synthesis --set data.name=inbreast data.root=DIR
 models.CAN=[RUN,RUN,RUN]
 
-The sheet has one row a patch: mask, real image, and one column a model. Tables also measure
+The sheet has one row per patch: mask, real image, and one column per model. Tables also measure
 texture: the finest wavelet band in the mass, and checkerboards. LPIPS, FID and KID are added where
 the folder in TFMAMMO_WEIGHTS has the published networks.
 """

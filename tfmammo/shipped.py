@@ -18,14 +18,14 @@ COMMANDS = {
     "predict": ("-m tfmammo.inference", "find and outline lesions in a folder of images"),
     "report": ("evaluate/report.py", "re-run the five papers' tables and figures"),
     "compare": ("evaluate/compare.py", "compare segmentation models as a paper does"),
-    "archives": ("-m tfmammo.archives", "look at an archive before anything is trained on it"),
+    "archives": ("-m tfmammo.archives", "inspect an archive before training on it"),
     "build": ("-m tfmammo.data.build", "turn a large archive into records to stream from"),
     "export": ("-m tfmammo.apps.exchange", "write a data set for another tool"),
     "synthesize": ("-m tfmammo.synthesis", "insert lesions into mammograms"),
     "synthesize-patches": ("-m tfmammo.synthesis.patches", "make patches with lesions"),
     "stress": ("-m tfmammo.apps.stress", "find out where a detector fails"),
-    "audit": ("-m tfmammo.apps.audit", "find out whether a generator gives its patients away"),
-    "runs": ("-m tfmammo.tracking", "list training runs, and the store that they are in"),
+    "audit": ("-m tfmammo.apps.audit", "find out whether a generator reveals its patients"),
+    "runs": ("-m tfmammo.tracking", "list training runs, and name their store"),
     "registry": ("-m tfmammo.apps.registry", "list, promote and roll back registered models"),
     "serve": ("-m tfmammo.apps.serving", "answer requests over HTTP"),
     "studio": ("-m tfmammo.apps.studio", "edit mammograms in a browser"),
@@ -33,7 +33,7 @@ COMMANDS = {
     "reader-study": ("-m tfmammo.apps.reader_study", "ask readers which lesions are real"),
     "estimate": ("-m tfmammo.apps.estimate", "measure how long a build or a synthesis will take"),
     "demo": ("-m tfmammo.apps.demo", "show what the systems do, without training or data"),
-    "pretrained": ("-m tfmammo.apps.zoo", "list, show and unpack the networks that come with it"),
+    "pretrained": ("-m tfmammo.apps.zoo", "list, show and unpack the networks of the package"),
 }
 
 

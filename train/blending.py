@@ -1,4 +1,4 @@
-"""Train the blending GAN: a lesion grown into normal tissue.
+"""Train the blending GAN: a real lesion blended into normal tissue.
 
 See tfmammo/models/blending.py.
 

@@ -1,4 +1,4 @@
-"""Train the classifier of patches, a lesion or none, on real and synthetic patches.
+"""Train a classifier of patches with and without lesions, on real and synthetic ones.
 
 See tfmammo/models/classifier.py.
 

@@ -1,4 +1,4 @@
-"""Train a U-Net with a residual encoder: images to mass masks, a segmenter of today.
+"""Train a U-Net with a residual encoder: images to mass masks, a modern segmenter.
 
 See tfmammo/baselines/residual_unet.py.
 

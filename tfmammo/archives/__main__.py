@@ -1,12 +1,11 @@
 """Look at an archive before you train on it: what it contains, what was skipped, how it looks.
 
 tfmammo archives cbis_ddsm DIR --sheet sheet.png
-tfmammo archives cbis_ddsm DIR --list      pseudonyms as tables, logs and failures.csv
-                        have them, and their files
+tfmammo archives cbis_ddsm DIR --list      the file behind each pseudonym in tables, logs
+                        and failures.csv
 tfmammo archives inbreast DIR --dicom annotations      the lesions as DICOM SEG and SR
 
-Every mask in a file of its own is read, so that those of a wrong size or without a lesion are found
-now; --quick omits that.
+All mask files are read, to find those that are empty or have a wrong size; --quick omits this.
 """
 
 from __future__ import annotations

@@ -1,15 +1,15 @@
-"""Build TFRecord shards of an archive's patches, on as many machines as there are.
+"""Build TFRecord shards of an archive's patches, on one machine or many.
 
     tfmammo build --config configs/build.yaml --output DIR [--set KEY=VALUE ...] [--jobs N]
 
 Into DIR go shard-00000-of-00064.tfrecord, ... with one .json each. It says what the shard holds and
 what was skipped. At the end follow manifest.json, failures.csv and README.md (the card).
 
-A mammogram's shard follows from its place in the archive alone. So the files are the same bytes,
-however many workers make them. A shard takes its name when it is complete. A build that was stopped
-goes on where it was, because a shard whose hash is right is not made again, unless an image or a
-mask of it was changed since. What can't be used becomes a failure and stays one. --retry tries
-failures again, for example after a disk was missing.
+A mammogram's shard follows from its place in the archive alone, so the files are byte-identical for
+any number of workers. A shard takes its name when it is complete. A stopped build resumes: a shard
+whose hash is right is not made again, unless one of its images or masks has changed. A file that
+can't be used becomes a failure and stays one; --retry tries failures again, for example after a
+disk was missing.
 
 The work is done by processes of this machine. --runner FlinkRunner or another runner of Apache Beam
 distributes it over many machines. Every worker must see the archive and DIR under the same paths.

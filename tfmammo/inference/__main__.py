@@ -7,13 +7,14 @@ tfmammo predict runs/unet DIR -o predicted --archive inbreast --boxes truth --tr
 
 MODEL is a run's folder, an export, models:/NAME@ALIAS, or a network that comes with the package.
 IMAGES are files, or folders of them at any depth: PNG, TIFF, JPEG, PGM, BMP or DICOM. A detector
-gives boxes. A segmenter takes images that are cut around a lesion; for whole mammograms --boxes
-names the regions. A classifier says which shape each outlined mass has. A second run with the same
-command makes what is missing.
+finds boxes. A segmenter outlines the lesion in images cropped around it; for whole mammograms,
+--boxes names the regions. A classifier names the shape of each outlined mass. Running the same
+command again adds missing results.
 
-The folder holds masks/NAME.png (0 tissue, 255 lesion, in the image's own pixels), lesions.csv,
-predictions.json (COCO results) beside images.json, findings/NAME.json, and segmentations/NAME.dcm
-for DICOM images. An image that can't be used is listed in failures.csv; the exit code is 1 then.
+The output folder holds masks/NAME.png (0 tissue, 255 lesion, in the image's own pixels),
+lesions.csv, predictions.json (COCO results) beside images.json, findings/NAME.json, and
+segmentations/NAME.dcm for DICOM images. Images that can't be used are listed in failures.csv; the
+exit code is then 1.
 """
 
 from __future__ import annotations

@@ -9,10 +9,9 @@ For each patch a place on a normal mammogram (for removal: near a malignant lesi
 generator's training patches were. The generator's lesion is post-processed and added. A lesion that
 post-processing discards is drawn again, and counted.
 
-Every patch follows from the config and its number alone. A run that was stopped goes on where it
-was. A recipe makes its patch again, bit for bit with the same TensorFlow on the same kind of
-machine. What could not be made is a failure with its reason, and others replace it; --retry
-tries it again.
+Every patch follows from the config and its number alone. A stopped run resumes. A recipe reproduces
+its patch, bit for bit with the same TensorFlow on the same kind of machine. A patch that could not
+be made is a failure with its reason, and another replaces it; --retry tries it again.
 
 DIR is a set of patches, which `PatchSet.read` reads:
 

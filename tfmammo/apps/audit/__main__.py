@@ -3,7 +3,7 @@
     tfmammo audit --config configs/audit.yaml --set model=RUN data.root=DIR
 
 Training patches are compared with as many unseen ones: membership by loss and by discriminator,
-nearest patches, extraction from masks alone, patients found again. The verdict goes into the
+nearest patches, extraction from masks alone, re-identified patients. The verdict goes into the
 export's card, or into the tags of a registered version; `promote` can require it.
 """
 

@@ -9,7 +9,7 @@ FORMAT is one of
     hf          an image folder for Hugging Face datasets
     monai       a data list of the Medical Segmentation Decathlon's form
 
-FILE is configs/exchange.yaml, or the config of a train script, whose data section counts. No
+FILE is configs/exchange.yaml or the config of a train script; only its section data is used. No
 patient is in two subsets. Patients are pseudonyms. DIR must be new, or a stopped run of the same
 command, which resumes. `data.name=folder data.root=DIR` reads it back, and
 `data.split_file=DIR/split.json` gives the same split.

@@ -1,4 +1,4 @@
-"""Find, outline and name the lesions in studies of a PACS, and store what was found in them.
+"""Find, outline and classify lesions in studies of a PACS, and store the findings there.
 
 tfmammo pacs --config pacs --from ADDRESS --study UID ... --to ADDRESS
 

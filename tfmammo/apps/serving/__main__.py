@@ -1,4 +1,4 @@
-"""Serve networks, CAD pipelines and editors.
+"""Serve networks, CAD pipelines and lesion editors over HTTP.
 
 tfmammo serve register --config configs/serving_inverter.yaml --set network.handle=runs/can/fold0
 tfmammo serve run --model models:/tfmammo-can-inverter@best --port 5001

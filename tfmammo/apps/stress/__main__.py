@@ -1,11 +1,11 @@
-"""Stress a detector with pairs of mammograms with and without one lesion.
+"""Find out where a detector fails, by pairs of mammograms with and without one lesion.
 
     tfmammo stress --config configs/stress.yaml --set data.name=inbreast data.root=DIR
     tfmammo stress --config configs/stress.yaml --detector RUN --method drawn poisson
 
-It measures from which contrast and size on a detector finds lesions, how its score changes when
-only the lesion does, and what it finds where a lesion was removed or a seam was made. The page
-index.html has curves and pictures of the worst pairs.
+It measures the contrast and size at which the detector finds half of the lesions, how its score
+changes if only the lesion changes, and its detections where a lesion was removed or a seam was
+made. The page index.html has curves and pictures of the worst pairs.
 """
 
 from __future__ import annotations

@@ -4,8 +4,8 @@ tfmammo studio
 tfmammo studio --config configs/studio.yaml --set systems.infilling.generator=RUN
                                                             port=8000
 
-The page is at http://127.0.0.1:7860, for this machine only, until Ctrl-C. All uploads and downloads
-are in one private folder, which is removed at the end. The studio needs the extra `serve`.
+The page is at http://127.0.0.1:7860, for this machine only, until Ctrl-C. Uploads and downloads are
+kept in one private folder, which is removed at the end. The studio needs the extra `serve`.
 """
 
 from __future__ import annotations
