@@ -173,6 +173,16 @@ def test_the_summary_counts_claims_and_names_decided_ones():
     assert f"| CAN | {CLAIM.rstrip('.')} | **holds**, moderate certainty |" in text
 
 
+def test_the_texture_of_fig_5_is_judged_where_its_difference_was_computed(committed, files):
+    """On CDD-CESM, whose table the page shows, it was not."""
+    names = "G_crn", "haar_mass", "G_crn-"
+    row = committed["lpips"].find(*names)
+    assert row and committed["infilling_table1"].find(*names) is None
+    (evidence,) = pages.judge_item(find_item("infilling_fig5"), committed)
+    assert evidence.facts is committed["lpips"] and evidence.p == row.p_corrected > 0.05
+    assert "Fine texture in the mass +0.00" in " ".join(files["infilling.md"].split())
+
+
 def test_a_reason_takes_the_place_of_a_result():
     withdrawn = {"can_fig2": make_facts(item="can_fig2", reason="a wrong seed")}
     (evidence,) = pages.judge_item(find_item("can_fig2"), withdrawn)

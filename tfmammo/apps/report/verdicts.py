@@ -367,7 +367,10 @@ def _round_off(number: float) -> float:
 
 
 def _describe(row: Fact) -> str:
-    return f"{name_measure(row.measure)} {format_interval(row, with_p=True)}"
+    name = name_measure(row.measure)
+    if row.against:  # a difference of logarithms is in no unit of real patches
+        name = name.removesuffix(", real = 1")
+    return f"{name} {format_interval(row, with_p=True)}"
 
 
 def _judge_row(sentence: str, row: Fact, wants_higher: bool, null: float = 0) -> Evidence:
