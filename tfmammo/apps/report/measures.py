@@ -8,6 +8,7 @@ from tfmammo.apps.report.facts import Facts
 from tfmammo.metrics.rows import Fact
 
 UNKNOWN = "not measured"
+COUNTS = ("false_alarms_gone", "new_false_alarms")  # of patches; they have no sign
 THOUSANDTHS = "0.001"  # the unit of KID, whose name says it
 # measure -> (name, decimals); of one with a rate, such as tpr@0.5, the part before @
 MEASURES = {
@@ -18,6 +19,7 @@ MEASURES = {
     "contrast": ("contrast", 3),
     "defects": ("tissue with defects", 1),
     "dice": ("Dice", 1),
+    "false_alarms_gone": ("false alarms gone", 0),
     "fid": ("FID", 1),
     "flat": ("too flat", 1),
     "found": ("part found", 1),
@@ -38,6 +40,7 @@ MEASURES = {
     "ms_ssim": ("MS-SSIM among themselves", 3),
     "precision": ("precision", 1),
     "recall": ("recall", 1),
+    "new_false_alarms": ("new false alarms", 0),
     "nearest_mass": ("distance to the nearest training mass", 2),
     "seam": ("seam", 2),
     "ssim": ("SSIM", 3),
@@ -74,16 +77,14 @@ def format_value(value: float, measure: str, unit: str = "", sign: str = "") -> 
     return f"{number} {unit}" if unit and unit != THOUSANDTHS else number
 
 
-def format_printed(value: float | None, measure: str) -> str:
-    """Format a printed number with its own decimals, at least those of its measure."""
-    if value is None:
-        return "-"
-    return max(f"{value:g}", format_value(value, measure), key=len)
+def format_printed(value: float | None) -> str:
+    """Format a printed number with the paper's own decimals; those of 0.8 say that it is rough."""
+    return "-" if value is None else str(value)
 
 
 def format_interval(row: Fact, with_p: bool = False, with_unit: bool = True) -> str:
     """Format a row's value and interval, of a difference with its sign."""
-    sign = "+" if row.against else ""
+    sign = "+" if row.against and row.measure not in COUNTS else ""
     text = format_value(row.value, row.measure, sign=sign)
     if not math.isnan(row.low) and not math.isnan(row.high):
         bounds = (format_value(bound, row.measure, sign=sign) for bound in (row.low, row.high))

@@ -264,7 +264,7 @@ def show(shown: Shown, facts: Facts, item: Item) -> list[str]:
             body[-1].append(format_interval(row, with_unit=False) if row else "-")
             if measure in printed:
                 value = values.get(label, {}).get(printed[measure])
-                body[-1].append(format_printed(value, measure))
+                body[-1].append(format_printed(value))
     return tabulate(header, body).splitlines() if body else []
 
 
@@ -346,7 +346,7 @@ def _show_study(study: Study, facts: AllFacts, item: Item) -> list[str]:
                     format_interval(row, with_unit=False) if row else "-"
                     for row in (*levels, *differences)
                 ),
-                format_printed(value, "dice"),
+                format_printed(value),
             ]
         )
     return tabulate(header, body).splitlines()
