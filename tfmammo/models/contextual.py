@@ -35,6 +35,8 @@ Deviations, and what the paper leaves open:
   is D's, as in the cited paper. The sentence that names both it and self-attention rather means G's
   too (`spectral: both`). The readings have not been compared here.
 - Decoder widths mirror the encoder's. The embedding is repeated to 4 x 4. LeakyReLU's slope is 0.2.
+  Initial weights are Keras's (Glorot's, biases 0).
+- G's loss is not printed: L_G above is that of a non-saturating GAN, over the four classes.
 - D sees x + lesion alone, clipped to [-1, 1], as a real patch has no lesion; no random numbers.
 - The penalty is on log p(real) / p(fake), the logit of the two-class D that the head extends. It is
   computed in float32 at every precision. The text prints delta ~ U(0, 1), which brightens a patch

@@ -36,7 +36,7 @@ Deviations and what the paper leaves open:
   each ReLU; `none` omits it). A 1 x 1 convolution makes the image of the last module. ReLU is as
   printed, where theirs leaks. It upsamples bilinearly and starts from He's random weights.
 - The unet generator: Pix2Pix's U-Net, dropout 0.5 in its three innermost decoder blocks, off at
-  inference. Both generators end in tanh.
+  inference. Both generators end in tanh. The unet and D start from N(0, 0.02).
 - Intensities are those of the mammogram (`data.window`); the paper states none.
 - `data.padding` is the paper's 100 px "unscaled", about 5 mm of DDSM's films. In a scaled copy of
   an archive, or on phantoms (25 px), 100 px are more tissue.

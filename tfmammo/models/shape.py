@@ -12,7 +12,7 @@ Deviations and what the text leaves open:
 - ReLU after every layer but the last, and "same" padding of the first two convolutions: the only
   reading that leaves one position to the third and gives the 768,132 parameters.
 - The weighted losses are averaged over the batch, not divided by the sum of their weights.
-- Masks are in [0, 1], 1 on the lesion.
+- Masks are in [0, 1], 1 on the lesion. Initial weights are Keras's (Glorot's, biases 0).
 - The text downsamples the cGAN's mask of its loose crop, which was scaled by two factors. Here a
   mass is cut out of its mammogram again. The crop is a square, 5 % wider than the mass's box on
   either side, so that an oval stays one.
