@@ -140,7 +140,7 @@ def test_printed_numbers_have_the_papers_decimals(files):
 
 def test_counts_of_patches_have_neither_sign_nor_decimals(files):
     text = " ".join(files["contextual.md"].split())
-    assert "there are 121 new false alarms, and 60 are gone" in text
+    assert "patches lesions: 121 false alarms are new and 60 are gone" in text
 
 
 def test_a_placeholder_is_a_row_with_its_interval():
