@@ -76,6 +76,8 @@ def test_patches_of_a_messy_folder_and_what_a_second_run_does(models, tmp_path):
         read_mask(tmp_path / "out/masks/more/4.png") > 0,
         next(predict(models / "segmenter", source / "more/4.png")).mask,
     )
+    swallowed = run(models / "segmenter", "--kinds", "mass", source, "-o", tmp_path / "other")
+    assert swallowed.returncode == 2 and "name IMAGES before --kinds" in swallowed.stderr
     refused = run(models / "segmenter", source, "-o", tmp_path / "out", "--threshold", "0.9")
     assert refused.returncode == 2 and "differs in settings" in refused.stderr
 

@@ -48,7 +48,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     about = "a network that classifies the shapes of outlined masses"
     parser.add_argument("--classifier", metavar="MODEL", help=about)
     about = "lesion kinds of classes 1, 2, ... of a detector trained elsewhere; default: mass"
-    parser.add_argument("--kinds", nargs="+", choices=get_args(LesionKind), help=about)
+    parser.add_argument("--kinds", nargs="+", metavar="KIND", help=about)
     about = "least score of a detection; default: 0.5"
     parser.add_argument("--score", type=float, default=0.5, metavar="S", help=about)
     about = "probability from which on a pixel is lesion; default: 0.5"
@@ -66,6 +66,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def _run(options: Namespace) -> None:
+    kinds = get_args(LesionKind)
+    for kind in options.kinds or ():
+        if kind not in kinds:
+            raise ConfigError(
+                f"--kinds: {kind} is none of {', '.join(kinds)}; name IMAGES before --kinds"
+            )
     if not options.images and options.archive != "phantom":
         raise ConfigError("IMAGES: give at least one file or folder")
     script.configure_tensorflow(TrainingConfig(precision="float32"))
