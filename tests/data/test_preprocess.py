@@ -53,9 +53,18 @@ def test_stretching_by_hand():
 CONSTANT = np.full((8, 8, 1), 0.4, np.float32)
 
 
-def test_a_constant_image_cant_be_stretched():
-    with pytest.raises(ValueError, match="the image is constant"):
-        normalise(CONSTANT, (0.5, 99.5))
+@pytest.mark.parametrize(
+    ("call", "named"),
+    [
+        (lambda: normalise(CONSTANT, (0.5, 99.5)), "the image is constant"),
+        (lambda: normalise(0 * CONSTANT, (0.5, 99.5)), "the image is constant"),
+        (lambda: apply_window(CONSTANT, 0.5, 0.5), "is empty"),
+        (lambda: apply_window(CONSTANT, 0.6, 0.5), "is empty"),
+    ],
+)
+def test_what_cant_be_stretched_is_an_error(call, named):
+    with pytest.raises(ValueError, match=named):
+        call()
 
 
 @pytest.mark.parametrize("shape", [(64, 8), (8, 64), (64, 64)])

@@ -440,6 +440,7 @@ def test_a_model_that_must_not_be_relied_on_is_named(stage, card, remarks):
     said = Pipeline.list_remarks(SimpleNamespace(**stages))
     for remark, expected in zip(said, remarks, strict=True):
         assert remark.startswith(f"the {stage} ") and expected in remark
+        assert remark.endswith("use one of your own")
 
 
 def test_shapes_of_masks_that_a_detector_draws(load):

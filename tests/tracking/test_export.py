@@ -232,6 +232,10 @@ def test_outputs_are_compared_on_their_own_scale():
     with pytest.raises(ExportError, match="^n: features differs by up to 0.02"):
         compare_answers("n", {"features": large + np.float32(0.02)}, {"features": large})
     compare_answers("n", {"features": large + np.float32(0.02)}, {"features": large}, 1e-4)
+    found = {"features": np.float32([1000.15, 0])}
+    compare_answers("n", found, {"features": large}, 1e-4)
+    with pytest.raises(ExportError, match="^n: features differs by up to 0.15"):
+        compare_answers("n", found, {"features": large}, 1e-4, of_each=False)
     with pytest.raises(ExportError, match="^n: mask differs by up to 3e-05"):
         compare_answers("n", {"mask": large / 1000 + np.float32(3e-5)}, {"mask": large / 1000})
 

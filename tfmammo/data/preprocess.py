@@ -149,7 +149,9 @@ def resize_mask(mask: NDArray[np.uint8], rows: int, cols: int) -> NDArray[np.uin
 
 
 def apply_window(image: NDArray[np.float32], low: float, high: float) -> NDArray[np.float32]:
-    """Map the intensity `low` to 0 and `high` to 1, which is greater, linearly, and clip."""
+    """Map the intensity `low` to 0 and `high` to 1, linearly, and clip."""
+    if not low < high:
+        raise ValueError(f"a window from {low:g} to {high:g} is empty")
     return np.clip((image - np.float32(low)) / np.float32(high - low), 0, 1)
 
 

@@ -190,6 +190,7 @@ def compare_answers(
     found: Mapping[str, Any],
     expected: Mapping[str, Any],
     tolerance: float = TOLERANCE,
+    of_each: bool = True,
 ) -> None:
     """Check that what was saved gives the expected answers; else ExportError names the answer.
 
@@ -197,13 +198,15 @@ def compare_answers(
         owner: What was saved.
         found: Its answers by name.
         expected: The answers of the network in memory; further ones that were found don't count.
-        tolerance: Relative to each value, and to an answer's largest value if that is above 1: a
-            value near 0 among large ones is no more exact than they are.
+        tolerance: Relative to an answer's largest value if that is above 1: a value near 0 among
+            large ones is no more exact than they are.
+        of_each: Whether a value may be off by as large a part of itself besides.
     """
+    rtol = tolerance if of_each else 0.0
     for key, answer in expected.items():
         values = np.asarray(answer)
         scale = max(1.0, float(np.max(np.abs(values), initial=0.0)))
-        if not np.allclose(found[key], values, rtol=tolerance, atol=tolerance * scale):
+        if not np.allclose(found[key], values, rtol=rtol, atol=tolerance * scale):
             largest = np.max(np.abs(found[key] - values))
             raise ExportError(
                 f"{owner}: {key} differs by up to {largest:.3g} from the network in memory"
