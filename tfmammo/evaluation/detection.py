@@ -146,14 +146,15 @@ def evaluate(config: DetectionConfig, output: Path) -> Report:
         import_coco()  # fails before the work if pycocotools is missing
     sets = run_sets(config)
     first = next(iter(sets))
-    detected = collect(config, sets)
+    trained = collect(config, sets)
+    detected = trained
     if config.boxes:
         random = Found.by_one_run(match_random_boxes(sets[first], config))
-        detected = replace(detected, found={**detected.found, RANDOM_BOXES: random})
+        detected = replace(trained, found={**trained.found, RANDOM_BOXES: random})
     report = Report(config=config)
     add_recall(report, detected, (RANDOM_NOTE,) if config.boxes else ())
     add_false_positives(report, detected)
-    add_scores(report, replace(detected, found={name: detected.found[name] for name in sets}))
+    add_scores(report, trained)
     if len(detected.found) > 1:
         add_differences(report, detected, {first: ""})
     add_runs(report, detected)

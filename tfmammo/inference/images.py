@@ -93,20 +93,23 @@ def open_images(
             over.
         failed: Takes files that can't be read.
         archive: The archive that the only place is the folder of.
-        output: A folder of results, whose files are no images.
+        output: The folder of results: places in it are passed over, as is the folder itself within
+            a place once it has results.
 
     Raises:
         ConfigError: There is no such place, no image, or more than one archive.
         ArchiveError: The folder is no such archive.
     """
-    results = output.resolve() if output else None
     records = [each for each in given if isinstance(each, Mammogram)]
-    places = [each for each in given if not isinstance(each, Mammogram)]
+    named = [each for each in given if not isinstance(each, Mammogram)]
+    places = [place for place in named if not _is_beneath(place, output)]
+    if named and not (places or records):
+        raise ConfigError(f"{output}: has the images; name another folder for the results")
     found = [(record.image_id, record) for record in records]
     if archive and (places or not records):
-        found += _read_archive(archive, places, failed, results)
+        found += _read_archive(archive, places, failed)
     else:
-        found += [named for place in places for named in _read_place(place, failed, results)]
+        found += [image for place in places for image in _read_place(place, failed)]
     images: dict[str, Image] = {}
     for name, record in found:
         if name in images:
@@ -115,14 +118,12 @@ def open_images(
         else:
             images[name] = Image(name, record)
     if not images and not failed:
-        if any(_is_beneath(place, results) for place in places):
-            raise ConfigError(f"{output}: has the images; name another folder for the results")
         raise ConfigError(f"{', '.join(map(str, places))}: no image found")
     return list(images.values())
 
 
 def _read_archive(
-    archive: str, places: Sequence[Path], failed: Skipped, results: Path | None
+    archive: str, places: Sequence[Path], failed: Skipped
 ) -> Iterator[tuple[str, Mammogram]]:
     """Read the records of an archive, with their names; images that have none are failures."""
     if len(places) > 1 or (not places and archive != "phantom"):
@@ -134,8 +135,6 @@ def _read_archive(
     used = set()
     for record in archives.read_mammograms(DataConfig(name=archive, root=root), skipped):
         name = record.image_id
-        if record.file and _is_beneath(record.file, results):
-            continue
         if record.file and skipped.root and record.file.is_relative_to(skipped.root):
             name = _remove_ending(record.file.relative_to(skipped.root))
         used.add(record.file)
@@ -143,22 +142,18 @@ def _read_archive(
     other = Skipped(root=skipped.root)
     for file, reason in skipped.reasons.items():
         path = skipped.root / file if skipped.root else Path(file)
-        if _is_image(Path(file)) and path not in used and not _is_beneath(path, results):
+        if _is_image(Path(file)) and path not in used:
             failed.add(path, reason)
         else:
             other.add(file, reason)
     log_skipped(other)
 
 
-def _read_place(
-    place: Path, failed: Skipped, results: Path | None
-) -> Iterator[tuple[str, Mammogram]]:
+def _read_place(place: Path, failed: Skipped) -> Iterator[tuple[str, Mammogram]]:
     """Read the header of a file, or of each image of a folder."""
     is_file = place.is_file()
     files = {_remove_ending(Path(place.name)): place} if is_file else _list_images(place, failed)
     for name, path in files.items():
-        if _is_beneath(path, results):
-            continue
         try:
             yield name, folder.read_one(path)
         except ArchiveError as error:
@@ -179,9 +174,11 @@ def name_unopened(
     return names - {image.name for image in opened}
 
 
-def _is_beneath(path: Path, results: Path | None) -> bool:
-    """Whether a file lies in the folder of results, a resolved path."""
-    return results is not None and path.resolve().is_relative_to(results)
+def _is_beneath(place: Path, output: Path | None) -> bool:
+    """Whether a file or folder is that of results, or lies in it."""
+    if output is None or not place.exists():
+        return False
+    return place.resolve().is_relative_to(output.resolve())
 
 
 def _remove_ending(path: Path) -> str:
