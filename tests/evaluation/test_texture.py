@@ -47,6 +47,19 @@ def test_the_ratio_is_a_geometric_mean_and_its_differences_are_logarithms(patche
     fact = find(facts, "rich", "haar_mass", "differences", "A")
     assert fact.value == pytest.approx(2, abs=1e-3) and fact.p < 0.05 and fact.unit == "log2"
     assert find(facts, "grey", "haar_mass").value == pytest.approx(texture.SMALLEST)
+    first, second = (
+        find(
+            texture.summarize_folds(scores, np.arange(12) // 6),
+            "A",
+            "haar_mass",
+            "folds",
+            subset=f"fold={fold}",
+        )
+        for fold in (0, 1)
+    )
+    assert (first.images, second.images) == (6, 5)
+    assert first.value == pytest.approx(2 ** ((3 * -4 + 3 * 2) / 6), rel=1e-4)
+    assert second.value == pytest.approx(2 ** ((3 * -4 + 2 * 2) / 5), rel=1e-4)
 
 
 def test_checkerboards_are_compared_with_those_of_real_patches(patches):

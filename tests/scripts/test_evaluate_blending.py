@@ -113,9 +113,17 @@ def test_a_network_that_pastes_scores_as_direct_paste_does(output):
             find(facts, name, "auc", "folds", subset=f"fold={fold}") for name in ("pasted", "paste")
         ]
         assert areas[0].value == pytest.approx(areas[1].value) and areas[0].images > 0
+        textures = [
+            find(facts, name, "haar_mass", "folds", subset=f"fold={fold}").value
+            for name in ("paste", "pasted", "untouched")
+        ]
+        assert textures[0] == pytest.approx(1, rel=1e-4) == textures[1], "as the real lesion has"
+        assert textures[2] != pytest.approx(1, rel=0.01)
     for method in ("paste", "poisson", "mixed", "opencv", "opencv_mixed", "untouched"):
         assert mean(method, "l1_background") == 0 == mean(method, "gradient_background")
     assert mean("poisson", "seam") < mean("paste", "seam")
+    assert mean("paste", "haar_mass") == pytest.approx(1, rel=1e-4)
+    assert mean("hole", "haar_mass") > 2, "noise has more texture than a lesion"
     assert mean("real patches", "contrast") > mean("untouched", "contrast")
     assert mean("vanilla GAN", "contrast") == pytest.approx(0.4, abs=0.02)
     # A hole is noise, 0.5 on average whatever the lesion; the tissue around it is as it was.

@@ -19,7 +19,7 @@ from tfmammo.data import datasets, splits
 from tfmammo.data.labelled import make_blend_patches
 from tfmammo.data.patches import Patches
 from tfmammo.errors import ConfigError, DataError
-from tfmammo.evaluation import sheets
+from tfmammo.evaluation import sheets, texture
 from tfmammo.evaluation.comparison import Comparison, ModelURIs, compare
 from tfmammo.evaluation.perceptual import (
     SET_MEASURES,
@@ -98,7 +98,16 @@ def evaluate(config: BlendingEvaluationConfig, output: Path) -> ComparisonReport
     facts = summarize_images(scores, config, groups)
     networks_of = next(iter(comparison.folds.values()))  # which network made each image
     facts += compare_sets(images, masks, scorer, config, groups, networks_of)
-    measures = scorer.mark_measures(MEASURES)
+    textures = {
+        name: texture.measure(images[name], comparison.patches)
+        for name in images
+        if name not in (REAL, VANILLA)
+    }
+    of_groups = replace(comparison.patches, patient_ids=groups)
+    facts += texture.summarize(textures, of_groups, config)
+    facts += texture.summarize_folds(textures, networks_of)
+    scores = {name: values | textures.get(name, {}) for name, values in scores.items()}
+    measures = scorer.mark_measures(MEASURES) | texture.MEASURES
     report = ComparisonReport(
         config=config, measures=measures, models_across=True, note=scorer.note
     )
@@ -106,7 +115,7 @@ def evaluate(config: BlendingEvaluationConfig, output: Path) -> ComparisonReport
         "An image shows two patients, its lesion's and its tissue's. The units of intervals and "
         f"tests are groups of patients who share images, {len(set(groups.tolist()))} in all."
     )
-    report.add(comparison, scores, facts, (*scorer.describe(), note))
+    report.add(comparison, scores, facts, (*scorer.describe(), texture.NOTE, note))
     scorer.write_sources(output / "networks.json")
     panels = {TISSUE: target.images, **images}
     seams = {name: scores[name]["seam"] for name in images if name not in (REAL, VANILLA)}

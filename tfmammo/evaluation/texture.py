@@ -107,6 +107,25 @@ def summarize(
     return facts + config.summarize(lattices, patients, MEASURES)
 
 
+def summarize_folds(scores: Mapping[str, Scores], folds: NDArray[np.intp]) -> list[Fact]:
+    """Compute the mean ratio of the Haar band in each fold, geometric as in `summarize`.
+
+    Args:
+        scores: As of `measure`, by model.
+        folds: The fold of each patch, [n].
+    """
+    facts = []
+    for model, values in scores.items():
+        logarithms = np.log2(np.maximum(values[HAAR], SMALLEST))
+        for fold in np.unique(folds):
+            known = logarithms[(folds == fold) & np.isfinite(logarithms)]
+            counts = {"subset": f"fold={fold}", "images": len(known)}
+            if len(known):
+                ratio = float(2 ** known.mean())
+                facts.append(MEASURES[HAAR].make_fact("folds", model, HAAR, ratio, **counts))
+    return facts
+
+
 def measure_lattices(images: NDArray[np.floating]) -> Scores:
     """Measure the checkerboard of each period in dB; NaN where the size does not suit it."""
     size = images.shape[1]
