@@ -22,7 +22,7 @@ def test_facts_come_back_and_the_largest_scale_with_a_result_counts(tmp_path):
     (tmp_path / "can_table1.small.csv").unlink()
     (tmp_path / "can_table1.small.curves.csv").unlink()
     (found,) = facts.read(tmp_path, ["can_table1"]).values()
-    assert not found.rows and not found.curves and not found.are_flat
+    assert not found.rows and not found.curves and not found.are_flat()
 
 
 def test_what_an_item_has_no_more_is_removed(tmp_path):
@@ -85,9 +85,9 @@ def test_every_run_needs_a_flat_curve():
         Curve(name, "dice", tuple(range(len(values))), values)
         for name, values in (("a", (0.9,) * 8), ("b", RISING))
     )
-    assert make_facts(curves=[flat]).are_flat
-    assert not make_facts(curves=[flat], trained=2).are_flat  # of one nothing is known
-    assert not make_facts(curves=[flat, rising], trained=2).are_flat
+    assert make_facts(curves=[flat]).are_flat()
+    assert not make_facts(curves=[flat], trained=2).are_flat()  # of one nothing is known
+    assert not make_facts(curves=[flat, rising], trained=2).are_flat()
     assert curves.count_ends([flat, rising]) == "1 of 2 validation curves are flat at the end"
 
 

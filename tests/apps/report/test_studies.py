@@ -241,7 +241,16 @@ def test_the_model_with_the_fewest_seeds_says_how_many_there_are(tmp_path):
 
 
 def test_a_paragraph_waits_for_its_rows(tmp_path):
-    found = read(tmp_path, every({"cGAN": 0.9}, "loose", 1, 1), CGAN)
-    text = flatten(pages.build_page("cgan", {CGAN.key: found}))
-    assert "contradict each other. The cGAN's are 90.2" in text
-    assert "the cGAN has a Dice" not in text
+    dice = {"cGAN": 0.9, "cGAN without adversary": 0.92}
+    for models, is_shown in ({"cGAN"}, False), (set(dice), True):
+        runs = every({model: dice[model] for model in models}, "loose", 3, 1)
+        text = flatten(pages.build_page("cgan", {CGAN.key: read(tmp_path, runs, CGAN)}))
+        assert ("on its Dice loss alone, the cGAN's Dice changes by +2.0" in text) == is_shown
+
+
+def test_models_are_compared_in_the_other_arms_too(tmp_path):
+    runs = every(DICE) | every({"CAN": 0.95, "U-Net": 0.91}, "leak", folds=1)
+    found = read(tmp_path, runs)
+    row = found.find("CAN", "dice", "U-Net", subset="protocol=leak")
+    assert round(row.value, 2) == 4 and round(found.find("CAN", "dice", "U-Net").value, 2) == 2
+    assert found.find("CAN", "dice", "SegNet", subset="protocol=leak") is None

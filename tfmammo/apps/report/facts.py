@@ -150,12 +150,17 @@ class Facts:
             return "jafroc1"
         return measure
 
-    @property
-    def are_flat(self) -> bool:
-        """Whether every training run has a curve that is flat at its end."""
-        runs = {curve.run for curve in self.curves}
-        return len(runs) >= max(self.about.trained, 1) and all(
-            curve.is_flat for curve in self.curves
+    def are_flat(self, models: Iterable[str] = ()) -> bool:
+        """Whether every training run has a curve that is flat at its end.
+
+        Of some models alone where a study's curves, ARM/MODEL/RUN, name them.
+        """
+        places = [f"/{model}/" for model in models]
+        chosen = [curve for curve in self.curves if any(place in curve.run for place in places)]
+        fewest = 1 if chosen else max(self.about.trained, 1)
+        chosen = chosen or list(self.curves)
+        return len({curve.run for curve in chosen}) >= fewest and all(
+            curve.is_flat for curve in chosen
         )
 
 

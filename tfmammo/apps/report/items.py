@@ -85,6 +85,8 @@ class Item(Frozen):
     """Whether it depends on the pixels of a patch, so that the paper's size decides it."""
     claims: tuple[Difference | Level, ...] = ()
     """What the paper finds, in a form that rows can decide."""
+    is_ours: bool = False
+    """Whether the claims are tests of ours, of pictures that the paper shows."""
     shown: Shown | None = None
     """The table of its page."""
     text: str = ""

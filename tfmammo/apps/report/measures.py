@@ -19,6 +19,7 @@ MEASURES = {
     "contrast": ("contrast", 3),
     "defects": ("tissue with defects", 1),
     "dice": ("Dice", 1),
+    "discarded": ("edits discarded", 1),
     "false_alarms_gone": ("false alarms gone", 0),
     "fid": ("FID", 1),
     "flat": ("too flat", 1),
@@ -34,6 +35,7 @@ MEASURES = {
     "lattice_4": ("checkerboard of 4 px", 1),
     "lattice_8": ("checkerboard of 8 px", 1),
     "lpips": ("LPIPS to the real patch", 4),
+    "lpips_pairs": ("LPIPS to other patients' real patches", 4),
     "mcc": ("MCC", 1),
     "masses": ("masses", 0),
     "missed": ("missed completely", 0),
@@ -93,8 +95,15 @@ def format_interval(row: Fact, with_p: bool = False, with_unit: bool = True) -> 
         text += " points" if row.unit == "%" and row.against else f" {row.unit}"
     p = row.p if math.isnan(row.p_corrected) else row.p_corrected
     if with_p and not math.isnan(p):
-        text += ", p < 0.001" if p < 0.001 else f", p = {p:.3f}"
+        text += f", {_format_p(p)}"
+        # otherwise an interval without zero would seem to contradict it
+        if row.p < 0.05 <= p:
+            text += f" ({_format_p(row.p)} uncorrected)"
     return text
+
+
+def _format_p(p: float) -> str:
+    return "p < 0.001" if p < 0.001 else f"p = {p:.3f}"
 
 
 class Placeholder:

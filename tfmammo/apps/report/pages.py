@@ -123,6 +123,10 @@ def name_counts(evidence: Sequence[Evidence]) -> str:
     """Say how many claims have each verdict."""
     texts = {
         "holds": ("holds", "hold"),
+        "printed gain excluded": (
+            "has its printed gain excluded",
+            "have their printed gain excluded",
+        ),
         "does not hold": ("does not hold", "do not hold"),
         "not decided": ("is not decided", "are not decided"),
         "not tested": ("was not tested", "were not tested"),

@@ -32,12 +32,15 @@ AllEvidence = Mapping[str, Sequence[Evidence]]
 def build_index(facts: AllFacts) -> str:
     """Build the page docs/results/index.md."""
     evidence = {item.key: judge_item(item, facts) for item in ITEMS}
-    every = [one for of_item in evidence.values() for one in of_item]
-    counts = f"The five papers make {len(every)} claims that can be tested with numbers: "
+    theirs, ours = (
+        [one for item in ITEMS if item.is_ours == is_ours for one in evidence[item.key]]
+        for is_ours in (False, True)
+    )
     return _fill(
         "index.md",
         facts,
-        counts=f"{counts}{name_counts(every)}.",
+        counts=f"The five papers make {len(theirs)} claims that can be tested with numbers: "
+        f"{name_counts(theirs)}. Of {len(ours)} further tests of ours {name_counts(ours)}.",
         runs=studies.describe_runs(CAN, facts),
         leak=_describe_leak(facts),
         claims="\n".join(_tabulate_claims(evidence)),
@@ -78,11 +81,16 @@ def _describe_leak(facts: AllFacts) -> str:
 def _tabulate_claims(evidence: AllEvidence) -> list[str]:
     body = []
     for key, paper in read_papers().items():
-        keys = [item.key for item in ITEMS if item.paper == key]
-        of_paper = [one for item in keys for one in evidence[item]]
-        counts = [str(count) for count in count_words(of_paper).values()]
-        checks = len(list_checks({key, *keys}))
-        body.append([f"[{paper.name}]({key}.md)", str(len(of_paper)), *counts, f"{checks} facts"])
+        items = [item for item in ITEMS if item.paper == key]
+        checks = len(list_checks({key, *(item.key for item in items)}))
+        for is_ours, name, facts in (
+            (False, paper.name, f"{checks} facts"),
+            (True, f"{paper.name}, our tests", "-"),
+        ):
+            some = [one for item in items if item.is_ours == is_ours for one in evidence[item.key]]
+            counts = [str(count) for count in count_words(some).values()]
+            if some:
+                body.append([f"[{name}]({key}.md)", str(len(some)), *counts, facts])
     papers = tabulate(("paper", "claims", *WORDS, "verified in the implementation"), body)
     decided = [
         [

@@ -2,20 +2,28 @@
 
 from __future__ import annotations
 
-import itertools
 import math
-from collections.abc import Iterable, Mapping
+import statistics
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import ClassVar, Literal, NamedTuple
 
-from tfmammo.apps.report.facts import FOLDS, RUNS, Facts, Key
+from scipy.stats import t as student
+
+from tfmammo.apps.report.facts import FOLDS, RUNS, About, Facts, Key
 from tfmammo.apps.report.measures import capitalize, format_interval, format_value, name_measure
 from tfmammo.config import Frozen
 from tfmammo.metrics.rows import Fact
 
-Word = Literal["holds", "does not hold", "not decided", "not tested"]
-WORDS: tuple[Word, ...] = ("holds", "does not hold", "not decided", "not tested")
-DECIDED = WORDS[:2]
+Word = Literal["holds", "printed gain excluded", "does not hold", "not decided", "not tested"]
+WORDS: tuple[Word, ...] = (
+    "holds",
+    "printed gain excluded",
+    "does not hold",
+    "not decided",
+    "not tested",
+)
+DECIDED = WORDS[:3]
 Printed = Mapping[str, Mapping[str, float]]
 SIGNIFICANT = 0.05
 CERTAIN = 0.01
@@ -38,7 +46,8 @@ BELOW_LEVEL = "below the printed level"
 BEYOND_REAL = "beyond what real patches have, which is not better"
 DISAGREE = "another of our experiments shows the opposite"
 NO_MARGIN = "the absence of a gain cannot be shown without an equivalence margin"
-DETECTED = 2.8 / (2 * 1.96)  # widths of a 95 % interval that a test detects with 80 % power
+WIDTH = 1.96  # standard errors on either side, of a 95 % interval
+DETECTED = 2.8 / (2 * WIDTH)  # widths of such an interval that a test detects with 80 % power
 
 
 class Trivial(Frozen):
@@ -69,7 +78,7 @@ class Evidence:
 
     @property
     def is_decided(self) -> bool:
-        """Whether the claim holds or does not hold."""
+        """Whether it holds, does not hold, or its printed gain is excluded."""
         return self.word in DECIDED
 
     @property
@@ -105,6 +114,12 @@ class Gains(NamedTuple):
     def is_excluded(self) -> bool:
         """Whether our whole interval is outside of what the paper would print so."""
         return self.high < self.smallest or self.low > self.largest
+
+    @property
+    def p(self) -> float:
+        """The p-value of a gain as large as the smallest one, from our interval."""
+        middle, half = (self.low + self.high) / 2, (self.high - self.low) / 2
+        return math.erfc((self.smallest - middle) / half * WIDTH / math.sqrt(2)) if half else 0.0
 
     def describe(self) -> str:
         """Say whether our interval excludes a gain as large as the printed one.
@@ -194,7 +209,10 @@ class Difference(Frozen):
         if self.imagenet in facts.about.random_starts:
             evidence = replace(evidence, gain="").withhold(RANDOM_START)
         elif not (is_favourable or evidence.is_decided) and self._excludes_printed(gains, facts):
-            evidence = replace(evidence, word="does not hold", why="", detail="", detectable="")
+            p = gains.p if gains else math.nan
+            evidence = replace(
+                evidence, word="printed gain excluded", why="", detail="", p=p, detectable=""
+            )
         return self._require_more(evidence, row, facts) if evidence.word == "holds" else evidence
 
     def _require_more(self, evidence: Evidence, row: Fact, facts: Facts) -> Evidence:
@@ -258,27 +276,23 @@ class Difference(Frozen):
         return "", {}, {}
 
     def _excludes_printed(self, gains: Gains | None, facts: Facts) -> bool:
-        """Whether our interval and all pairs of runs are below what the paper would print so.
+        """Whether our intervals, over patients and over runs, are below what a paper prints so.
 
-        With one run in each fold, a pair is that of a fold. Without scores of single runs, nothing
-        is excluded: the interval leaves out how much runs differ.
+        Without scores of single runs, nothing is excluded: the interval over patients leaves out
+        how much runs differ.
         """
         is_repeated = facts.about.count_runs(self.named, self.subset) >= FEWEST_RUNS
         if not (facts.about.is_papers_data and is_repeated and gains):
             return False
-        highest = gains.high
-        if self.is_order:
-            table, first, second = self._find_repeats(facts)
-            if table == RUNS:
-                pairs = list(itertools.product(first.values(), second.values()))
-            else:
-                pairs = [(first[fold], second[fold]) for fold in first.keys() & second.keys()]
-            if not pairs:
-                return False
-            sign = 1 if self.higher else -1
-            largest = max(sign * (ours - other) for ours, other in pairs)
-            highest = max(highest, largest * gains.scale)
-        return highest < gains.smallest
+        if not self.is_order:
+            return gains.high < gains.smallest
+        table, first, second = self._find_repeats(facts)
+        if not table or (table == FOLDS and first.keys() != second.keys()):
+            return False
+        sign = 1 if self.higher else -1
+        ours, other = ([sign * one[key] for key in sorted(one)] for one in (first, second))
+        bound = _bound_difference(ours, other, is_paired=table == FOLDS) * gains.scale
+        return gains.high < gains.smallest and bound < gains.smallest
 
     def _find_gains(self, row: Fact, facts: Facts, printed: Printed) -> Gains | None:
         """Find our interval and the printed gain, as a gain where less is better, too."""
@@ -366,6 +380,21 @@ def _round_off(number: float) -> float:
     return 0.5 * 10.0 ** -len(str(number).partition(".")[2])
 
 
+def _bound_difference(ours: Sequence[float], other: Sequence[float], is_paired: bool) -> float:
+    """Return the upper end of the 95 % interval of a difference, by Student's or Welch's t."""
+    mean = statistics.fmean(ours) - statistics.fmean(other)
+    if is_paired:
+        pairs = [one - two for one, two in zip(ours, other, strict=True)]
+        terms = [(statistics.variance(pairs) / len(pairs), len(pairs))]
+    else:
+        terms = [(statistics.variance(runs) / len(runs), len(runs)) for runs in (ours, other)]
+    variance = sum(term for term, _ in terms)
+    if not variance:
+        return mean
+    freedom = variance**2 / sum(term**2 / (count - 1) for term, count in terms)
+    return mean + float(student.ppf(0.975, freedom)) * math.sqrt(variance)
+
+
 def _describe(row: Fact) -> str:
     name = name_measure(row.measure)
     if row.against:  # a difference of logarithms is in no unit of real patches
@@ -418,14 +447,15 @@ def judge_claim(
         return evidence.withhold(SMALLER)
     if trivial and trivial.measure == claim.measure:
         # A network of the paper that learned less than that refutes nothing, however often it runs.
-        needed = claim.models if evidence.word == "does not hold" else claim.models[:1]
+        needed = claim.models[:1] if evidence.word == "holds" else claim.models
         for name in needed:
             if not beats(facts, name, trivial):
                 return evidence.withhold(BELOW_TRIVIAL, f"{name} does not beat {trivial.model}")
     if not evidence.is_decided:
         return evidence
     runs = facts.about.count_runs(claim.named, claim.subset)
-    return replace(evidence, certainty=_rate_certainty(evidence, facts, runs))
+    are_flat = facts.are_flat(claim.named)
+    return replace(evidence, certainty=_rate_certainty(evidence, facts.about, runs, are_flat))
 
 
 def withhold_contradicted(claim: Claim, evidence: Evidence, others: Iterable[Evidence]) -> Evidence:
@@ -456,8 +486,8 @@ def beats(facts: Facts, model: str, trivial: Trivial) -> bool:
     return own.low > other.value if trivial.higher else own.high < other.value
 
 
-def _rate_certainty(evidence: Evidence, facts: Facts, runs: int) -> str:
-    if facts.about.is_preliminary or not facts.are_flat or not evidence.p < CERTAIN:
+def _rate_certainty(evidence: Evidence, about: About, runs: int, are_flat: bool) -> str:
+    if about.is_preliminary or not are_flat or not evidence.p < CERTAIN:
         return "low"
-    strengths = facts.about.is_papers_data + (runs >= FEWEST_RUNS)
-    return ("low", "moderate", "high")[strengths]
+    strengths = about.is_papers_data + (runs >= FEWEST_RUNS) + (not about.is_smaller)
+    return ("low", "low", "moderate", "high")[strengths]
