@@ -221,8 +221,8 @@ def describe_methods(
         "",
         f"**Split.** Patients were dealt into {config.folds} folds ({how}). Each fold was "
         f"held out once; {train[0]} to {train[-1]} patients were trained on. Every patch was "
-        "scored by networks that had not seen its patient. The last weights were scored; neither "
-        "they nor any setting was chosen on held-out patients.",
+        "scored by networks that had not seen its patient. The last weights were scored, not "
+        "those that were best on held-out patients.",
         "",
         f"**Training.** Each model was trained {config.seeds} times per fold (seeds {seeds}), "
         f"{config.folds * config.seeds} times in all.",
