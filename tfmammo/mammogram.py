@@ -47,16 +47,17 @@ _FARTHEST = 2**15  # px
 _MOST_WORK = 5e9  # about a second
 
 
-def hash_id(archive: str, identifier: str) -> str:
+def hash_id(archive: str, identifier: str, key: str | None = None) -> str:
     """Return a stable pseudonym, 12 hexadecimal digits: identifiers reach no record, log or export.
 
     Without a key, whoever holds a list of identifiers can hash them and compare: harmless for
-    public archives, not for a hospital's numbers. The environment variable TFMAMMO_ID_KEY, any
-    secret text, makes it a keyed hash (HMAC-SHA256). `normalize_spelling` is applied first.
+    public archives, not for a hospital's numbers. A key, any secret text, makes it a keyed hash
+    (HMAC-SHA256): by default that of the environment variable TFMAMMO_ID_KEY; "" is none.
+    `normalize_spelling` is applied first.
     """
     content = f"{archive}/{normalize_spelling(identifier)}".encode()
-    key = os.environ.get(ID_KEY, "").encode()
-    digest = hmac.new(key, content, hashlib.sha256) if key else hashlib.sha256(content)
+    secret = (os.environ.get(ID_KEY, "") if key is None else key).encode()
+    digest = hmac.new(secret, content, hashlib.sha256) if secret else hashlib.sha256(content)
     return digest.hexdigest()[:12]
 
 

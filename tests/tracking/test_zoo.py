@@ -157,12 +157,16 @@ def test_every_command_resolves_a_network_of_the_zoo_which_is_unpacked_once(shel
         resolve("models:/zoo/tny")
 
 
-def test_patients_are_unknown_under_a_key_of_ones_own(shelf, monkeypatch, caplog):
-    folder = zoo.fetch("tiny")
-    card = json.loads((folder / "card.json").read_text()) | {"id_key": "another"}
-    (folder / "card.json").write_text(json.dumps(card))
-    assert load_identified(folder, ["mask"], ["image"]).patients is None
-    assert "its patients are unknown here" in caplog.text
+def test_patients_are_known_under_a_key_of_ones_own(monkeypatch):
+    folder = zoo.fetch("can")
+    without = get_training_patients(read_card(folder), "can")
+    monkeypatch.setenv("TFMAMMO_ID_KEY", "a secret")
+    patients = load_identified(folder, ["image"], ["mask"]).patients
+    for archive, name in (("cbis_ddsm", "P_00133"), ("folder", "p_00133")):
+        assert hash_id(archive, name) in patients - without
+    assert hash_id("cbis_ddsm", "P_00118") not in patients  # of the official test set
+    monkeypatch.setenv("TFMAMMO_ID_KEY", "another secret")
+    assert hash_id("cbis_ddsm", "P_00133") not in patients
 
 
 def test_patients_are_known_by_the_names_that_their_archives_own_reader_gives_them():

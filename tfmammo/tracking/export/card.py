@@ -16,7 +16,7 @@ from pydantic import BaseModel, ValidationError
 
 from tfmammo.config import describe
 from tfmammo.errors import ExportError, summarize
-from tfmammo.mammogram import hash_id, key_fault
+from tfmammo.mammogram import hash_id, key_check, key_fault
 
 FORMAT = 1
 CARD = "card.json"
@@ -154,7 +154,8 @@ def format_card(card: Mapping[str, Any]) -> str:
 def get_training_patients(card: Mapping[str, Any], where: object) -> frozenset[str]:
     """Return the pseudonyms of the patients that an export's networks were trained on.
 
-    Those of a network of the zoo are also the ones that their archive's own reader gives them.
+    Those of a network of the zoo, whose patients are public, are also the ones that their archive's
+    own reader gives them, and under a TFMAMMO_ID_KEY those of this key.
 
     Args:
         card: Of `read_card`.
@@ -166,23 +167,25 @@ def get_training_patients(card: Mapping[str, Any], where: object) -> frozenset[s
             today.
     """
     patients = frozenset(card["train_patients"])
+    if card.get(PACKED):
+        return _add_pseudonyms(patients, key_check())
     if fault := key_fault(card.get("id_key")):
         raise ExportError(f"{where}: {fault}")
-    return _add_pseudonyms(patients) if card.get(PACKED) else patients
+    return patients
 
 
 @lru_cache
-def _add_pseudonyms(patients: frozenset[str]) -> frozenset[str]:
-    """Add what ARCHIVES' own readers call patients of a folder; computed under no key."""
+def _add_pseudonyms(patients: frozenset[str], check: str) -> frozenset[str]:
+    """Add today's pseudonyms of the patients of ARCHIVES; `check` tells keys apart."""
     added = set()
     for archive, form, end in ARCHIVES:
         for number in range(1, end):
             name = form.format(number)
-            pseudonym = hash_id(archive, name)
             # the folder of light_head names patients of CDD-CESM by their pseudonyms
-            named = name.casefold(), f"cesm_{pseudonym}"
-            if any(hash_id("folder", each) in patients for each in named):
-                added.add(pseudonym)
+            pseudonym = f"cesm_{hash_id(archive, name, key='')}"
+            folder = ("folder", name.casefold()), ("folder", pseudonym)
+            if known := [each for each in folder if hash_id(*each, key="") in patients]:
+                added |= {hash_id(*each) for each in ((archive, name), *known)}
     return patients | added
 
 

@@ -17,10 +17,8 @@ import tensorflow as tf
 
 from tfmammo.errors import ExportError, summarize
 from tfmammo.filesystem import sha256
-from tfmammo.mammogram import ID_KEY, key_fault
 from tfmammo.nn._tensorflow import hold_back_stderr
 from tfmammo.tracking.export.card import (
-    PACKED,
     SIGNATURE,
     TOLERANCE,
     Tensors,
@@ -123,22 +121,8 @@ def load_identified(
 
 
 def find_patients(card: Mapping[str, Any], directory: Path | str) -> frozenset[str] | None:
-    """Return the patients of a card; None where they are unknown.
-
-    A network of the zoo was trained on public data under no key. Those who work under a key of
-    their own can use it all the same.
-    """
-    if "train_patients" not in card:
-        return None
-    if card.get(PACKED) and key_fault(card.get("id_key")):
-        log.warning(
-            "%s: its patients are unknown here, because %s is set; use no mammogram of the archive "
-            "that it was trained on",
-            directory,
-            ID_KEY,
-        )
-        return None
-    return get_training_patients(card, directory)
+    """Return the patients of a card, as `get_training_patients`; None where it names none."""
+    return get_training_patients(card, directory) if "train_patients" in card else None
 
 
 def hash_files(directory: Path, function: str) -> str:
