@@ -71,6 +71,7 @@ def test_a_section_is_no_key(capsys):
     [
         (["--retyr"], "unknown: --retyr; did you mean --retry?"),
         (["--count", "500"], "unknown: --count 500; a key of the config is set by --set count=500"),
+        (["count=500"], "unknown: count=500; a key of the config is set by --set KEY=VALUE"),
         (["--set", "a=1", "file"], "unknown: file"),
         (["--scale", "smal"], "argument --scale: there is no smal, did you mean small?"),
         (["--scale", "x"], "argument --scale: there is no x; there are smoke, small, 7"),

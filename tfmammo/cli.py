@@ -337,7 +337,8 @@ def _make_hint(
     argument: str, unknown: Sequence[str], options: Collection[str], sections: Collection[str]
 ) -> str | None:
     if not argument.startswith("-"):
-        return None
+        is_key = "=" in argument and "--set" in options
+        return "a key of the config is set by --set KEY=VALUE" if is_key else None
     name, _, value = argument.partition("=")
     if meant := _find_meant(argument, options):
         return f"did you mean {meant}?"

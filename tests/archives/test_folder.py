@@ -34,6 +34,15 @@ def test_an_image_without_a_patient_among_others_is_left_out(small, caplog):
     assert not caplog.messages
 
 
+def test_a_bare_name_is_that_of_an_image_whose_mask_is_named_alike(small):
+    (small / "images" / "2021").mkdir()
+    (small / "images" / "a.png").rename(small / "images" / "2021" / "a.png")
+    table(small, "file,patient", "a.png,p1", "b.png,p2")
+    records, reasons = read(small)
+    assert {record.patient_id for record in records} == {hash_id("folder", n) for n in ("p1", "p2")}
+    assert [len(record.lesions) for record in records] == [1, 0] and "images/*" not in reasons
+
+
 def test_leading_zeros_are_spoken_of_and_lost_digits_refused(small, caplog):
     table(small, "file,patient", "a.png,12", "b.png,0012")
     with caplog.at_level(logging.WARNING):
@@ -144,7 +153,7 @@ OUTSIDE = ["../../etc/passwd", "/etc/passwd", "a/../../b.png", "..\\..\\b.png", 
         (("file,spacing", "a.png,1 x 2 x 3"), "row 2, spacing"),
         (("file,bits", "a.png,17"), "row 2, bits"),
         (("file,patient", ",p1"), "row 2, file: is blank"),
-        (("file,patient", "a.png,p1", "images/a.png,p2"), "row 3 is a second one"),
+        (("file,patient", "a.png,p1", "images/a.png,p2"), "rows 2 and 3 are of one file"),
         (("file,patient", '"a.png,p1'), r"as CSV in UTF-8 \(Error\)"),
         (("file,patient", "a.png,M\udcfcller"), "UnicodeDecodeError"),
         *((("file,patient", f"{name},p1"), "row 2, file: .*leads out") for name in OUTSIDE),

@@ -194,7 +194,16 @@ def test_overlays_boxes_and_roc_show_what_was_measured(patches, tmp_path, monkey
         figure = segmentation_report.add_roc_curves(report, comparison)
         assert len(figure.axes[0].lines) == 3
         assert find(report.facts, "A", "auc", "roc").value == pytest.approx(area, abs=tolerance)
-    assert "2,000 pixels" in report.tables[0].title
+    assert "2,000 pixels" in report.tables[0].title and "±" not in report.tables[0].notes[0]
+
+
+def test_masks_without_probabilities_have_no_roc_curve(patches):
+    runs = {"A": [0.5 * patches.images], "nnU-Net": [patches.masks.astype(np.float32)]}
+    report = ComparisonReport(config=EvaluationConfig(models={"A": "a", "nnU-Net": "b"}))
+    comparison = Comparison("unseen", DataConfig(), patches, runs, {}, {}, patches)
+    segmentation_report.add_roc_curves(report, comparison)
+    assert [line[0] for line in report.tables[0].body] == ["A"]
+    assert "no curve: nnU-Net" in report.tables[0].notes[0]
 
 
 def test_folds_have_roc_curves_of_their_own(patches):
@@ -205,6 +214,7 @@ def test_folds_have_roc_curves_of_their_own(patches):
     comparison = Comparison("unseen", DataConfig(), patches, runs, {"A": number}, {}, patches)
     segmentation_report.add_roc_curves(report, comparison)
     assert report.tables[0].body == [["A", "1.000 ± 0.000"]]
+    assert report.tables[0].notes[0].startswith("Mean ± SD over folds")
     assert find(report.facts, "A", "auc", "roc", subset="fold=1").value == 1
 
 

@@ -146,7 +146,13 @@ def _match_rows(
             if name not in images and (row := matched.pop(name, None)):
                 matched[image] = row
     names = Names(images.keys() - matched.keys(), folders_matter=True)
-    mask_names = {mask for named in masks.values() for mask, _ in named}
+    # of an image and its mask with one name, in folders that it leaves out, a row means the image
+    mask_names = {
+        mask
+        for image, named in masks.items()
+        for mask, _ in named
+        if Path(mask).name != Path(image).name
+    }
     unused = 0
     for name in sorted(matched.keys() - images.keys() - mask_names):
         found = names.find(name)

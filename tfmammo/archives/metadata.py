@@ -76,13 +76,16 @@ def read_metadata(path: Path, skipped: Skipped) -> dict[str, Row]:
     _note_columns(path, list(lines[0][1]) if lines else [], skipped)
     unknown: Counter[str] = Counter()
     by_name: dict[str, dict[str, Row]] = {}  # then by ending
+    numbers: dict[tuple[str, str], int] = {}
     for number, cells in lines:
         if not cells["file"]:
             raise ArchiveError(f"{path}: row {number}, file: is blank")
         row = _parse_row(f"{path}: row {number}", cells, unknown)
         ending = PurePosixPath(cells["file"]).suffix.lower()
-        if by_name.setdefault(row["file"], {}).setdefault(ending, row) is not row:
-            raise ArchiveError(f"{path}: row {number} is a second one of its file")
+        first = numbers.setdefault((row["file"], ending), number)
+        if first != number:
+            raise ArchiveError(f"{path}: rows {first} and {number} are of one file, keep one")
+        by_name.setdefault(row["file"], {})[ending] = row
     _note_words(path.name, unknown, skipped)
     _speak_of_leading_zeros(path.parent, [cells.get("patient", "") for _, cells in lines])
     return {

@@ -302,8 +302,8 @@ def split_by_file(
     if unknown:
         raise DataError(
             f"{file}: does not know {unknown} of {len(patients)} patients; it was made for "
-            f"{saved.archive}, perhaps with fewer "
-            "kinds of lesions or another TFMAMMO_ID_KEY"
+            f"{saved.archive}, perhaps with fewer kinds of lesions, without normal mammograms, "
+            "or with another TFMAMMO_ID_KEY"
         )
     held_out = np.isin(patients, sorted(held_out_patients(saved, config.fold)))[rows]
     return np.flatnonzero(~held_out), np.flatnonzero(held_out)

@@ -292,9 +292,13 @@ def add_roc_curves(report: ComparisonReport, comparison: Comparison) -> Figure:
     figure = Figure(figsize=(4.2, 4), layout="constrained")
     axes = make_roc_axes(figure)
     body = []
+    binary = []
     for name, probabilities in comparison.outputs.items():
         fold = comparison.folds.get(name, np.zeros(len(masks), np.intp))[patch]
         scores = probabilities.ravel()[pixels, np.newaxis]
+        if np.isin(scores, (0, 1)).all():
+            binary.append(name)
+            continue
         numbers, curves, of_folds = roc_by_fold(truth, scores, fold)
         areas = of_folds[:, 0]
         area = format_spread(areas)
@@ -310,8 +314,10 @@ def add_roc_curves(report: ComparisonReport, comparison: Comparison) -> Figure:
         axes.legend(loc="lower right", fontsize=8)
     axes.set_title(f"{len(pixels):,} pixels, frame {comparison.data.frame}")
     title = f"Area under the ROC curve over {len(pixels):,} pixels"
-    note = (
-        "Mean ± SD over folds. Pixels are not independent, so no interval and no p-value is given."
-    )
-    report.tables.append(Table(title, ["", "area"], body, (note,)))
+    notes = ["Pixels are not independent, so no interval and no p-value is given."]
+    if any("±" in area for _, area in body):
+        notes.insert(0, "Mean ± SD over folds.")
+    if binary:
+        notes.append(f"Masks without probabilities have no curve: {', '.join(binary)}.")
+    report.tables.append(Table(title, ["", "area"], body, (" ".join(notes),)))
     return figure
