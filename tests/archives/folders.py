@@ -2,25 +2,21 @@
 
 import json
 import shutil
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
 
+from tests.archives.tools import read_archive
 from tests.small_mammograms import COLS, ROWS
 from tfmammo.archives import folder
-from tfmammo.mammogram import Mammogram, Skipped
 
 GREY = np.arange(ROWS * COLS, dtype=np.uint16).reshape(ROWS, COLS)  # 0 to 2639
 BYTE = (GREY % 256).astype(np.uint8)
 REGION = np.zeros((ROWS, COLS), np.uint8)
 REGION[10:19, 20:31] = 255
-
-
-def read(root: Path) -> tuple[list[Mammogram], dict[str, str]]:
-    """Read a folder: its mammograms, and what is said of files."""
-    skipped = Skipped()
-    return folder.read(root, skipped), skipped.reasons
+read = partial(read_archive, folder)
 
 
 def picture(path: Path, pixels, mode: str | None = None, **options) -> Path:

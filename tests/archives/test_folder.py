@@ -269,7 +269,7 @@ def test_images_without_a_folder_of_their_own(tmp_path):
     assert len({record.patient_id for record in read(tmp_path)[0]}) == 2
 
 
-def test_what_is_no_archive(tmp_path, small):
+def test_what_is_no_archive(small):
     (small / "annotations.json").write_text("{}", encoding="utf-8")
     with pytest.raises(ArchiveError, match=r"both masks and annotations.json"):
         folder.read(small)

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from tests.archives.writers import inbreast as writer
-from tests.small_mammograms import make_mammogram, make_rectangle
+from tests.small_mammograms import make_mammogram, make_rectangle, refuse
 from tfmammo.archives import __main__ as command
 from tfmammo.archives.contact_sheet import CAPTION, CELL, COLOURS, _caption, draw_contact_sheet
 from tfmammo.errors import ArchiveError
@@ -23,10 +23,6 @@ SQUARE = make_rectangle(40, 30, 101, 91, size=(ROWS, COLS))
 
 def grey() -> np.ndarray:
     return np.full((ROWS, COLS, 1), 0.5, np.float32)
-
-
-def broken() -> np.ndarray:
-    raise ArchiveError("x.dcm: the file ends early")
 
 
 def disc() -> np.ndarray:
@@ -72,11 +68,10 @@ def test_a_sheet_draws_grey_values_as_they_are_and_its_caption_says_what_is_odd(
 
 def test_a_sheet_leaves_out_what_cannot_be_read():
     skipped = Skipped()
-    unread = [mammogram(0, read=broken), mammogram(1, MaskedLesion("mass", broken))]
+    unread = [mammogram(0, read=refuse), mammogram(1, MaskedLesion("mass", refuse))]
     sheet = draw_contact_sheet(unread, skipped)
     assert sheet.shape == (CELL[0] + 2 * CAPTION, CELL[1], 3) and sheet[10, 10, 0] == 128
-    reason = "x.dcm: the file ends early"
-    assert skipped.reasons == {"image0": reason, "image1": f"lesion 0: {reason}"}
+    assert skipped.reasons == {"image0": "P1.jpg: broken", "image1": "lesion 0: P1.jpg: broken"}
     with pytest.raises(ArchiveError, match="none of the mammograms"):
         draw_contact_sheet(unread[:1], Skipped())
 

@@ -9,8 +9,8 @@ from collections import defaultdict
 
 import numpy as np
 import pytest
-from PIL import Image
 
+from tests.archives.folders import picture
 from tfmammo.archives import __main__ as command
 from tfmammo.archives import pictures, read_mammograms
 from tfmammo.archives.files import make_pseudonym, remove_names
@@ -28,17 +28,16 @@ def archive(tmp_path):
     grey = np.tile(np.arange(64, dtype=np.uint8) * 3, (64, 1))
     region = np.zeros((64, 64), np.uint8)
     region[20:40, 20:40] = 255
-    for folder in ("images", "masks"):
-        (tmp_path / "archive" / folder / NAME).mkdir(parents=True)
     root = tmp_path / "archive"
-    for name in (f"{NAME}/empty", f"{NAME}/small", "berta"):
-        Image.fromarray(grey).save(root / "images" / f"{name}.png")
-    # 12 bits of 16, and a mask with a grey rim
-    Image.fromarray(grey.astype(np.uint16) * 20).save(root / "images" / NAME / "dark.png")
-    Image.fromarray(np.maximum(region, grey // 2)).save(root / "masks" / NAME / "dark.png")
-    Image.fromarray(region).save(root / "masks" / "berta.png")
-    Image.fromarray(0 * region).save(root / "masks" / NAME / "empty.png")
-    Image.fromarray(region[:50]).save(root / "masks" / NAME / "small.png")
+    for name, pixels in {
+        **dict.fromkeys((f"images/{NAME}/empty", f"images/{NAME}/small", "images/berta"), grey),
+        f"images/{NAME}/dark": grey.astype(np.uint16) * 20,  # 12 bits of 16
+        f"masks/{NAME}/dark": np.maximum(region, grey // 2),  # with a grey rim
+        "masks/berta": region,
+        f"masks/{NAME}/empty": 0 * region,
+        f"masks/{NAME}/small": region[:50],
+    }.items():
+        picture(root / f"{name}.png", pixels)
     (root / "images" / NAME / "broken.png").write_bytes(b"no image")
     (root / "metadata.csv").write_text(
         f'file,patient\nberta.png,b\n"{NAME}/empty.png",a\n'

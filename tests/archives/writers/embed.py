@@ -3,9 +3,8 @@
 from collections.abc import Iterable
 from pathlib import Path
 
-from tests.archives.writers.pixels import quantize
+from tests.archives.writers.pixels import write_mammogram
 from tests.archives.writers.tables import write_csv
-from tfmammo.archives.writers.dicom import write_dicom
 from tfmammo.mammogram import Mammogram
 
 _SHAPES = {"mass": "X", "asymmetry": "F", "distortion": "A"}
@@ -23,8 +22,7 @@ def write(mammograms: Iterable[Mammogram], root: Path) -> list[Path]:
         exam = f"{4932273561626049 + number}"
         study = f"images/cohort_1/{patient}/1.2.847.{number}/1.2.844.{number}"
         paths.append(root / study / f"1.2.826.0.1.{number}.dcm")
-        spacing = list(mammogram.spacing) if mammogram.spacing else None
-        write_dicom(paths[-1], quantize(mammogram, 12), 12, ImagerPixelSpacing=spacing)
+        write_mammogram(paths[-1], mammogram, 12)
         boxes = ", ".join(str(lesion.box) for lesion in mammogram.lesions)
         files.append(
             {

@@ -5,9 +5,8 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from tests.archives.writers.pixels import quantize
+from tests.archives.writers.pixels import write_mammogram
 from tests.archives.writers.tables import write_csv
-from tfmammo.archives.writers.dicom import write_dicom
 from tfmammo.mammogram import Mammogram
 
 _NAMES = {
@@ -24,14 +23,8 @@ _MARKS = {
 }
 
 
-def write(
-    mammograms: Iterable[Mammogram],
-    root: Path,
-    *,
-    bits: int = 14,
-    xls: bool = False,
-) -> list[Path]:
-    """Write mammograms; pixels are rint(value * (2^bits - 1))."""
+def write(mammograms: Iterable[Mammogram], root: Path, *, xls: bool = False) -> list[Path]:
+    """Write mammograms of 14 bits."""
     table: list[dict[str, Any]] = []
     paths: list[Path] = []
     for folder in ("AllDICOMs", "AllXML"):
@@ -40,12 +33,7 @@ def write(
         view = "ML" if mammogram.view == "MLO" else mammogram.view
         name = f"{number}_{mammogram.patient_id}_MG_{mammogram.laterality}_{view}_ANON.dcm"
         paths.append(root / "AllDICOMs" / name)
-        write_dicom(
-            paths[-1],
-            quantize(mammogram, bits),
-            bits,
-            ImagerPixelSpacing=list(mammogram.spacing) if mammogram.spacing else None,
-        )
+        write_mammogram(paths[-1], mammogram, 14)
         if mammogram.lesions:
             _write_plist(root / "AllXML" / f"{number}.xml", mammogram)
         kinds = {lesion.kind for lesion in mammogram.lesions}

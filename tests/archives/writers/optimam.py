@@ -5,8 +5,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from tests.archives.writers.pixels import quantize
-from tfmammo.archives.writers.dicom import write_dicom
+from tests.archives.writers.pixels import write_mammogram
 from tfmammo.mammogram import Lesion, Mammogram
 
 _FLAGS = {
@@ -52,16 +51,9 @@ def write(
         image = f"{study}.{number}"
         of_client.append((mammogram, study, image))
         paths.append(root / images / f"optm{place}" / study / f"{image}.dcm")
-        write_dicom(
-            paths[-1],
-            quantize(mammogram, 12),
-            12,
-            SOPInstanceUID=image,
-            PresentationIntentType="FOR PRESENTATION",
-            ImageLaterality=mammogram.laterality,
-            ViewPosition=mammogram.view,
-            ImagerPixelSpacing=list(mammogram.spacing) if mammogram.spacing else None,
-        )
+        shown = {"ImageLaterality": mammogram.laterality, "ViewPosition": mammogram.view}
+        stated = {"SOPInstanceUID": image, "PresentationIntentType": "FOR PRESENTATION"}
+        write_mammogram(paths[-1], mammogram, 12, **stated, **shown)
         header = root / data / f"optm{place}" / study / f"{image}{'.dcm' * dcm_json}.json"
         header.parent.mkdir(parents=True, exist_ok=True)
         header.write_bytes(b"{")  # not needed, so that it may be damaged

@@ -5,9 +5,8 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from tests.archives.writers.pixels import quantize
+from tests.archives.writers.pixels import write_mammogram
 from tests.archives.writers.tables import write_csv
-from tfmammo.archives.writers.dicom import write_dicom
 from tfmammo.mammogram import Mammogram
 
 _CATEGORIES = {
@@ -18,12 +17,7 @@ _CATEGORIES = {
 }
 
 
-def write(
-    mammograms: Iterable[Mammogram],
-    root: Path,
-    *,
-    upper_case: bool = False,
-) -> list[Path]:
+def write(mammograms: Iterable[Mammogram], root: Path, *, upper_case: bool = False) -> list[Path]:
     """Write mammograms of 12 bits; a patient becomes a study and a lesion a box."""
     images: list[dict[str, Any]] = []
     findings: list[dict[str, Any]] = []
@@ -32,15 +26,9 @@ def write(
         facts = _facts(mammogram)
         name = f"{facts['image_id']}.dicom"
         paths.append(root / "images" / facts["study_id"] / (name.upper() if upper_case else name))
-        write_dicom(
-            paths[-1],
-            quantize(mammogram, 12),
-            12,
-            # the first gives back every stored value: center - 0.5 -+ (width - 1) / 2 are its ends
-            WindowCenter=[2048, 100],
-            WindowWidth=[4096, 50],
-            ImagerPixelSpacing=list(mammogram.spacing) if mammogram.spacing else None,
-        )
+        # the first gives back every stored value: center - 0.5 -+ (width - 1) / 2 are its ends
+        windows = {"WindowCenter": [2048, 100], "WindowWidth": [4096, 50]}
+        write_mammogram(paths[-1], mammogram, 12, **windows)
         images.append(facts)
         findings.extend(_findings(mammogram, facts))
     write_csv(root / "breast-level_annotations.csv", images)
