@@ -5,12 +5,12 @@ image and number alone.
 import numpy as np
 import pytest
 
-from tests.small_mammograms import make_rectangle
+from tests.small_mammograms import make_noisy, make_rectangle
 from tfmammo.archives import phantom
 from tfmammo.config import AddedConfig, DataConfig
 from tfmammo.data.copies import Transform, make_copies, transform_mammogram
 from tfmammo.errors import ArchiveError, DataError
-from tfmammo.mammogram import Lesion, Lost, Mammogram, MaskedLesion, Skipped
+from tfmammo.mammogram import Lesion, Lost, MaskedLesion, Skipped
 
 ROWS = 40
 COLS = 60
@@ -19,8 +19,8 @@ COLS = 60
 def make_mammogram(*lesions, pixels=None, **facts):
     """One of 40 x 60 px, dark where nothing is given."""
     image = np.zeros((ROWS, COLS, 1), np.float32) if pixels is None else pixels
-    names = ("made", "patient", "image")
-    return Mammogram(*names, ROWS, COLS, lambda: image, lesions=lesions, **facts)
+    read = lambda: image  # noqa: E731
+    return make_noisy(*lesions, name="image", rows=ROWS, cols=COLS, read=read, **facts)
 
 
 def make_square(top, left, side):

@@ -93,7 +93,7 @@ def test_detectors_inputs_of_any_kind_are_joined(made, split_file, seen):
 
 
 def test_copies_are_of_training_patients(split_file):
-    alone, held_out = datasets.open_subsets(added(split_file), make=whole)
+    alone, _ = datasets.open_subsets(added(split_file), make=whole)
     train, _ = datasets.open_subsets(added(split_file, copies=7), make=whole)
     assert len(train) == len(alone) + 7
     assert set(train.patient_ids.tolist()) == set(alone.patient_ids.tolist())

@@ -5,29 +5,18 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from tfmammo.data.patches import TEXTS, Patch, Patches, stack_patches
+from tests.data.test_splits import many as make_patches
+from tfmammo.data.patches import TEXTS, Patch, stack_patches
 from tfmammo.errors import DataError
 
 FACTS = ("kinds", "pathologies", "shapes", "margins", "official_splits")
-
-
-def make_patches(count=3, size=4):
-    """Patches of noise."""
-    random = np.random.default_rng(count)
-    shape = (count, size, size, 1)
-    return Patches(
-        random.random(shape, np.float32),
-        random.integers(0, 2, shape, np.uint8),
-        np.array([f"p{i}" for i in range(count)]),
-        np.array([f"i{i}#0" for i in range(count)]),
-    )
 
 
 def test_take_keeps_rows_together():
     some = make_patches(5)
     facts = {name: np.array([f"{name}{i}" for i in range(5)]) for name in FACTS}
     taken = replace(some, **facts).take([4, 0, 4])
-    assert taken.ids.tolist() == ["i4#0", "i0#0", "i4#0"]
+    assert taken.ids.tolist() == ["4#0", "0#0", "4#0"]
     assert taken.patient_ids.tolist() == ["p4", "p0", "p4"]
     for name in FACTS:
         assert getattr(taken, name).tolist() == [f"{name}{i}" for i in (4, 0, 4)]
@@ -37,8 +26,8 @@ def test_take_keeps_rows_together():
 
 
 def test_the_fingerprint_follows_the_contents():
-    some = make_patches()
-    assert some.fingerprint() == make_patches().fingerprint() and len(some.fingerprint()) == 12
+    some = make_patches(3)
+    assert some.fingerprint() == make_patches(3).fingerprint() and len(some.fingerprint()) == 12
     images = some.images.copy()
     images[0, 0, 0, 0] = 0
     masks = some.masks.copy()
@@ -70,13 +59,13 @@ BAD = [
 @pytest.mark.parametrize(("change", "message"), BAD)
 def test_wrong_arrays_are_refused(change, message):
     with pytest.raises(ValueError, match=message):
-        replace(make_patches(), **change)
+        replace(make_patches(3), **change)
 
 
 def test_stack_keeps_order_and_facts():
     some = make_patches(3)
     rows = [
-        Patch(image, mask, f"p{i}", f"i{i}#0", *(letter * i for letter in "abcde"))
+        Patch(image, mask, f"p{i}", f"{i}#0", *(letter * i for letter in "abcde"))
         for i, (image, mask) in enumerate(zip(some.images, some.masks, strict=True))
     ]
     stacked = stack_patches(iter(rows))

@@ -7,7 +7,7 @@ import cv2
 import numpy as np
 import pytest
 
-from tests.small_mammograms import make_mammogram
+from tests.small_mammograms import make_mammogram, refuse
 from tfmammo.archives import phantom
 from tfmammo.config import PreprocessConfig
 from tfmammo.data import preprocess
@@ -25,7 +25,7 @@ from tfmammo.data.preprocess import (
     resize_mask,
     resize_mask_to,
 )
-from tfmammo.errors import ArchiveError, DataError
+from tfmammo.errors import DataError
 from tfmammo.mammogram import Lesion, MaskedLesion
 from tfmammo.metrics.segmentation import dice
 
@@ -171,10 +171,6 @@ def blob() -> np.ndarray:
     mask = np.zeros((80, 64), np.uint8)
     mask[10:50, 4:30] = mask[30:66, 20:44] = 255
     return mask
-
-
-def refuse() -> np.ndarray:
-    raise ArchiveError("nothing may be read")
 
 
 def mammogram(lesions=(), image=None, **facts):

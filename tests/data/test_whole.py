@@ -29,17 +29,22 @@ CALCIFICATION = Lesion("calcification", (60, 30, 70, 39), pathology="benign")
 UNKNOWN = {"archive": "made", "laterality": None, "view": None}
 
 
-def draw_pixels(box=None, value=0.5):
-    image = np.full((ROWS, COLS, 1), 0.1, np.float32)
-    image[:5] = value
-    if box:
-        image[box[0] : box[2], box[1] : box[3]] = 1
+def draw_boxes(image, boxes):
+    """An image with boxes at full brightness."""
+    for top, left, bottom, right in boxes:
+        image[top:bottom, left:right] = 1
     return image
 
 
-def make_flat(number=0, *lesions, **facts):
-    """A mammogram whose first lesion is at full brightness."""
-    image = draw_pixels(lesions[0].box if lesions else None)
+def draw_pixels(*boxes, value=0.5):
+    image = np.full((ROWS, COLS, 1), 0.1, np.float32)
+    image[:5] = value
+    return draw_boxes(image, boxes)
+
+
+def make_flat(number=0, *lesions, draw=draw_pixels, **facts):
+    """A mammogram whose lesions are at full brightness."""
+    image = draw(*(lesion.box for lesion in lesions))
     known = UNKNOWN | {"image_id": f"i{number}"}
     return make_mammogram(number, image, lesions, **known | facts)
 
@@ -123,7 +128,7 @@ def test_a_mammogram_is_scaled_by_one_factor_and_filled_with_0(rows, cols, canva
 
 
 def test_grey_values_are_stretched_without_the_padding():
-    pixels = draw_pixels(MASS.box, 0.55)
+    pixels = draw_pixels(MASS.box, value=0.55)
     square, _ = letterbox(pixels, CONFIG)
     np.testing.assert_allclose(square[[0, 30], [0, 2], 0], [0.5, 0], atol=1e-6)
     assert square.max() == 1
@@ -185,15 +190,10 @@ def draw_breast(*boxes):
     rows, cols = np.mgrid[:ROWS, :COLS]
     inside = ((rows - 39.5) / 40) ** 2 + (cols / 45) ** 2 < 1
     image = np.where(inside, 0.4 + 0.001 * cols, 0).astype(np.float32)[..., np.newaxis]
-    for top, left, bottom, right in boxes:
-        image[top:bottom, left:right] = 1
-    return image
+    return draw_boxes(image, boxes)
 
 
-def make_breast(number=0, *lesions, **facts):
-    image = draw_breast(*(lesion.box for lesion in lesions))
-    known = UNKNOWN | {"image_id": f"i{number}"}
-    return make_mammogram(number, image, lesions, **known | facts)
+make_breast = partial(make_flat, draw=draw_breast)
 
 
 def cut(*mammograms, empty=2, skipped=None, **changes):

@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
+from tests.nn.test_layers import noise
 from tfmammo.nn.normalization import BatchNormalization, GroupNormalization, SampleNormalization
 
 EPSILON = 1e-3
@@ -24,10 +25,6 @@ def normalised(x, gamma, beta, epsilon=EPSILON):
                 + beta[c]
             )
     return y
-
-
-def noise(*shape, seed=0):
-    return (np.random.default_rng(seed).normal(size=shape) * 2 + 1).astype(np.float32)
 
 
 def layer(channels, **kwargs):
