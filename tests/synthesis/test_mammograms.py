@@ -8,7 +8,6 @@ from functools import partial
 import cv2
 import keras
 import numpy as np
-import pydicom
 import pytest
 import tensorflow as tf
 
@@ -19,8 +18,6 @@ from tests.synthesis_archives import (
     COLS,
     ROWS,
     draw_mammogram,
-    find_outside,
-    find_source,
     make_outline,
     read_image,
     write_archive,
@@ -30,11 +27,11 @@ from tests.synthetic_sets import edit_card, make_generator, read_files
 from tfmammo import archives
 from tfmammo.archives import folder as archive
 from tfmammo.archives.files import make_pseudonym
-from tfmammo.config import DataConfig, dump
+from tfmammo.config import dump
 from tfmammo.errors import ConfigError, DataError, ExportError
 from tfmammo.models import mask_gan
 from tfmammo.synthesis import mammograms
-from tfmammo.synthesis.config import ShapeConfig, SynthesisConfig
+from tfmammo.synthesis.config import ShapeConfig
 from tfmammo.synthesis.mammograms import remake, synthesize
 from tfmammo.synthesis.recipe import Recipe, read_recipe
 from tfmammo.tracking.export import export
@@ -310,25 +307,3 @@ def test_two_processes_make_what_one_makes(config, where, tmp_path):
     assert again.returncode == 0 and "made again, bit for bit" in again.stderr
     image = "images/000002.dcm"
     assert (tmp_path / "again" / image).read_bytes() == (tmp_path / "one" / image).read_bytes()
-
-
-@pytest.mark.slow
-@pytest.mark.data
-def test_real_normal_mammograms(real_data, tiny_infilling, tmp_path):
-    config = SynthesisConfig(
-        name="real",
-        data=DataConfig(name="cdd_cesm", root=real_data / "cdd-cesm"),
-        count=4,
-        masses=(1, 2),
-        format="dicom",
-        generator=str(tiny_infilling(size=256, padding=100, preprocess={"remove_marks": True})),
-    )
-    recipes = synthesize(config, tmp_path / "out")
-    complete = [recipe for recipe in recipes if not recipe.left_out]
-    assert len(complete) >= 3
-    for recipe in complete:
-        source = archives.read_stored(find_source(config, recipe)).values
-        values = pydicom.dcmread(tmp_path / f"out/images/{recipe.name}.dcm").pixel_array
-        outside = find_outside(recipe)
-        assert values.dtype == np.uint8 and (values != source).any()
-        np.testing.assert_array_equal(values[outside], source[outside])

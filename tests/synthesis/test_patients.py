@@ -52,6 +52,13 @@ def poisson(config):
 # The mammograms' own lesions
 
 
+@pytest.fixture
+def partly_ill(tmp_path):
+    """Two mammograms in the folder a, the second one with a mass."""
+    ill = draw_mammogram(2, make_mass(20, 10, 12, 20))
+    return write_archive(tmp_path / "a", [draw_mammogram(0), ill])
+
+
 def test_a_recipe_holds_the_mammograms_own_lesions(poisson, folders, tmp_path):
     recipes = synthesize(poisson("mixed", mammograms="all", count=4), tmp_path / "set")
     first, second = (record.image_id for record in archive.read(folders / "mixed"))
@@ -98,14 +105,11 @@ def test_records_hold_both(poisson, folders, tmp_path):
     assert masks[3].sum() == 16 * 28 and masks[3][160:176, 12:40].all()
 
 
-def test_an_own_lesion_that_cant_be_read_is_a_failure(poisson, tmp_path):
-    data = write_archive(
-        tmp_path / "a", [draw_mammogram(0), draw_mammogram(2, make_mass(20, 10, 12, 20))]
-    )
-    records = archive.read(data.root)
+def test_an_own_lesion_that_cant_be_read_is_a_failure(poisson, partly_ill, tmp_path):
+    records = archive.read(partly_ill.root)
     (mask,) = (tmp_path / "a/masks").iterdir()
     mask.write_bytes(mask.read_bytes()[:40])
-    recipes = synthesize(poisson(data=data, mammograms="all", count=2), tmp_path / "out")
+    recipes = synthesize(poisson(data=partly_ill, mammograms="all", count=2), tmp_path / "out")
     reasons = {recipe.source.image_id: recipe.left_out for recipe in recipes}
     assert reasons[records[0].image_id] is None
     assert "can't be read as an image" in reasons[records[1].image_id]
@@ -114,11 +118,9 @@ def test_an_own_lesion_that_cant_be_read_is_a_failure(poisson, tmp_path):
             describe_existing_lesions(draw_mammogram(0, Lesion("mass", box)))
 
 
-def test_lesions_of_uncertain_kind(poisson, tmp_path):
+def test_lesions_of_uncertain_kind(poisson, partly_ill, tmp_path):
     """A mask whose kind the table does not give is of uncertain kind."""
-    data = write_archive(
-        tmp_path / "a", [draw_mammogram(0), draw_mammogram(2, make_mass(20, 10, 12, 20))]
-    )
+    data = partly_ill
     table = (tmp_path / "a/metadata.csv").read_text()
     assert table.count(",mass,") == 1
     (tmp_path / "a/metadata.csv").write_text(table.replace(",mass,", ",,"))

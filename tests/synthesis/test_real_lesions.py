@@ -1,4 +1,6 @@
-"""Real lesions in mammograms: whose they are, how large they come, and what is refused."""
+"""Real lesions in mammograms, and real mammograms: whose lesions they are, how large they come, and
+what is refused.
+"""
 
 import shutil
 from dataclasses import replace
@@ -11,6 +13,7 @@ from tests.facts import read_failures
 from tests.synthesis_archives import (
     MASSES,
     draw_mammogram,
+    find_outside,
     find_source,
     read_image,
     read_metadata,
@@ -132,18 +135,23 @@ def test_bad_lesions_are_sentences(config, tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.data
-@pytest.mark.parametrize("renderer", ["poisson", "mixed"])
-def test_real_lesions_in_real_mammograms(real_data, renderer, tmp_path):
+@pytest.mark.parametrize("renderer", ["infilling", "poisson", "mixed"])
+def test_real_mammograms(real_data, renderer, tiny_infilling, where, tmp_path):
     data = DataConfig(name="cdd_cesm", root=real_data / "cdd-cesm")
-    config = SynthesisConfig(name="real", data=data, renderer=renderer, count=4, format="png")
+    values = {"name": "real", "data": data, "renderer": renderer, "count": 4, "format": "png"}
+    if renderer == "infilling":
+        network = tiny_infilling(size=256, padding=100, preprocess={"remove_marks": True})
+        values |= {"generator": str(network), "masses": (1, 2), "format": "dicom"}
+    config = SynthesisConfig(**values)
     recipes = synthesize(config, tmp_path / "out")
     complete = [recipe for recipe in recipes if not recipe.left_out]
     assert len(complete) >= 3
     for recipe in complete:
         source = archives.read_stored(find_source(config, recipe)).values
         values = read_image(tmp_path / "out", recipe)
-        on = archives.coco.decode(recipe.lesions[0].region, "") > 0
-        np.testing.assert_array_equal(values[~on], source[~on])
+        masks = [archives.coco.decode(lesion.region, "") for lesion in recipe.lesions]
+        on = np.any(masks, axis=0)
+        outside = find_outside(recipe) if renderer == "infilling" else ~on
+        np.testing.assert_array_equal(values[outside], source[outside])
         assert values.dtype == np.uint8 and (values[on] != source[on]).mean() > 0.3
-        file = tmp_path / f"out/recipes/{recipe.name}.json"
-        remake(file, tmp_path / "again", [f"data.root={data.root}"])
+        remake(tmp_path / f"out/recipes/{recipe.name}.json", tmp_path / "again", where(config))

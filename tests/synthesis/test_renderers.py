@@ -207,7 +207,9 @@ def test_lesions_of_one_mammogram_are_rendered_apart():
         np.testing.assert_array_equal(crop(both, support), crop(alone, support))
 
 
-def test_an_export_that_does_not_fit_is_refused(tiny_infilling, tiny_blending, tiny_contextual):
+def test_an_export_that_does_not_fit_is_refused(
+    tiny_infilling, tiny_blending, tiny_contextual, can
+):
     infilling, blending = tiny_infilling(), tiny_blending()
     silent = edit_card(tiny_blending(), '"train_patients"', '"others"')
     for name, folder, error, named in (
@@ -215,6 +217,7 @@ def test_an_export_that_does_not_fit_is_refused(tiny_infilling, tiny_blending, t
         ("blending", infilling, ExportError, "from pasted to"),
         ("infilling", blending, ExportError, "; renderer=blending fits it$"),
         ("infilling", tiny_contextual(), ExportError, "from tri_label to image$"),
+        ("vanilla", can(), ExportError, "from noise to"),
         ("blending", silent, DataError, "train_patients"),
     ):
         with pytest.raises(error, match=named):
