@@ -21,6 +21,8 @@ def one(boxes, scores, truth, kinds=None, true_kinds=None):
     return Boxes(boxes, np.array(scores), kinds, truth, true_kinds or ["mass"] * len(truth))
 
 
+FOUND = ["mass", "mass", "asymmetry"]
+SEVERAL = one([A, B, ELSEWHERE], [0.9, 0.8, 0.95], [A, B], FOUND, ["mass", "calcification"])
 BY_HAND = [
     # Hit, false positive, hit: precision 1 up to a recall of one half (51 points), 2/3 beyond (50).
     ([one([A, ELSEWHERE, B], [0.9, 0.8, 0.7], [A, B])], *[(51 + 50 * 2 / 3) / 101] * 3, 1),
@@ -32,18 +34,7 @@ BY_HAND = [
     ([one([(0, 0, 6.2, 10)], [0.9], [A])], 0.3, 1, 0, 0.3),
     # Kinds are matched separately and averaged: calcifications are not found, and what is found of
     # a kind that is not annotated counts nowhere.
-    (
-        [
-            one(
-                [A, B, ELSEWHERE],
-                [0.9, 0.8, 0.95],
-                [A, B],
-                ["mass", "mass", "asymmetry"],
-                ["mass", "calcification"],
-            )
-        ],
-        *[0.5] * 4,
-    ),
+    ([SEVERAL], *[0.5] * 4),
     # Normal images hold false positives.
     ([one([A], [0.5], [A]), one([ELSEWHERE], [0.9], [])], *[0.5] * 3, 1),
     # A detector that finds nothing, and boxes without area.

@@ -6,6 +6,7 @@ import json
 import struct
 import subprocess
 import sys
+from functools import partial
 
 import h5py
 import keras
@@ -346,6 +347,10 @@ def write_npz(path, **arrays):
     np.savez(path, **{key.replace("_", "/"): value for key, value in arrays.items()})
 
 
+write_narrow = partial(write_npz, conv1_kernel=np.zeros((11, 11, 3, 32), np.float32))
+write_pickled = partial(write_npz, conv1_kernel=np.array([{}], object))
+
+
 def write_other_h5(path):
     with h5py.File(path, "w") as file:
         file.attrs["layer_names"] = [b"block1_conv1"]
@@ -373,18 +378,8 @@ MAKE = {
         ("alexnet", "a.npz", None, "neither imagenet nor none nor a file"),
         ("resnet101", "a.npz", None, "ResNet-101 is read from Keras's .h5 without top"),
         ("alexnet", "a.npz", write_npz, "conv1/kernel is missing"),
-        (
-            "alexnet",
-            "a.npz",
-            lambda path: write_npz(path, conv1_kernel=np.zeros((11, 11, 3, 32), np.float32)),
-            "conv1/kernel must be 11x11x3x64 finite numbers",
-        ),
-        (
-            "alexnet",
-            "a.npz",
-            lambda path: write_npz(path, conv1_kernel=np.array([{}], object)),
-            "can't be read as .npz",
-        ),
+        ("alexnet", "a.npz", write_narrow, "conv1/kernel must be 11x11x3x64 finite numbers"),
+        ("alexnet", "a.npz", write_pickled, "can't be read as .npz"),
         ("alexnet", "a.npz", lambda path: path.write_bytes(b"PK\3\4nothing"), "can't be read as"),
         ("alexnet", "a.npz", lambda path: path.write_bytes(b"\x93NUMPY"), "can't be read as .npz"),
         ("alexnet", "a.pth", lambda path: path.write_bytes(b""), "weights are read from Keras's"),

@@ -48,8 +48,8 @@ def make_piece(side=32, around=5, grey=None):
     return LesionPatch("mass", mask, image, around, make_transform())
 
 
-def insert(renderer, target, piece, top, left):
-    candidate = renderer.prepare_lesion(piece, target.mammogram, ())
+def insert(renderer, target, piece, top, left, seeds=()):
+    candidate = renderer.prepare_lesion(piece, target.mammogram, seeds)
     spot, blend_mask = renderer.place(top, left, candidate, target.mammogram)
     facts = {"box": spot.box, "window": spot.window, "area": int(piece.mask.sum()), "seed": 0}
     record = InsertedLesion(**facts, region={}, shape="")

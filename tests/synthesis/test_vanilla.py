@@ -9,6 +9,7 @@ import pytest
 import tensorflow as tf
 
 from tests.small_mammograms import make_mammogram
+from tests.synthesis.test_renderers import insert
 from tests.synthesis_archives import (
     COLS,
     ROWS,
@@ -30,8 +31,7 @@ from tfmammo.synthesis.generators import load_noise_generator
 from tfmammo.synthesis.lesion_bank import LesionPatch
 from tfmammo.synthesis.mammograms import synthesize
 from tfmammo.synthesis.placement import TargetMammogram
-from tfmammo.synthesis.recipe import InsertedLesion
-from tfmammo.synthesis.renderers import PlacedLesion, VanillaRenderer, make_renderer
+from tfmammo.synthesis.renderers import VanillaRenderer, make_renderer
 from tfmammo.synthesis.synthesizer import render
 
 SIZE = DrawPatch.SIZE
@@ -167,19 +167,18 @@ def test_a_patch_is_inserted_whole_and_fades_at_its_border(vanilla):
     """
     renderer = open_renderer(vanilla())
     target = open_target()
-    candidate = renderer.prepare_lesion(make_piece(HEIGHT, 3), target.mammogram, [GOOD])
+    piece = make_piece(HEIGHT, 3)
     for corner in ((0, 60), (100, 0), (ROWS - 17, 60), (100, COLS - 13)):
         with pytest.raises(DataError, match="reaches beyond"):
-            renderer.place(*corner, candidate, target.mammogram)
-    spot, blend_mask = renderer.place(100, 60, candidate, target.mammogram)
-    first = 100 - candidate.sample.top
-    before = 60 - candidate.sample.left
+            insert(renderer, target, piece, *corner, [GOOD])
+    lesion = insert(renderer, target, piece, 100, 60, [GOOD])
+    spot = lesion.placement
+    first = 100 - lesion.candidate.sample.top
+    before = 60 - lesion.candidate.sample.left
     last = first + SIZE
     behind = before + SIZE
     assert spot.window == (first, before, last, behind) and spot.box[:2] == (100, 60)
-    assert blend_mask.support == (first + 1, before + 1, last - 1, behind - 1)
-    facts = {"box": spot.box, "window": spot.window, "area": 1, "region": {}, "seed": 0}
-    lesion = PlacedLesion(InsertedLesion(**facts, shape=""), spot, blend_mask, candidate)
+    assert lesion.blend_mask.support == (first + 1, before + 1, last - 1, behind - 1)
     stored = Stored.of_image(target.image, 16)
     synthetic = render(target, stored, [lesion], renderer)
     edge = np.minimum(np.arange(SIZE), np.arange(SIZE)[::-1])
