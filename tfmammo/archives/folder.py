@@ -118,9 +118,10 @@ def _read_facts(
     """Read a header as fields of Mammogram; None of a raw image."""
     if not is_dicom(path):
         return pictures.read_facts(path, bits, is_listed)
+    facts = dicom.read_facts(path)
     if bits is not None:
         raise ArchiveError(f"{path}: a DICOM states its bits itself, leave them blank")
-    return dicom.read_facts(path)
+    return facts
 
 
 def _find_images(notes: Notes) -> dict[str, Path]:

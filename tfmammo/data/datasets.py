@@ -25,6 +25,7 @@ from tfmammo.data.splits import (
     split,
 )
 from tfmammo.data.tfrecord import PatchSource, Records, read_manifest
+from tfmammo.document import say_count
 from tfmammo.errors import ConfigError, DataError, name_key
 from tfmammo.mammogram import Mammogram, Skipped, hash_patient
 
@@ -105,7 +106,7 @@ def log_skipped(skipped: Skipped) -> None:
     if len(skipped):
         first = [f"{file}: {reason}" for file, reason in list(reasons.items())[:3]]
         said = "; ".join([*first, "..."] if len(skipped) > 3 else first)
-        log.info("%d files were skipped, some in part (%s)", len(skipped), said)
+        log.info("skipped %s, some in part (%s)", say_count(len(skipped), "file"), said)
 
 
 def _open_records(config: DataConfig, make: MakePatches) -> Records:

@@ -178,6 +178,9 @@ class Training:
         seen_patients = None if checkpoint else self._start()
         self.group.agree(int(self.state.step), self.experiment, self.train)
         start = f"step {int(self.state.step):,}" if checkpoint else self.config.initial
+        if checkpoint and int(self.state.step) >= self.steps:
+            log.info("%s is at %s already, of %s", self.experiment.name, start, f"{self.steps:,}")
+            return seen_patients
         log.info(
             "training %s from %s to step %s: %d patches, %d held out, %s, %d device(s), %s",
             self.experiment.name,
