@@ -6,12 +6,16 @@ import contextlib
 import io
 import logging
 import os
+import re
 import runpy
 import subprocess
 import sys
 import warnings
+from collections.abc import Callable
 from pathlib import Path
 from unittest import mock
+
+import pytest
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 
@@ -60,6 +64,17 @@ def run_script_here(path: str | Path, *arguments: object) -> subprocess.Complete
     """
     command = [str(path), *map(str, arguments)]
     return _run_here(command, lambda: runpy.run_path(str(path), run_name="__main__"))
+
+
+def refuse(capsys: pytest.CaptureFixture[str], call: Callable[..., object], *arguments) -> str:
+    """Call what ends with exit code 2, and return what it says: one line beside usage and log."""
+    capsys.readouterr()
+    with pytest.raises(SystemExit) as stopped:
+        call(*arguments)
+    assert stopped.value.code == 2
+    lines = capsys.readouterr().err.splitlines()
+    (said,) = (line for line in lines if not re.match(r"usage: | |\d\d:\d\d:\d\d ", line))
+    return said
 
 
 def _run_here(command: list[str], run) -> subprocess.CompletedProcess[str]:

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.commands import refuse
 from tfmammo import cli, config
 from tfmammo.apps.pacs.config import RoundTripConfig
 from tfmammo.config import Experiment
@@ -52,17 +53,10 @@ def test_files_that_may_be_missing_follow_any_option(arguments):
     assert (chosen.model, chosen.files, chosen.o) == ("can", ["a.dcm", "b.dcm"], "out")
 
 
-def read_error(capsys, parse, arguments):
-    with pytest.raises(SystemExit) as stopped:
-        parse(arguments)
-    assert stopped.value.code == 2
-    return capsys.readouterr().err.splitlines()[-1]
-
-
 def test_a_section_is_no_key(capsys):
     """--set data=DIR would be refused."""
     made = cli.make_parser("x", RoundTripConfig, "pacs")
-    said = read_error(capsys, made.parse_args, ["--pacs", "x"])
+    said = refuse(capsys, made.parse_args, ["--pacs", "x"])
     assert said.endswith("--set pacs.KEY=VALUE")
 
 
@@ -84,7 +78,7 @@ def test_a_wrong_argument_is_an_error_that_helps(capsys, arguments, error):
     made.add_argument("--jobs", type=cli.parse_count)
     options = made.parse_args(["--scale", "small", "--jobs", "2"])
     assert (options.scale, options.jobs) == ("small", 2)
-    assert error in read_error(capsys, made.parse_args, arguments)
+    assert error in refuse(capsys, made.parse_args, arguments)
 
 
 def test_data_is_a_short_spelling_at_its_place_among_the_overrides(tmp_path):

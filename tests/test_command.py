@@ -9,6 +9,7 @@ import sys
 
 import pytest
 
+from tests.commands import refuse
 from tfmammo import __main__ as command
 from tfmammo import cli, config, shipped
 from tfmammo.apps.commands import find_schema
@@ -33,14 +34,6 @@ def answer(capsys, *words):
     except SystemExit as stopped:
         assert not stopped.code, capsys.readouterr().err
     return capsys.readouterr().out
-
-
-def refusal(capsys, *words):
-    """What a command says that is refused."""
-    with pytest.raises(SystemExit) as stopped:
-        command.main(words)
-    assert stopped.value.code == 2
-    return capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
@@ -144,7 +137,7 @@ def test_help_names_the_command_as_it_was_typed_and_lists_the_keys(capsys):
     ],
 )
 def test_a_misspelt_word_is_one_sentence(capsys, words, said):
-    assert refusal(capsys, *words.split()).startswith(f"error: {said}")
+    assert refuse(capsys, command.main, words.split()).startswith(f"error: {said}")
 
 
 def test_configs_are_listed_shown_and_copied_once(capsys, repository, tmp_path):
@@ -158,7 +151,7 @@ def test_configs_are_listed_shown_and_copied_once(capsys, repository, tmp_path):
     assert (tmp_path / "can.yaml").read_text(encoding="utf-8") == text
     (tmp_path / "mine").mkdir()
     assert answer(capsys, "configs", "copy", "can", "mine").strip() == "mine/can.yaml"
-    assert refusal(capsys, "configs", "copy", "can").startswith("error: can.yaml: ")
+    assert refuse(capsys, command.main, ["configs", "copy", "can"]).startswith("error: can.yaml: ")
 
 
 @pytest.mark.parametrize("name", shipped.list_configs())
@@ -247,9 +240,7 @@ def test_a_missing_extra_is_one_sentence(capsys):
     def import_missing(name):
         raise ModuleNotFoundError(f"No module named {name!r}", name=name)
 
-    with pytest.raises(SystemExit) as stopped:
-        cli.run(lambda: import_missing("uvicorn.protocols"))
-    assert stopped.value.code == 2
-    assert capsys.readouterr().err == 'error: uvicorn is missing: pip install "tfmammo[serve]"\n'
+    said = refuse(capsys, cli.run, lambda: import_missing("uvicorn.protocols"))
+    assert said == 'error: uvicorn is missing: pip install "tfmammo[serve]"'
     with pytest.raises(ModuleNotFoundError):
         cli.run(lambda: import_missing("nobody_knows"))

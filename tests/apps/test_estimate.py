@@ -4,6 +4,7 @@ import time
 
 import pytest
 
+from tests.commands import refuse
 from tfmammo.apps import estimate
 from tfmammo.apps.estimate import Rate
 from tfmammo.config import DataConfig, dump
@@ -72,10 +73,7 @@ def test_wrong_arguments_and_files_are_one_line(capsys, tmp_path):
         (["build", "--config", str(tmp_path / "none.yaml")], "none.yaml"),
         (["build", "--config", "x", "--workers", "0"], "--workers"),
     ):
-        with pytest.raises(SystemExit) as stop:
-            estimate.main(arguments)
-        assert stop.value.code == 2
-        assert said in capsys.readouterr().err.strip().splitlines()[-1]
+        assert said in refuse(capsys, estimate.main, arguments)
 
 
 @pytest.mark.slow

@@ -11,6 +11,7 @@ import keras
 import numpy as np
 import pytest
 
+from tests.commands import refuse
 from tests.known_networks import KnownModel
 from tfmammo import filesystem
 from tfmammo.apps.zoo import __main__ as command
@@ -217,9 +218,7 @@ def test_command_lists_shows_and_unpacks(shelf, tmp_path, capsys):
         assert said in shown
     command.main(["get", "tiny", str(tmp_path / "out")])
     assert (tmp_path / "out" / "generator" / "saved_model.pb").is_file()
-    with pytest.raises(SystemExit):
-        command.main(["get", "tiny", str(tmp_path / "out")])
-    assert "already exists" in capsys.readouterr().err
+    assert "already exists" in refuse(capsys, command.main, ["get", "tiny", str(tmp_path / "out")])
 
 
 def test_add_packs_an_export_and_writes_down_its_file(shelf, exported, tmp_path, capsys):
@@ -227,8 +226,7 @@ def test_add_packs_an_export_and_writes_down_its_file(shelf, exported, tmp_path,
     (shelf / "tiny.json").write_text(json.dumps(entry | {"sha256": "", "size": 0}))
     packed = shelf / "tiny.zip"
     packed.write_bytes(b"what was packed before")
-    with pytest.raises(SystemExit):
-        command.main(["add", "tiny", "--run", str(tmp_path / "nowhere")])
+    refuse(capsys, command.main, ["add", "tiny", "--run", str(tmp_path / "nowhere")])
     assert packed.read_bytes() == b"what was packed before"
     command.main(["add", "tiny", "--run", str(exported)])
     assert json.loads((shelf / "tiny.json").read_text())["sha256"] == entry["sha256"]

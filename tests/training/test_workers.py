@@ -17,6 +17,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
+from tests.commands import refuse
 from tests.ports import find_free_ports
 from tfmammo import cli
 from tfmammo import config as configuration
@@ -240,10 +241,7 @@ def test_a_wrong_tf_config_is_one_sentence_and_exit_code_2(monkeypatch, capsys, 
     monkeypatch.delenv("SLURM_STEP_NODELIST", raising=False)
     if text is not None:
         monkeypatch.setenv("TF_CONFIG", text)
-    with pytest.raises(SystemExit) as stop:
-        cli.run(workers.join)
-    said = capsys.readouterr().err
-    assert stop.value.code == 2 and said.startswith(f"error: {key}") and said.count("\n") == 1
+    assert refuse(capsys, cli.run, workers.join).startswith(f"error: {key}")
 
 
 def set_slurm(monkeypatch, **values):
@@ -376,8 +374,5 @@ def test_scripts_of_one_process_say_so(repository, monkeypatch, capsys, script, 
     words = [script, "--config", str(repository / "configs" / config)]
     monkeypatch.setattr(sys, "argv", [*words, "--set", f"{key}=multi_worker"])
     main = runpy.run_path(str(repository / script), run_name="imported")["main"]
-    with pytest.raises(SystemExit) as stop:
-        cli.run(main)
-    said = capsys.readouterr().err
-    assert stop.value.code == 2 and said.count("\n") == 1
+    said = refuse(capsys, cli.run, main)
     assert said.startswith("error: training.strategy=multi_worker: ")

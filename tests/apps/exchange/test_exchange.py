@@ -15,6 +15,7 @@ from pycocotools.coco import COCO
 
 from tests.archives.folders import read
 from tests.archives.writers import folder as writer
+from tests.commands import refuse
 from tests.small_mammograms import COLS, ROWS, SQUARE, make_mammogram
 from tfmammo.apps.exchange import writing
 from tfmammo.apps.exchange.__main__ import main
@@ -350,9 +351,8 @@ def test_command(archive, tmp_path, capsys, repository):
         said = capsys.readouterr().out
         assert "images    " in said and "8 mass" in said and str(output) in said
     for override in ("data.fold=1", "exchange.boxs=true", "trainng.steps=3"):
-        with pytest.raises(SystemExit):
-            main([*arguments, "--set", *overrides, override])
-        assert "error: " in capsys.readouterr().err
+        said = refuse(capsys, main, [*arguments, "--set", *overrides, override])
+        assert "error: " in said
 
 
 def test_patches_that_cannot_be_made_are_explained(tmp_path):
