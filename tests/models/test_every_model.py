@@ -18,7 +18,6 @@ from tfmammo.errors import ConfigError
 from tfmammo.models.can import CAN
 from tfmammo.nn.networks import Network
 from tfmammo.nn.optimization import Adam, build, unwrap
-from tfmammo.tracking import export
 from tfmammo.training import loop
 
 UNUSUAL = {"learning_rate": 3e-3, "beta_1": 0.3, "beta_2": 0.7, "epsilon": 1e-5}
@@ -397,12 +396,6 @@ def test_nothing_that_is_exported_keeps_a_state_or_draws_by_one(model):
             np.testing.assert_allclose(alone[key][0], value[1], atol=1e-4, err_msg=f"{name}: {key}")
             if key in ("image", "mask"):
                 assert np.min(value) >= 0 and np.max(value) <= 1
-
-
-@pytest.mark.long
-def test_what_is_exported_answers_as_the_model(model, tmp_path):
-    """Or else `export` refuses it."""
-    export.export(model, tmp_path / "export", {})
 
 
 @pytest.mark.long

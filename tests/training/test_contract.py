@@ -18,7 +18,7 @@ class Model:
 
     def __init__(self):
         network = keras.Sequential([keras.Input((4, 4, 1)), keras.layers.Conv2D(1, 1)])
-        optimizer = keras.optimizers.SGD()
+        optimizer = keras.optimizers.Adam()
         optimizer.build(network.trainable_variables)
         self.networks = {"inverter": network}
         self.optimizers = {"inverter": optimizer}
@@ -95,3 +95,9 @@ def test_what_a_model_states_that_it_cannot_do_is_refused(training, reason):
     check(model, model.functions())
     with pytest.raises(ConfigError, match=f"training.{next(iter(training))}.*says so"):
         check(model, model.functions(), **training)
+
+
+def test_gradients_in_half_the_bytes_need_the_packages_adam():
+    model = Model()
+    with pytest.raises(ConfigError, match="training.exchange"):
+        check(model, model.functions(), exchange="bfloat16")

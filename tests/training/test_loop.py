@@ -261,22 +261,6 @@ def test_a_start_that_fails_leaves_no_claim_and_no_run(fit, run, tiny_can, rando
     folder.check_owner(run, tiny_can({"filters": (4, 8)}), random_patches(8), random_patches(3))
 
 
-class TwiceUpdated(Small):
-    """It states that a step can't have several batches."""
-
-    not_for_accumulation = "because it says so"
-
-
-class WithKerasAdam(Small):
-    """Keras's Adam trains it."""
-
-    def __init__(self, config, size):
-        super().__init__(config, size)
-        optimizer = keras.optimizers.Adam()
-        optimizer.build(self.networks["segmenter"].trainable_variables)
-        self.optimizers = {"segmenter": optimizer}
-
-
 class Misnamed(CAN):
     """Its exported function fits no network; training would end in an error after the last step."""
 
@@ -298,8 +282,6 @@ class TooLarge(Small):
     ("values", "classes", "error", "named"),
     [
         ({"model": TooLarge}, 1, ConfigError, "model: .*memory"),
-        ({"model": TwiceUpdated, "accumulate": 2}, 1, ConfigError, "training.accumulate"),
-        ({"model": WithKerasAdam, "exchange": "bfloat16"}, 1, ConfigError, "training.exchange"),
         ({"model": Misnamed}, 1, TrainingError, "Misnamed.functions"),
         ({"batch_size": 4}, 3, TrainingError, "training.batch_size"),
     ],
