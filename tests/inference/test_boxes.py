@@ -46,10 +46,14 @@ def test_a_table_that_is_none_of_boxes(models, archive, tmp_path, table, said):
         list(predict(models / "segmenter", archive, boxes=tmp_path / "boxes.csv"))
 
 
-def test_boxes_of_an_earlier_prediction(models, archive, tmp_path):
-    predict_files(models / "detector", archive, tmp_path / "first")
+def test_boxes_of_an_earlier_prediction(models, tmp_path):
+    for name in ("a", "-1"):  # which a spreadsheet takes for a formula
+        write_image(tmp_path / f"in/{name}.png", draw())
+    predict_files(models / "detector", tmp_path / "in", tmp_path / "first")
     boxes = tmp_path / "first/lesions.csv"
-    for result in predict(models / "segmenter", archive, boxes=boxes):
+    results = list(predict(models / "segmenter", tmp_path / "in", boxes=boxes))
+    assert len(results) == 2
+    for result in results:
         assert [each.box for each in result.findings] == [BOX, OTHER]
         assert [each.score for each in result.findings] == [0.9, 0.8]
 
@@ -89,14 +93,6 @@ def test_boxes_of_two_files_of_one_name_are_refused(models, tmp_path):
     with pytest.raises(ConfigError, match="0/a.png and 1/a.png may both be the image a;"):
         list(predict(models / "segmenter", tmp_path / "0", **arguments))
     assert len(list(predict(models / "segmenter", tmp_path, **arguments))) == 2
-
-
-def test_boxes_of_a_file_whose_name_a_spreadsheet_takes_for_a_formula(models, tmp_path):
-    write_image(tmp_path / "in/-1.png", draw())
-    predict_files(models / "detector", tmp_path / "in", tmp_path / "first")
-    boxes = tmp_path / "first/lesions.csv"
-    (result,) = predict(models / "segmenter", tmp_path / "in", boxes=boxes)
-    assert [each.box for each in result.findings] == [BOX, OTHER]
 
 
 def test_an_image_without_boxes_is_redone_where_it_was_a_patch(models, archive, tmp_path):

@@ -21,6 +21,7 @@ from tests.inference.drawings import BOX, COLS, ROWS, draw, read_mask, write_box
 from tests.known_networks import KnownSegmenter
 from tests.small_mammograms import PATIENT, make_mammogram
 from tests.small_pipelines import SIZE
+from tests.synthetic_sets import edit_card, export_trained
 from tfmammo.archives import folder
 from tfmammo.config import DataConfig
 from tfmammo.data.extraction import make_patches
@@ -30,7 +31,6 @@ from tfmammo.inference.predict import predict, predict_files
 from tfmammo.inference.report import format_label
 from tfmammo.mammogram import Lesion, Skipped
 from tfmammo.metrics.segmentation import dice, per_image
-from tfmammo.tracking import export
 
 # of pycocotools
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
@@ -179,17 +179,17 @@ def test_kinds_are_for_detectors_without_a_card(models, tmp_path, model, boxes, 
 
 
 @pytest.mark.slow
-def test_results_of_the_packages_own_detector_are_doubted(models, tmp_path, caplog):
+def test_results_of_the_packages_own_detector_are_doubted(tmp_path, caplog):
     write_image(tmp_path / "a.png", draw())
     list(predict("light_head", tmp_path / "a.png"))
     assert "it missed half of the masses" in caplog.text
 
 
 def test_patches_are_scored_as_an_evaluation_scores_them(archive, tmp_path):
-    data = DataConfig(size=SIZE, frame="loose").model_dump(mode="json")
     (first, *_) = tfmammo.open_archive("folder", archive)
-    card = {"name": "bright", "config": {"data": data}, "train_patients": [first.patient_id]}
-    handle = export.export(KnownSegmenter(40.0, -16.0), tmp_path / "model", card)
+    data = {"size": SIZE, "frame": "loose"}
+    network = KnownSegmenter(40.0, -16.0)
+    handle = export_trained(network, tmp_path / "model", [first.patient_id], **data)
     summary = predict_files(handle, archive, tmp_path / "out", truth=True, threshold=0.9)
     records = tfmammo.open_archive("folder", archive)[1:]
     patches = make_patches(records, DataConfig(size=SIZE, frame="full"), Skipped())
@@ -221,10 +221,7 @@ def test_a_detector_gives_boxes_and_its_hits_are_counted(models, archive, tmp_pa
 
 def test_a_box_on_a_lesion_that_does_not_count_is_no_false_positive(models, archive, tmp_path):
     shutil.copytree(models / "segmenter", tmp_path / "malignant")
-    path = tmp_path / "malignant/card.json"
-    card = json.loads(path.read_text())
-    card["config"]["data"]["pathologies"] = ["malignant"]
-    path.write_text(json.dumps(card))
+    edit_card(tmp_path / "malignant", '"pathologies": null', '"pathologies": ["malignant"]')
     lines = [f"{number}.png,p{number},benign" for number in range(3)]
     (archive / "metadata.csv").write_text("\n".join(["file,patient,pathology", *lines]))
     arguments = {"boxes": models / "detector", "archive": "folder", "truth": True}
@@ -263,10 +260,7 @@ def test_a_mammogram_is_no_patch_and_a_detector_needs_no_boxes(models, tmp_path,
 
 def test_a_segmenter_of_whole_images_warns_of_boxes(models, archive, tmp_path, caplog):
     shutil.copytree(models / "segmenter", tmp_path / "whole")
-    path = tmp_path / "whole/card.json"
-    card = json.loads(path.read_text())
-    card["config"]["data"]["frame"] = "full"
-    path.write_text(json.dumps(card))
+    edit_card(tmp_path / "whole", '"frame": "loose"', '"frame": "full"')
     for model, is_warned in ((models / "segmenter", False), (tmp_path / "whole", True)):
         caplog.clear()
         list(predict(model, archive, boxes="truth", archive="folder"))
@@ -366,9 +360,7 @@ def test_a_name_keeps_what_is_no_ending_and_a_model_is_read_again(models, tmp_pa
     assert read_mask(tmp_path / "first/masks/1.2.840.1.png").any()
     (image,) = json.loads((tmp_path / "first/images.json").read_text())["images"]
     assert image["file_name"] == "1.2.840.1"
-    data = DataConfig(size=SIZE, frame="loose").model_dump(mode="json")
-    card = {"name": "bright", "config": {"data": data}}
-    export.export(KnownSegmenter(0.0, -50.0), tmp_path / "model", card)
+    export_trained(KnownSegmenter(0.0, -50.0), tmp_path / "model", size=SIZE, frame="loose")
     summary = predict_files(tmp_path / "model", tmp_path / "in/1.2.840.1", tmp_path / "second")
     assert summary.lesions == 0 and not read_mask(tmp_path / "second/masks/1.2.840.1.png").any()
 

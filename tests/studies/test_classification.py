@@ -116,16 +116,6 @@ def test_every_generator_holds_the_same_patients_out(subsets, tmp_path):
     assert len(chooses) + len(tests) == len(held_out)
     assert not patients(chooses) & patients(subsets.test)
     assert not patients(tests) & patients(subsets.validation)
-    kept = subsets.train.pathologies != "benign"
-    known = patients(held_out) | patients(subsets.train.take(np.flatnonzero(kept)))
-    saved = splits.load(data.split_file)
-    some = {name: place for name, place in saved.patients.items() if name in known}
-    splits.save(tmp_path / "fewer.json", saved.model_copy(update={"patients": some}))
-    fewer = data.model_copy(update={"split_file": tmp_path / "fewer.json"})
-    parts = splits.halve(held_out, index, fewer)
-    assert len(some) < len(saved.patients) and sum(map(len, parts)) == len(held_out)
-    with pytest.raises(DataError, match="one half of the held-out patients"):
-        splits.halve(chooses, index, data)
 
 
 @pytest.mark.slow

@@ -181,7 +181,7 @@ def test_a_label_map_gives_an_overlap_to_the_kind_named_first(tmp_path):
 
 
 @pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
-def test_pycocotools_reads_the_regions(archive, tmp_path, capsys):
+def test_pycocotools_reads_the_regions(archive, tmp_path):
     root = tmp_path / "coco"
     write_dataset("coco", config(archive), root)
     originals = {original.image_id: original for original in read(archive)[0]}
@@ -353,13 +353,6 @@ def test_command(archive, tmp_path, capsys, repository):
     for override in ("data.fold=1", "exchange.boxs=true", "trainng.steps=3"):
         said = refuse(capsys, main, [*arguments, "--set", *overrides, override])
         assert "error: " in said
-
-
-def test_patches_that_cannot_be_made_are_explained(tmp_path):
-    root = make_archive(tmp_path / "archive", [MASS])
-    patches = {"size": 32, "kinds": ("mass",), "frame": "square", "context": 20}
-    with pytest.raises(DataError, match="larger than the mammogram"):
-        write_dataset("coco", config(root, exchange={"items": "patches"}, **patches), tmp_path)
 
 
 def test_two_images_of_one_name_are_refused():
