@@ -81,7 +81,7 @@ def test_a_wrong_argument_is_an_error_that_helps(capsys, arguments, error):
     assert error in refuse(capsys, made.parse_args, arguments)
 
 
-def test_data_is_a_short_spelling_at_its_place_among_the_overrides(tmp_path):
+def test_data_is_a_short_spelling_at_its_place_among_the_overrides():
     schema = Experiment[CANConfig]
     made = cli.make_parser("x", schema, "can")
     made.add_data()

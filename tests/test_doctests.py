@@ -21,7 +21,7 @@ def list_modules():
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", list_modules())
-def test_the_examples_run(name, tmp_path, monkeypatch, repository):
+def test_the_examples_run(name, monkeypatch, repository):
     monkeypatch.chdir(repository)
     module = importlib.import_module(name)
     # of the module's own __file__, without what it imports

@@ -52,7 +52,7 @@ def test_a_mass_is_measured_around_its_mask():
     assert np.isnan(mammograms.measure_mass(pixels, np.zeros_like(mask), 6)).all()
 
 
-def test_masses_known_by_their_box_alone_are_left_out(monkeypatch):
+def test_masses_known_by_their_box_alone_are_left_out():
     (mammogram,) = [one for one in phantom.read(count=8) if one.lesions][:1]
     box_only = replace(mammogram, lesions=(Lesion("mass", mammogram.lesions[0].box),))
     indexes = SimpleNamespace(read=lambda _: [box_only, mammogram])

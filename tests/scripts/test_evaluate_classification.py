@@ -170,7 +170,7 @@ def predict_mean_grey(folder, images, output, patients):
 
 
 @pytest.mark.slow
-def test_the_effect_is_the_paired_change_of_what_is_kept(config, subsets, generators, monkeypatch):
+def test_the_effect_is_the_paired_change_of_what_is_kept(config, subsets, monkeypatch):
     """Adding raises the mean by 0.3 times the softened disc, clipped; removal lowers it; what is
     discarded does not count.
     """
@@ -451,7 +451,7 @@ def test_the_gate_scores_both_pools_and_unseen_real_patches(subsets, synthetic, 
 
 
 def test_the_figure_shows_what_generators_make_of_patients_that_the_classifier_never_saw(
-    config, subsets, generators, monkeypatch
+    config, subsets, monkeypatch
 ):
     shown = []
 

@@ -293,15 +293,10 @@ def test_trainings_are_runs_of_an_ordinary_experiment(folder):
 
 def test_an_export_that_is_registered_again_stays_one_version(folder, tmp_path):
     """Its description is the card; patients are counted, not named."""
-    card = {
-        "name": "tiny",
-        "id": "c0ffee" * 5,
-        "step": 1500,
-        "metrics": {"dice": 0.87654},
-        "train_patients": ["0123456789ab", "ba9876543210"],
-        "config": {"data": {"name": "inbreast", "size": 4, "frame": "square", "split": "patient"}},
-        "git_commit": "c0ffee",
-    }
+    patients = ["0123456789ab", "ba9876543210"]
+    data = {"name": "inbreast", "size": 4, "frame": "square", "split": "patient"}
+    card = {"name": "tiny", "id": "c0ffee" * 5, "step": 1500, "train_patients": patients}
+    card |= {"metrics": {"dice": 0.87654}, "config": {"data": data}, "git_commit": "abc123"}
     exported = export(make_model(), tmp_path / "export", card)
     run = Run(experiment(), folder / "output")
     assert run.register(exported, 1500, {}, best=False) == "1"
@@ -310,10 +305,15 @@ def test_an_export_that_is_registered_again_stays_one_version(folder, tmp_path):
     assert client().get_model_version_by_alias("tfmammo-tiny", "best").version == 1
     assert len(client().search_model_versions("name = 'tfmammo-tiny'")) == 1
     text = client().get_model_version("tfmammo-tiny", "1").description
-    assert text.startswith("**tiny**, step 1,500. Research software: not for diagnosis.\n")
-    assert "inbreast, 4 px, frame square, split patient, 2 patients trained on" in text
-    assert "dice 0.8765" in text and "Commit c0ffee" in text
-    assert "`inverter`: image [4, 4, 1] to mask [4, 4, 1]" in text
+    for said in (
+        "step 1,500",
+        "not for diagnosis",
+        "inbreast",
+        "2 patients",
+        "dice 0.8765",
+        "abc123",
+    ):
+        assert said in text
     assert "0123456789ab" not in text
 
 
@@ -334,7 +334,7 @@ def test_a_store_that_another_process_holds_is_waited_for_and_not_for_ever(folde
         Run(experiment(), folder / "output")
 
 
-def test_what_is_fetched_from_a_server_is_fetched_once(folder, exported, monkeypatch, tmp_path):
+def test_what_is_fetched_from_a_server_is_fetched_once(folder, exported, monkeypatch):
     fetched = []
 
     def download(location, dst_path, tracking_uri):

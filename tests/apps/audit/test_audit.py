@@ -98,7 +98,7 @@ def test_an_overfitted_generator_is_caught_and_an_untrained_one_is_not(data, tmp
     assert "discriminator" in read_card(untrained)["audit"]["attacks"]
 
 
-def test_no_verdict_is_written_into_a_copy(data, tmp_path, monkeypatch):
+def test_no_verdict_is_written_into_a_copy(tmp_path, monkeypatch):
     own = tmp_path / "run"
     own.mkdir()
     (own / CARD).write_text(json.dumps(EMPTY))

@@ -41,7 +41,7 @@ def test_an_instance_that_was_not_requested_is_refused():
     assert receiver.fetch("1.2.3", lambda: None) is None
 
 
-def test_source_and_target_listen_at_one_port(tmp_path):
+def test_source_and_target_listen_at_one_port():
     """The target is asked for a segmentation after the source was asked for its image."""
     from tfmammo.apps.pacs.round_trip import RoundTrip
 

@@ -363,9 +363,7 @@ def test_errors_are_one_sentence_and_name_no_patient(process, add, monkeypatch):
         assert outcome.failure.startswith("127.0.0.1: can") and time.monotonic() - start < 10
 
 
-def test_no_patient_data_is_written_or_printed(
-    overrides, pacs, add, repository, tmp_path, monkeypatch, caplog
-):
+def test_no_patient_data_is_written_or_printed(overrides, pacs, add, tmp_path, monkeypatch, caplog):
     study, _ = add()
     here = tmp_path / "here"
     here.mkdir()

@@ -122,7 +122,7 @@ def read(study, reader, right=lambda number: True, rate=lambda real: 6 if real e
 
 
 @pytest.mark.slow
-def test_cases_are_balanced_and_no_patient_is_shown_twice(study, archives):
+def test_cases_are_balanced_and_no_patient_is_shown_twice(study):
     cases = study.cases("Anna")
     assert sorted(case.number for case in cases) == list(range(1, 17))
     assert [case.task for case in cases] == ["choice"] * 8 + ["rating"] * 8
@@ -468,7 +468,7 @@ def command(study, tmp_path, monkeypatch, capsys):
     return run
 
 
-def test_results_and_export_need_no_archive(study, command, archives):
+def test_results_and_export_need_no_archive(study, command):
     read(study, "Anna", right=lambda number: number % 2)
     read(study, "Ben")
     gone = ["--set", "real.root=gone", "systems.all.root=gone", "systems.normal.root=gone"]

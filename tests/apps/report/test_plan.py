@@ -90,7 +90,7 @@ def test_a_wrong_command_is_found_before_anything_runs(complete, repository, upd
         runner.plan_report(broken, Options("small", ("can_table1",)), Path("/out"), repository)
 
 
-def test_what_lacks_its_data_is_skipped_with_all_that_needs_it(config, repository, tmp_path):
+def test_what_lacks_its_data_is_skipped_with_all_that_needs_it(repository, tmp_path):
     def read(values, *only, scale="small"):
         own = configuration.parse(ReportConfig, repository / "configs/report.yaml", values)
         return runner.plan_report(own, Options(scale, only), tmp_path, repository).plan
