@@ -1,6 +1,8 @@
 """ONNX files of exports answer as TensorFlow does, or are refused."""
 
+import json
 import os
+import shutil
 
 import numpy as np
 import pytest
@@ -9,7 +11,7 @@ import tensorflow as tf
 from tests.tracking.test_export import SIZE, DropoutModel, Model
 from tfmammo.errors import ExportError
 from tfmammo.models.contextual import Contextual, ContextualConfig
-from tfmammo.tracking.export import export, load, load_onnx, onnx, write_onnx
+from tfmammo.tracking.export import CARD, export, load, load_onnx, onnx, write_onnx
 
 pytest.importorskip("tf2onnx", reason="the extra `onnx` is not installed")
 pytest.importorskip("onnxruntime", reason="the extra `onnx` is not installed")
@@ -53,6 +55,15 @@ def test_inputs_are_checked_as_tensorflows(directory):
         segment(np.zeros((1, 5, 4, 1)))
     with pytest.raises(ExportError, match=r"image must be in \[0, 1\]"):
         segment(np.full((1, SIZE, SIZE, 1), np.nan))
+
+
+def test_a_network_of_images_of_any_size_is_refused(directory, tmp_path):
+    shutil.copytree(directory, tmp_path / "export")
+    card = json.loads((tmp_path / "export" / CARD).read_text())
+    card["functions"]["inverter"]["inputs"]["image"]["shape"] = [None, None, None, 1]
+    (tmp_path / "export" / CARD).write_text(json.dumps(card))
+    with pytest.raises(ExportError, match="inverter: takes images of any size"):
+        write_onnx(tmp_path / "export", "inverter", tmp_path / "inverter.onnx")
 
 
 @pytest.mark.slow

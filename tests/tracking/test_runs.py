@@ -371,6 +371,8 @@ def test_another_runs_best_stays_until_it_is_compared(folder, exported, caplog):
         assert second.register(exported, 10, {}, best=True) == "2"
     assert client().get_model_version_by_alias("tfmammo-tiny", "best").version == 1
     assert "tfmammo registry promote --model tfmammo-tiny --candidate 2" in caplog.text
+    detector = {"functions": {"detect": {"inputs": {"image": {}}, "outputs": {"boxes": {}}}}}
+    assert "promote" not in runs._advise("tfmammo-ssd", "2", detector)
     client().delete_registered_model_alias("tfmammo-tiny", "best")
     second.register(exported, 20, {}, best=True)
     assert client().get_model_version_by_alias("tfmammo-tiny", "best").version == 3

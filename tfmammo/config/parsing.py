@@ -128,7 +128,7 @@ def describe(error: ValidationError, schema: type[BaseModel] | None = None) -> s
     """
     faults = []
     for fault in error.errors():
-        key = ".".join(str(part) for part in fault["loc"]) or "the file"
+        key = ".".join(str(part) for part in fault["loc"])  # none of a fault of the whole file
         if fault["type"] == "extra_forbidden":
             meant = keys.suggest(schema, fault["loc"]) if schema else None
             hint = f", did you mean {meant}?" if meant else ""
@@ -140,7 +140,8 @@ def describe(error: ValidationError, schema: type[BaseModel] | None = None) -> s
             # the input of a check of a whole section is the section, which is too long to show
             is_section = fault["type"] == "value_error" and isinstance(fault["input"], Mapping)
             value = "" if is_section else f" (got {_show(fault['input'])})"
-            faults.append(f"{key}: {message[0].lower()}{message[1:]}{value}")
+            place = f"{key}: " if key else ""
+            faults.append(f"{place}{message[0].lower()}{message[1:]}{value}")
     return "; ".join(faults)
 
 

@@ -248,7 +248,10 @@ class MaskGenerator:
         if not plausible:
             return np.pad(mask[0, ..., 0], 1)
         if self.limits and not mask_gan.is_plausible(mask, self.limits)[0]:
-            raise DataError("the mask GAN's masks do not look like training masks")
+            raise DataError(
+                "the mask GAN's masks do not look like training masks; train it for longer, or set "
+                "shapes.plausible=false"
+            )
         region = np.ascontiguousarray(mask[0, ..., 0])
         if measure_rectangularity(region) > RECTANGULAR:
             raise DataError("the mask GAN's masks are rectangles")

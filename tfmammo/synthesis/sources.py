@@ -148,7 +148,8 @@ class Sources:
         """The lesions that are inserted, or give shapes or sizes. There may be none."""
         data = self.config.lesion_data
         with name_key("lesions" if self.config.lesions else "data"):
-            mammograms = self._indexes.read(data)
+            # a split knows no patient who has neither a lesion nor a normal mammogram
+            mammograms = [each for each in self._indexes.read(data) if each.lesions]
         return select_lesions(self.patients.select(mammograms, data.archive_name), data)
 
     @property

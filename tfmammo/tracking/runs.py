@@ -239,22 +239,31 @@ class Run:
             client, self.id, self.model, place, save, tags, format_card(card)
         )
         if best:
-            self._move_best(version)
+            self._move_best(version, card)
         return version
 
-    def _move_best(self, version: str) -> None:
+    def _move_best(self, version: str, card: Mapping[str, Any]) -> None:
         best = self._client.get_registered_model(self.model).aliases.get("best")
         if best is None or self._client.get_model_version(self.model, best).run_id == self.id:
             self._client.set_registered_model_alias(self.model, "best", version)
         else:
             log.info(
-                "models:/%s@best stays version %s; tfmammo registry promote --model %s "
-                "--candidate %s judges this run's best",
+                "models:/%s@best stays version %s; %s",
                 self.model,
                 best,
-                self.model,
-                version,
+                _advise(self.model, version, card),
             )
+
+
+def _advise(model: str, version: str, card: Mapping[str, Any]) -> str:
+    """Say how a version becomes the best: a promotion compares segmenters and generators alone."""
+    sides = [(set(one["inputs"]), set(one["outputs"])) for one in card["functions"].values()]
+    pairs = ({"image"}, "mask"), ({"mask"}, "image")
+    if any(inputs == of and to in outputs for inputs, outputs in sides for of, to in pairs):
+        return (
+            f"tfmammo registry promote --model {model} --candidate {version} judges this run's best"
+        )
+    return f"if version {version} is better, move the alias in MLflow"
 
 
 def open_parent_run(output: Path, config: TrackingConfig) -> str:

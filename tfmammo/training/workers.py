@@ -102,7 +102,7 @@ def read_cluster() -> Cluster:
             return Cluster.model_validate_json(os.environ["TF_CONFIG"])
         return Cluster.model_validate(_read_slurm())
     except ValidationError as error:
-        reason = describe(error).removeprefix("the file: ")
+        reason = describe(error)
     except KeyError as error:
         reason = f"{error.args[0]} is missing"
     except (RuntimeError, ValueError) as error:  # of the resolver

@@ -105,6 +105,15 @@ def pair(originals, records, name: str):
         yield original, record
 
 
+@pytest.mark.parametrize("name", FORMATS)
+def test_an_image_whose_lesions_may_never_have_been_drawn_is_no_background(archive, tmp_path, name):
+    table = archive / "metadata.csv"
+    lines = [line.replace(",normal", ",") for line in table.read_text().splitlines(True)]
+    table.write_text("".join(lines))
+    summary = write_dataset(name, config(archive), tmp_path / "Dataset501_Masses")
+    assert sum(summary.images.values()) == 8 and summary.skipped == 2
+
+
 @pytest.mark.parametrize("split", ["patient", "official"])
 @pytest.mark.parametrize("name", FORMATS)
 def test_round_trip(archive, tmp_path, name, split):
@@ -358,7 +367,10 @@ def test_command(archive, tmp_path, capsys, repository):
 def test_two_images_of_one_name_are_refused():
     """Both would be a_1.png."""
     records = [
-        replace(make_mammogram(number, np.zeros((ROWS, COLS, 1), np.float32)), image_id=name)
+        replace(
+            make_mammogram(number, np.zeros((ROWS, COLS, 1), np.float32), pathology="normal"),
+            image_id=name,
+        )
         for number, name in enumerate(("a.1", "a_1"))
     ]
     data = config(None).data

@@ -17,7 +17,7 @@ from tfmammo.data.datasets import refuse_added
 from tfmammo.data.extraction import extract_patches
 from tfmammo.data.patches import Patch
 from tfmammo.data.preprocess import preprocess_mammogram
-from tfmammo.data.sampling import draw_quota, note_lost, select_lesions
+from tfmammo.data.sampling import draw_quota, is_normal, note_lost, select_lesions
 from tfmammo.data.splits import Mammograms, SavedSplit
 from tfmammo.errors import ConfigError, DataError
 from tfmammo.filesystem import name_case
@@ -183,6 +183,10 @@ def _make_items(
     for record in records:
         lesions = tuple(select_lesions(record, data).values())
         if note_lost(record, data.kinds, skipped):
+            continue
+        if not record.lesions and not is_normal(record):
+            reason = "it has no lesion and is not called normal: none may have been drawn"
+            skipped.add(record.image_id, reason)
             continue
         try:
             yield preprocess_mammogram(replace(record, lesions=lesions), data.preprocess)

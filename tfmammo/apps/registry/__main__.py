@@ -22,6 +22,7 @@ import argparse
 import json
 import sys
 from collections.abc import Sequence
+from typing import Literal
 
 import rich.table
 
@@ -71,7 +72,8 @@ def list_models(tracking_uri: str | None = None) -> rich.table.Table:
         title=f"Registered models in {store.redact(uri)}", title_justify="left", show_lines=True
     )
     for heading in ("model", "version", "alias", "step", "metrics and audit", "promotion"):
-        table.add_column(heading, justify="right" if heading in ("version", "step") else "left")
+        side: Literal["left", "right"] = "right" if heading in ("version", "step") else "left"
+        table.add_column(heading, justify=side, overflow="fold", no_wrap=heading == "model")
     for model in models:
         for number, tags in model.versions.items():
             aliases = ", ".join(alias for alias, held in model.aliases.items() if held == number)

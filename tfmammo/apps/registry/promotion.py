@@ -311,7 +311,8 @@ def _naming_version(model_uri: str) -> Iterator[None]:
     try:
         yield
     except ExportError as error:
-        raise TrackingError(f"{model_uri}: {error}") from error
+        said = str(error).removeprefix(f"{model_uri}: ")
+        raise TrackingError(f"{model_uri}: {said}") from error
 
 
 def _apply(outcome: Outcome, config: PromotionConfig, uri: str) -> Outcome:

@@ -57,7 +57,7 @@ def parse_request(kind: type[ImageRequest], item: Mapping[str, Any]) -> ImageReq
     try:
         return kind.model_validate(item)
     except ValidationError as error:
-        raise ConfigError(configuration.describe(error)[:500].removeprefix("the file: ")) from None
+        raise ConfigError(configuration.describe(error)[:500]) from None
 
 
 def read_mammogram(request: ImageRequest, path: Path) -> Mammogram:

@@ -17,6 +17,7 @@ import tensorflow as tf
 
 from tfmammo import filesystem
 from tfmammo.errors import ExportError, summarize
+from tfmammo.nn._tensorflow import hold_back_stderr
 from tfmammo.tracking.export.card import SIGNATURE, locate, read_card
 from tfmammo.tracking.export.reading import SAME, load_onnx, load_saved_model
 from tfmammo.tracking.export.writing import compare_answers, draw_inputs
@@ -51,6 +52,8 @@ def write_onnx(directory: Path, function: str, file: Path) -> Path:
     folder = locate(Path(directory)) / function
     inputs = card["functions"][function]["inputs"]
     specs = [tf.TensorSpec(each["shape"], tf.float32, name) for name, each in inputs.items()]
+    if any(None in spec.shape[1:] for spec in specs):
+        raise ExportError(f"{folder}: takes images of any size, which can't be written as ONNX")
     patches = draw_inputs({spec.name: spec for spec in specs})
     file.parent.mkdir(parents=True, exist_ok=True)
     try:
@@ -60,7 +63,7 @@ def write_onnx(directory: Path, function: str, file: Path) -> Path:
             outputs = call(**dict(zip(inputs, tensors, strict=True)))
             return {name + SAME * (name in inputs): value for name, value in outputs.items()}
 
-        with _quiet():
+        with hold_back_stderr(), _quiet():
             model, _ = convert.from_function(answer, input_signature=specs, opset=OPSET)
         with filesystem.atomic_file(file) as part:
             part.write_bytes(model.SerializeToString())
