@@ -152,7 +152,7 @@ def test_the_pathology_of_an_image_is_that_of_its_worst_lesion(
 
 @pytest.fixture(scope="module")
 def both_sides(tmp_path_factory):
-    """Four normal mammograms and six with a mass, of ten patients in two folds.
+    """Four normal mammograms and six with a mass, of ten patients in two folds, and one of neither.
 
     Returns: (data, records, split file, patients of the train side).
     """
@@ -160,8 +160,10 @@ def both_sides(tmp_path_factory):
     masses = [make_mass(80, 30, 18 + 2 * number, 20 + 3 * number) for number in range(6)]
     every = [draw_mammogram(2 * number) for number in range(4)]
     every += [draw_mammogram(10 + 2 * number, mass) for number, mass in enumerate(masses)]
-    data = write_archive(root / "both", every)
-    records = archive.read(data.root)
+    unknown = replace(draw_mammogram(40), pathology=None)
+    data = write_archive(root / "both", [*every, unknown])
+    records = [one for one in archive.read(data.root) if one.lesions or one.pathology]
+    assert len(records) == len(every)
     train = {records[i].patient_id for i in (0, 1, 4, 5, 6)}
     places = {record.patient_id: int(record.patient_id in train) for record in records}
     return data, records, save_split(root / "split.json", places), train
