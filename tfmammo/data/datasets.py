@@ -99,8 +99,9 @@ def refuse_added(config: DataConfig) -> None:
 
 
 def log_skipped(skipped: Skipped) -> None:
-    """Log how many files were skipped, by pseudonyms, and the reasons of the first three."""
-    reasons = remove_names(skipped.reasons, skipped.root)
+    """Log how many files were skipped, by pseudonyms, and three reasons: of single files first."""
+    every = remove_names(skipped.reasons, skipped.root)
+    reasons = dict(sorted(every.items(), key=lambda item: "*" in item[0]))
     for file, reason in reasons.items():
         log.debug("skipped %s: %s", file, reason)
     if len(skipped):

@@ -72,15 +72,21 @@ def make_patches(mammograms: Iterable[Mammogram], config: DataConfig, skipped: S
     if not patches:
         reasons = list(skipped.reasons.items())[num_skipped:]
         raise DataError(_explain_no_patch(config, num_mammograms, seen, reasons))
+    wanted = config.pathologies
+    num_others = sum(
+        lesion.kind in config.kinds and wanted is not None and lesion.pathology not in wanted
+        for lesion in seen
+    )
     log.info(
         "%d patches%s of %d patients from %d mammograms; skipped: %d; lesions "
-        "of uncertain kind: %d",
+        "of uncertain kind: %d%s",
         len(patches),
         f" of {sum(counts.values())} asked for" if counts else "",
         len({patch.patient_id for patch in patches}),
         num_mammograms,
         len(skipped) - num_skipped,
         num_uncertain,
+        f"; lesions left out by data.pathologies: {num_others}" if num_others else "",
     )
     return stack_patches(patches)
 
