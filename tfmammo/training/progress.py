@@ -72,7 +72,7 @@ class Progress:
         ):
             self.last_line = now
             remaining = ""
-            if seconds_a_step is not None:
+            if seconds_a_step is not None and step < self.total:
                 seconds = seconds_a_step * (self.total - step)
                 remaining = f", about {format_duration(seconds)} left"
             log.info("step %s of %s%s: %s", f"{step:,}", f"{self.total:,}", remaining, text)
