@@ -110,9 +110,9 @@ def is_keyed() -> bool:
     return bool(os.environ.get(ID_KEY))
 
 
-def key_check() -> str:
-    """Return 12 hexadecimal digits that files of pseudonyms keep, to know TFMAMMO_ID_KEY again."""
-    return hash_id("tfmammo", "key check")
+def key_check(key: str | None = None) -> str:
+    """Return 12 hexadecimal digits that files of pseudonyms keep, to know `hash_id`'s key again."""
+    return hash_id("tfmammo", "key check", key)
 
 
 def key_fault(recorded: str | None) -> str | None:

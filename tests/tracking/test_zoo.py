@@ -158,7 +158,7 @@ def test_every_command_resolves_a_network_of_the_zoo_which_is_unpacked_once(shel
         resolve("models:/zoo/tny")
 
 
-def test_patients_are_known_under_a_key_of_ones_own(monkeypatch):
+def test_patients_are_known_under_a_key_of_ones_own(monkeypatch, caplog):
     folder = zoo.fetch("can")
     without = get_training_patients(read_card(folder), "can")
     monkeypatch.setenv("TFMAMMO_ID_KEY", "a secret")
@@ -168,6 +168,19 @@ def test_patients_are_known_under_a_key_of_ones_own(monkeypatch):
     assert hash_id("cbis_ddsm", "P_00118") not in patients  # of the official test set
     monkeypatch.setenv("TFMAMMO_ID_KEY", "another secret")
     assert hash_id("cbis_ddsm", "P_00133") not in patients
+    with caplog.at_level("INFO"):
+        get_training_patients(read_card(zoo.fetch("shape")), "shape")  # of phantoms
+    assert "unknown here" not in caplog.text
+
+
+def test_patients_who_are_not_public_are_unknown_under_another_key(shelf, monkeypatch, caplog):
+    card = read_card(zoo.fetch("tiny")) | {"train_patients": [hash_id("folder", "anna")]}
+    monkeypatch.setenv("TFMAMMO_ID_KEY", "a secret")
+    with caplog.at_level("INFO"):
+        assert hash_id("folder", "anna") not in get_training_patients(card, "tiny")
+    assert "tiny: 1 of its 1 patients are unknown here" in caplog.text
+    with pytest.raises(ExportError, match="another TFMAMMO_ID_KEY"):
+        get_training_patients(card | {"id_key": "of a key"}, "tiny")
 
 
 def test_patients_are_known_by_the_names_that_their_archives_own_reader_gives_them():

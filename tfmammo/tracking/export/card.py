@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 import re
 from collections.abc import Collection, Mapping
@@ -16,15 +17,21 @@ from pydantic import BaseModel, ValidationError
 
 from tfmammo.config import describe
 from tfmammo.errors import ExportError, summarize
-from tfmammo.mammogram import hash_id, key_check, key_fault
+from tfmammo.mammogram import ID_KEY, hash_id, is_keyed, key_check, key_fault
 
+log = logging.getLogger(__name__)
 FORMAT = 1
 CARD = "card.json"
 SIGNATURE = "serving_default"
 PACKED = "packed"  # in the card of a network of the zoo
-# Public archives that networks of the zoo read as a folder: their own reader, what it hashes of a
-# patient, and a number above all of theirs.
-ARCHIVES = (("cbis_ddsm", "P_{:05}", 3000), ("cdd_cesm", "P{}", 400))
+# Public patients whom networks of the zoo may have been trained on: their archive's own reader,
+# what it hashes of a patient, a number above all of theirs, and what precedes the hash where a
+# folder of several archives names them by it.
+ARCHIVES = (
+    ("cbis_ddsm", "P_{:05}", 3000, "cbis"),
+    ("cdd_cesm", "P{}", 400, "cesm"),
+    ("phantom", "0/{}", 3000, "phantom"),
+)
 # Of every tensor with this name; any other may have any value.
 RANGES = {
     "image": [0.0, 1.0],
@@ -167,25 +174,34 @@ def get_training_patients(card: Mapping[str, Any], where: object) -> frozenset[s
             today.
     """
     patients = frozenset(card["train_patients"])
-    if card.get(PACKED):
-        return _add_pseudonyms(patients, key_check())
+    if card.get(PACKED) and card.get("id_key") == key_check(key=""):
+        return _translate(patients, where, key_check())
     if fault := key_fault(card.get("id_key")):
         raise ExportError(f"{where}: {fault}")
     return patients
 
 
 @lru_cache
-def _add_pseudonyms(patients: frozenset[str], check: str) -> frozenset[str]:
-    """Add today's pseudonyms of the patients of ARCHIVES; `check` tells keys apart."""
-    added = set()
-    for archive, form, end in ARCHIVES:
-        for number in range(1, end):
+def _translate(patients: frozenset[str], where: object, check: str) -> frozenset[str]:
+    """Add today's pseudonyms of public patients; `check` tells keys apart."""
+    added: set[str] = set()
+    found: set[str] = set()
+    for archive, form, end, prefix in ARCHIVES:
+        for number in range(end):
             name = form.format(number)
-            # the folder of light_head names patients of CDD-CESM by their pseudonyms
-            pseudonym = f"cesm_{hash_id(archive, name, key='')}"
-            folder = ("folder", name.casefold()), ("folder", pseudonym)
-            if known := [each for each in folder if hash_id(*each, key="") in patients]:
-                added |= {hash_id(*each) for each in ((archive, name), *known)}
+            plain = hash_id(archive, name, key="")
+            names = [(archive, name), ("folder", name.casefold()), ("folder", f"{prefix}_{plain}")]
+            if known := [each for each in names if hash_id(*each, key="") in patients]:
+                found |= {hash_id(*each, key="") for each in known}
+                added |= {hash_id(*each) for each in (names[0], *known)}
+    if is_keyed() and len(found) < len(patients):
+        log.info(
+            "%s: %d of its %d patients are unknown here, because %s is set",
+            where,
+            len(patients) - len(found),
+            len(patients),
+            ID_KEY,
+        )
     return patients | added
 
 
