@@ -274,8 +274,9 @@ def show(shown: Shown, facts: Facts, item: Item) -> list[str]:
 
 def _fill(text: str, facts: Facts | None) -> list[str]:
     """Fill rows into a paragraph, and wrap it; nothing where a row is missing."""
-    text = text.format(rows=Placeholder(facts))
-    return ["", *wrap(text)] if text and UNKNOWN not in text else []
+    filled = text.format(rows=Placeholder(facts))
+    is_complete = filled.count(UNKNOWN) == text.count(UNKNOWN)
+    return ["", *wrap(filled)] if text and is_complete else []
 
 
 def _fold(facts: Facts) -> list[str]:
