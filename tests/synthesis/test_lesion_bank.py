@@ -294,9 +294,11 @@ def test_patients_of_one_side_of_a_split(on_disk, tmp_path):
     assert side("held_out", data=phantom) == ({a}, everybody), "phantoms are on no side"
     with pytest.raises(DataError, match="split.json"):
         side("train", data=phantom, lesions=phantom)
+    save_split(file, {a: 0, b: 1})  # c has no lesion to insert
+    assert load_bank(on_disk, data=on_disk, patients=PatientsConfig(split_file=file))
     paper = {"split": "paper", "folds": None, "stratify": None}
     for places, changes, fold, reason in [
-        ({a: 0, b: 1}, {}, 0, "does not know 1 of 3 patients"),
+        ({a: 0, c: 1}, {}, 0, "does not know 1 of 2 patients"),
         ({a: 0, b: 0, c: 1}, {}, 0, "train side"),
         ({a: "both"}, paper, 0, "split of the kind paper"),
         ({a: 0, b: 1, c: 1}, {}, 2, "has no fold 2, only 2 folds"),
