@@ -32,7 +32,7 @@ from tfmammo.tracking import models
 from tfmammo.tracking.export import (
     CARD,
     SIGNATURE,
-    get_training_patients,
+    find_patients,
     hash_files,
     locate,
     read_card,
@@ -109,7 +109,7 @@ class Detector:
         self.kinds = tuple(kinds)
         self.data = data
         self.card = card
-        self._seen = get_training_patients(card, handle) if "train_patients" in card else None
+        self._seen = find_patients(card, handle)
         self._model = model  # owns the variables: the signature alone would lose them
         self._function = _signature(handle, model)
         ((self._input, self._spec),) = self._function.structured_input_signature[1].items()

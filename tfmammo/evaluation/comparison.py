@@ -136,9 +136,7 @@ class Comparison:
         """
         if self.protocol == "paper":
             return np.ones(len(self.pool), np.bool_)
-        patients: frozenset[str] = frozenset()
-        if "train_patients" in network.card:
-            patients = export.get_training_patients(network.card, network.uri)
+        patients = export.find_patients(network.card, network.uri) or frozenset()
         return np.isin(self.pool.patient_ids, sorted(patients))
 
     @property

@@ -15,7 +15,7 @@ from tfmammo.apps.report import facts as fact_files
 from tfmammo.apps.report import pages, studies
 from tfmammo.apps.report.config import ReportConfig, Scale
 from tfmammo.apps.report.facts import Facts
-from tfmammo.apps.report.items import FACT_KEYS, ITEMS, find_item, list_checks
+from tfmammo.apps.report.items import FACT_KEYS, ITEMS, Item, find_item, list_checks
 from tfmammo.apps.report.measures import UNKNOWN, Placeholder
 from tfmammo.apps.report.pages import AllFacts, count_words, judge_item, name_counts, wrap
 from tfmammo.apps.report.verdicts import DECIDED, WORDS, Evidence
@@ -32,16 +32,12 @@ AllEvidence = Mapping[str, Sequence[Evidence]]
 def build_index(facts: AllFacts) -> str:
     """Build the page docs/results/index.md."""
     evidence = {item.key: judge_item(item, facts) for item in ITEMS}
-    theirs, ours = (
-        [one for item in ITEMS if item.is_ours == is_ours for one in evidence[item.key]]
-        for is_ours in (False, True)
-    )
+    theirs, ours = (_gather(ITEMS, evidence, is_ours) for is_ours in (False, True))
     return _fill(
         "index.md",
         facts,
         counts=f"The five papers make {len(theirs)} claims that can be tested with numbers: "
         f"{name_counts(theirs)}. Of {len(ours)} further tests of ours {name_counts(ours)}.",
-        runs=studies.describe_runs(CAN, facts),
         leak=_describe_leak(facts),
         claims="\n".join(_tabulate_claims(evidence)),
         open=_describe_open(evidence),
@@ -78,6 +74,11 @@ def _describe_leak(facts: AllFacts) -> str:
     return f"{effect} (minus Dice on unseen patients, after the same number of steps)"
 
 
+def _gather(items: Sequence[Item], evidence: AllEvidence, is_ours: bool) -> list[Evidence]:
+    """Gather what is known of the papers' claims, or of our own tests."""
+    return [one for item in items if item.is_ours == is_ours for one in evidence[item.key]]
+
+
 def _tabulate_claims(evidence: AllEvidence) -> list[str]:
     body = []
     for key, paper in read_papers().items():
@@ -87,7 +88,7 @@ def _tabulate_claims(evidence: AllEvidence) -> list[str]:
             (False, paper.name, f"{checks} facts"),
             (True, f"{paper.name}, our tests", "-"),
         ):
-            some = [one for item in items if item.is_ours == is_ours for one in evidence[item.key]]
+            some = _gather(items, evidence, is_ours)
             counts = [str(count) for count in count_words(some).values()]
             if some:
                 body.append([f"[{name}]({key}.md)", str(len(some)), *counts, facts])
