@@ -140,6 +140,27 @@ def test_a_network_that_pastes_scores_as_direct_paste_does(output):
 
 
 @pytest.mark.long
+def test_runs_of_one_fold_are_averaged(run, models):
+    alone = ("untouched", "hole")
+    networks = {"both": [uri for name in alone for uri in models[name]]}
+    facts = read_rows(run(networks | {name: models[name] for name in alone}, "methods=[]"))
+    for measure in ("seam", "contrast", "kid_random", "auc", "haar_mass"):
+        values = [find(facts, name, measure).value for name in alone]
+        mean = np.sqrt(np.prod(values)) if measure == "haar_mass" else np.mean(values)
+        assert find(facts, "both", measure).value == pytest.approx(mean, rel=1e-5), measure
+        assert values[0] != pytest.approx(values[1]), measure
+        if measure == "kid_random":
+            continue
+        of_runs = [find(facts, "both", measure, "runs", subset=f"run={one}") for one in (0, 1)]
+        assert [fact.value for fact in of_runs] == pytest.approx(values), measure
+        inserted = find(facts, "both, inserted", measure, "runs", subset="run=1").value
+        assert inserted == pytest.approx(find(facts, "hole, inserted", measure).value), measure
+    assert {fact.model for fact in facts if fact.table == "runs"} == {"both", "both, inserted"}
+    areas = [find(facts, name, "auc", "folds", subset="fold=1").value for name in ("both", *alone)]
+    assert areas[0] == pytest.approx(np.mean(areas[1:]))
+
+
+@pytest.mark.long
 def test_lesions_are_set_into_tissue_of_their_own_fold(output, data, tmp_path):
     lesions, tissue = pair_with_tissue(data, 0, tmp_path)
     saved = splits.load(output / datasets.SPLIT)
@@ -175,9 +196,10 @@ def test_one_group_of_patients_leaves_the_classifier_out(caplog):
         make_statistics=lambda *_: {"fid": {}},
         compare=lambda statistics, *_: [statistics["auc"]],
     )
-    images = {"paste": np.zeros((3, 8, 8, 1)), "real patches": np.zeros((3, 8, 8, 1))}
+    outputs = {name: [np.zeros((3, 8, 8, 1))] for name in ("paste", "real patches")}
+    masks = {name: images for name, (images,) in outputs.items()}
     config = BlendingEvaluationConfig(models={"a": ("run",)})
-    rows = compare_sets(images, images, scorer, config, np.array(["a", "a", "a"]), None)
+    rows = compare_sets(outputs, masks, scorer, config, np.array(["a", "a", "a"]), None)
     assert rows == [{}] and "all images share patients" in caplog.text
 
 

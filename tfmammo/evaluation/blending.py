@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -27,9 +28,10 @@ from tfmammo.evaluation.perceptual import (
     PerceptualConfig,
     PerceptualScorer,
     Scores,
+    average_statistics,
 )
 from tfmammo.evaluation.realism import make_tri_labels
-from tfmammo.evaluation.report import ComparisonReport
+from tfmammo.evaluation.report import ComparisonReport, average_runs
 from tfmammo.metrics import blending
 from tfmammo.metrics.rows import Fact
 from tfmammo.metrics.summary import Measure
@@ -41,6 +43,8 @@ from tfmammo.tracking import export
 
 Images = NDArray[np.float32]
 Masks = NDArray[np.uint8]
+# Method -> the images of each of its runs, float32 [n, s, s, 1]
+Outputs = Mapping[str, Sequence[Images]]
 
 REAL = "real patches"
 VANILLA = "vanilla GAN"
@@ -54,6 +58,10 @@ MEASURES = {
 }
 OF_LESION = ("seam", "contrast")
 OF_BACKGROUND = ("l1_background", "gradient_background")
+RUNS_NOTE = (
+    "Other tables average each patch over the runs of a network, and its runs' FID, KID and AUC as "
+    "well. The sheet shows the first run."
+)
 
 DirectMethod = Literal["paste", "poisson", "mixed", "opencv", "opencv_mixed"]
 
@@ -87,25 +95,29 @@ def evaluate(config: BlendingEvaluationConfig, output: Path) -> ComparisonReport
     lesions, tissue = pair_with_tissue(config.data, config.seed, output)
     comparison = run_networks(config, lesions, tissue)
     target = tissue.take(find_rows(lesions, comparison.patches))
-    images, masks = run_methods(config, comparison, target, lesions)
-    scores = {
-        name: score_images(
-            images[name], masks[name], None if name in (REAL, VANILLA) else target.images
-        )
-        for name in images
+    outputs, masks = run_methods(config, comparison, target, lesions)
+    runs = {
+        name: [
+            score_images(images, masks[name], None if name in (REAL, VANILLA) else target.images)
+            for images in of_runs
+        ]
+        for name, of_runs in outputs.items()
     }
     groups = group_patients(comparison.patches.patient_ids, target.patient_ids)
+    scores = average_runs(runs)
     facts = summarize_images(scores, config, groups)
-    networks_of = next(iter(comparison.folds.values()))  # which network made each image
-    facts += compare_sets(images, masks, scorer, config, groups, networks_of)
-    textures = {
-        name: texture.measure(images[name], comparison.patches)
-        for name in images
+    fold_of = next(iter(comparison.folds.values()))
+    facts += compare_sets(outputs, masks, scorer, config, groups, fold_of)
+    texture_runs = {
+        name: [texture.measure(images, comparison.patches) for images in of_runs]
+        for name, of_runs in outputs.items()
         if name not in (REAL, VANILLA)
     }
+    textures = {name: texture.average(of_runs) for name, of_runs in texture_runs.items()}
     of_groups = replace(comparison.patches, patient_ids=groups)
     facts += texture.summarize(textures, of_groups, config)
-    facts += texture.summarize_folds(textures, networks_of)
+    facts += texture.summarize_folds(textures, fold_of)
+    facts += texture.summarize_runs(texture_runs)
     scores = {name: values | textures.get(name, {}) for name, values in scores.items()}
     measures = scorer.mark_measures(MEASURES) | texture.MEASURES
     report = ComparisonReport(
@@ -116,9 +128,11 @@ def evaluate(config: BlendingEvaluationConfig, output: Path) -> ComparisonReport
         f"tests are groups of patients who share images, {len(set(groups.tolist()))} in all."
     )
     report.add(comparison, scores, facts, (*scorer.describe(), texture.NOTE, note))
+    for key in OF_LESION:
+        report.add_runs(comparison, runs, key, RUNS_NOTE)
     scorer.write_sources(output / "networks.json")
-    panels = {TISSUE: target.images, **images}
-    seams = {name: scores[name]["seam"] for name in images if name not in (REAL, VANILLA)}
+    panels = {TISSUE: target.images, **{name: of_runs[0] for name, of_runs in outputs.items()}}
+    seams = {name: runs[name][0]["seam"] for name in textures}
     sheets.write_sheets(panels, seams, config.rows, config.seed, output / "sheet.png")
     report.write(output)
     return report
@@ -221,7 +235,10 @@ def run_networks(config: BlendingEvaluationConfig, lesions: Patches, tissue: Pat
     shape = lesions.images.shape[1:]
     sources = {"pasted": make_pasted, "tri_label": make_holes}
     # The lesions are cut already: no pixel is read a second time.
-    return compare(config, sources, "image", make=lambda *_: lesions, shape=shape)[0]
+    comparisons = compare(
+        config, sources, "image", make=lambda *_: lesions, shape=shape, allow_repeats=True
+    )
+    return comparisons[0]
 
 
 def find_rows(patches: Patches, some: Patches) -> NDArray[np.intp]:
@@ -232,26 +249,30 @@ def find_rows(patches: Patches, some: Patches) -> NDArray[np.intp]:
 
 def run_methods(
     config: BlendingEvaluationConfig, comparison: Comparison, tissue: Patches, lesions: Patches
-) -> tuple[dict[str, Images], dict[str, Masks]]:
+) -> tuple[dict[str, list[Images]], dict[str, Masks]]:
     """Collect the images of the networks, the direct methods, the vanilla GAN, and the real ones.
 
     Returns:
-        Images and masks by method, each [n, size, size, 1].
+        Images of each run and masks by method, each [n, size, size, 1].
     """
     patches = comparison.patches
-    images = comparison.outputs
+
+    def insert(images: Images, method: Callable[..., Images]) -> Images:
+        triples = zip(tissue.images, images, patches.masks, strict=True)
+        return np.stack([method(*triple) for triple in triples])
+
+    outputs = dict(comparison.runs)
     if config.feather:
-        for name, outputs in comparison.outputs.items():
-            triples = zip(tissue.images, outputs, patches.masks, strict=True)
-            inserted = [blend_patch(*triple, config.feather) for triple in triples]
-            images[f"{name}, inserted"] = np.stack(inserted)
+        blend = partial(blend_patch, feather=config.feather)
+        for name, of_runs in comparison.runs.items():
+            outputs[f"{name}, inserted"] = [insert(images, blend) for images in of_runs]
     for name in config.methods:
-        triples = zip(tissue.images, patches.images, patches.masks, strict=True)
-        images[name] = np.stack([METHODS[name](*triple) for triple in triples])
-    masks = dict.fromkeys(images, patches.masks)
+        outputs[name] = [insert(patches.images, METHODS[name])]
+    masks = dict.fromkeys(outputs, patches.masks)
     if config.vanilla:
-        images[VANILLA], masks[VANILLA] = sample_vanilla(config, patches, lesions)
-    return images | {REAL: patches.images}, masks | {REAL: patches.masks}
+        images, masks[VANILLA] = sample_vanilla(config, patches, lesions)
+        outputs[VANILLA] = [images]
+    return outputs | {REAL: [patches.images]}, masks | {REAL: patches.masks}
 
 
 def sample_vanilla(
@@ -319,28 +340,54 @@ def summarize_images(
 
 
 def compare_sets(
-    images: Mapping[str, Images],
+    outputs: Outputs,
     masks: Mapping[str, Masks],
     scorer: PerceptualScorer,
     config: BlendingEvaluationConfig,
     groups: NDArray[np.str_],
-    networks_of: NDArray[np.intp],
+    fold_of: NDArray[np.intp],
 ) -> list[Fact]:
     """Measure whole sets: distances to the real patches, and a classifier two-sample test.
 
-    The classifier's area is also that of each fold, whose images one network of a method made.
+    Values are means over the runs of a method. The classifier's area is also that of each fold,
+    whose images one network of a run made, and of each run where there are several.
     """
-    features = {name: scorer.inception.features(values) for name, values in images.items()}
-    sets = {name: PatchSample(values, features[name], groups) for name, values in images.items()}
+    keys = {
+        name: [name, *(f"{name}, run {run}" for run in range(1, len(of_runs)))]
+        for name, of_runs in outputs.items()
+    }
+    images = {
+        key: of_run
+        for name, of_runs in outputs.items()
+        for key, of_run in zip(keys[name], of_runs, strict=True)
+    }
+    mask_sets = {key: masks[name] for name in outputs for key in keys[name]}
+    sets = {
+        key: PatchSample(of_run, scorer.inception.features(of_run), groups)
+        for key, of_run in images.items()
+    }
     statistics = scorer.make_statistics(sets.pop(REAL), sets)
-    tests = config.distinguish(images, masks, groups, REAL)
-    areas = {"auc": {name: test.measure_area for name, test in tests.items()}}
-    facts = scorer.compare({**statistics, **areas}, groups, MEASURES, config, REAL)
-    for fold in np.unique(networks_of):
-        rows = np.flatnonzero(networks_of == fold)
-        counts = {"subset": f"fold={fold}", "images": len(rows)}
+    tests = config.distinguish(images, mask_sets, groups, REAL)
+    statistics["auc"] = {key: test.measure_area for key, test in tests.items()}
+    averaged = {
+        measure: {
+            name: average_statistics([of_sets[key] for key in of_name])
+            for name, of_name in keys.items()
+            if name in of_sets
+        }
+        for measure, of_sets in statistics.items()
+    }
+    facts = scorer.compare(averaged, groups, MEASURES, config, REAL)
+    auc = MEASURES["auc"]
+    for fold in np.unique(fold_of):
+        rows = np.flatnonzero(fold_of == fold)
+        about = {"subset": f"fold={fold}", "images": len(rows)}
         facts += [
-            MEASURES["auc"].make_fact("folds", name, "auc", test.measure_area(rows), **counts)
-            for name, test in tests.items()
+            auc.make_fact("folds", name, "auc", area(rows), **about)
+            for name, area in averaged["auc"].items()
         ]
+    everything = np.arange(len(groups))
+    for name in averaged["auc"]:
+        of_runs = [tests[key].measure_area(everything) for key in keys[name]]
+        facts += auc.list_runs(name, "auc", of_runs)
     return facts

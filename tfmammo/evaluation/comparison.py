@@ -73,9 +73,9 @@ class EvaluationConfig(Settings):
 
     models: dict[Name, ModelURIs] = Field(min_length=1)
     """Name -> one model URI, or several: the folds of a cross-validation and, for segmentation,
-    synthesis and defects, runs of one fold that differ in their seed. A URI is the folder of a run
-    (its last weights are taken), of an export or of a SavedModel, or models:/NAME@ALIAS. For
-    segmentation masks:DIR is a folder of masks that another tool predicted, see `MaskFolder`. A
+    synthesis, defects and blending, runs of one fold that differ in their seed. A URI is the folder
+    of a run (its last weights are taken), of an export or of a SavedModel, or models:/NAME@ALIAS.
+    For segmentation masks:DIR is a folder of masks that another tool predicted, see `MaskFolder`. A
     checkpoint that was kept as the best was chosen on its held-out patients, so its numbers on them
     are too good. The other models are compared with the first one.
     """

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -273,6 +273,11 @@ def make_feature_statistics(
         statistics["fid"][name] = partial(_measure_rows, perceptual.fid, features)
         statistics["kid"][name] = partial(_measure_rows, perceptual.mmd, (*features, *patients))
     return statistics
+
+
+def average_statistics(statistics: Sequence[Statistic]) -> Statistic:
+    """Make the statistic that is the mean of those of a model's runs."""
+    return lambda rows: float(np.mean([statistic(rows) for statistic in statistics]))
 
 
 def _measure_rows(

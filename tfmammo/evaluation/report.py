@@ -204,9 +204,10 @@ class ComparisonReport(Report):
             if len(of_model) == 1:
                 continue
             means = [float(np.nanmean(values[key])) for values in of_model]
-            for run, mean in enumerate(means):
-                subset = join_subset(comparison.subset, f"run={run}")
-                self.facts.append(measure.make_fact("runs", model, key, mean, subset=subset))
+            self.facts += [
+                replace(fact, subset=join_subset(comparison.subset, fact.subset))
+                for fact in measure.list_runs(model, key, means)
+            ]
             deviation = measure.scale * np.std(means, ddof=1)
             listed = ", ".join(map(measure.show, means))
             body.append([model, listed, f"{deviation:.{measure.decimals + 1}f}"])

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -20,6 +19,7 @@ from tfmammo.evaluation.perceptual import (
     PerceptualScorer,
     Scores,
     Statistic,
+    average_statistics,
     load_published,
     make_feature_statistics,
 )
@@ -133,9 +133,5 @@ def compare_sets(
             for number, images in enumerate(of_runs)
         }
         for measure, of_sets in make_feature_statistics(real, sets).items():
-            statistics[measure][name] = partial(_average, tuple(of_sets.values()))
+            statistics[measure][name] = average_statistics([*of_sets.values()])
     return scorer.compare(statistics, patients, PERCEPTUAL_MEASURES, config, texture.REAL)
-
-
-def _average(statistics: Sequence[Statistic], rows: NDArray[np.intp]) -> float:
-    return float(np.mean([statistic(rows) for statistic in statistics]))

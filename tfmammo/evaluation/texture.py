@@ -116,14 +116,29 @@ def summarize_folds(scores: Mapping[str, Scores], folds: NDArray[np.intp]) -> li
     """
     facts = []
     for model, values in scores.items():
-        logarithms = np.log2(np.maximum(values[HAAR], SMALLEST))
         for fold in np.unique(folds):
-            known = logarithms[(folds == fold) & np.isfinite(logarithms)]
-            counts = {"subset": f"fold={fold}", "images": len(known)}
-            if len(known):
-                ratio = float(2 ** known.mean())
+            ratios = values[HAAR][(folds == fold) & np.isfinite(values[HAAR])]
+            counts = {"subset": f"fold={fold}", "images": len(ratios)}
+            if len(ratios):
+                ratio = _average_ratios(ratios)
                 facts.append(MEASURES[HAAR].make_fact("folds", model, HAAR, ratio, **counts))
     return facts
+
+
+def summarize_runs(runs: Mapping[str, Sequence[Scores]]) -> list[Fact]:
+    """Compute the mean ratio of the Haar band in each run of the models that have several."""
+    return [
+        fact
+        for model, of_runs in runs.items()
+        for fact in MEASURES[HAAR].list_runs(
+            model, HAAR, [_average_ratios(values[HAAR]) for values in of_runs]
+        )
+    ]
+
+
+def _average_ratios(ratios: NDArray[np.float64]) -> float:
+    """Return the geometric mean of those that are known."""
+    return float(np.exp2(np.nanmean(np.log2(np.maximum(ratios, SMALLEST)))))
 
 
 def measure_lattices(images: NDArray[np.floating]) -> Scores:

@@ -113,6 +113,14 @@ class Measure:
             table, model=model, measure=key, unit=unit, value=value, low=low, high=high, **fields
         )
 
+    def list_runs(self, model: str, key: str, values: Sequence[float]) -> list[Fact]:
+        """Make a fact of the mean in each of several runs; a single run has none."""
+        return [
+            self.make_fact("runs", model, key, value, subset=f"run={run}")
+            for run, value in enumerate(values)
+            if len(values) > 1
+        ]
+
     def make_difference(
         self,
         table: str,
