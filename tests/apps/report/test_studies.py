@@ -72,9 +72,9 @@ def read(folder, runs, study=CAN) -> Facts:
 
 
 def judge(item, study, found):
-    """The evidence of each claim of an item, by the claim's last word."""
+    """The evidence of each claim of an item, by what follows "than that of"."""
     return {
-        one.says.rpartition(" ")[2]: one
+        one.says.rpartition("that of ")[2] or one.says.rpartition(" ")[2]: one
         for one in pages.judge_item(find_item(item), {study.key: found})
     }
 
@@ -201,6 +201,20 @@ def test_claims_of_the_cgan_rest_on_the_test_set_of_the_paper(frames):
     # three networks and the disc, without their post-processed masks
     assert len({(r.model, r.against) for r in frames.rows if r.table == "differences"}) == 6
     assert frames.about.runs == 3 and frames.about.trained == 17
+
+
+def test_orders_are_judged_in_each_frame(frames, tmp_path):
+    words = judge("cgan_table", CGAN, frames)
+    runs = every({"cGAN": 0.94, "U-Net": 0.95, CENTRED_DISC: 0.7}, "tight", 3, 1)
+    runs |= every({"cGAN": 0.9, "U-Net": 0.3, CENTRED_DISC: 0.4}, "full", 3, 1)
+    for place in ("in tight frames", "in full mammograms"):
+        assert words[f"U-Net {place}."].why == verdicts.ONE_RUN
+    several = read(tmp_path, every(LOOSE, "loose", 3, 1) | runs, CGAN)
+    words = judge("cgan_table", CGAN, several)
+    assert words["U-Net."].word == "holds"
+    assert words["U-Net in tight frames."].word == "does not hold"
+    assert words["U-Net in full mammograms."].why == verdicts.BELOW_TRIVIAL
+    assert len(several.find_repeats("runs", "U-Net", "dice", "frame=tight")) == 3
 
 
 def test_post_processing_is_tested_in_each_frame(frames):

@@ -282,6 +282,22 @@ def test_the_networks_must_beat_the_trivial_baseline(disc, value, word):
         assert alone.why == verdicts.ONE_RUN
 
 
+def test_a_rival_must_beat_the_trivial_baseline_too():
+    won = difference("disc", "CAN", -6, p=0.01)
+    for unet, word in ((-1, "not decided"), (-4, "holds")):
+        disc = difference("disc", "U-Net", unet, p=0.4 if unet == -1 else 0.01)
+        assert judge(CLAIM, lead(), won, disc, *APART, trivial=DISC).word == "holds"
+        rival = CLAIM.model_copy(update={"is_rival": True})
+        evidence = judge(rival, lead(), won, disc, *APART, trivial=DISC)
+        assert evidence.word == word
+    tight = rival.model_copy(update={"subset": "frame=tight"})
+    rows = [replace(row, subset="frame=tight") for row in (lead(), won, disc)]
+    apart = [replace(row, subset=f"frame=tight;{row.subset}") for row in APART]
+    lost = difference("disc", "CAN", 6, p=0.01)
+    assert judge(tight, *rows, lost, *apart, trivial=DISC).word == "holds", "lost elsewhere"
+    assert judge(tight, *rows[:1], won, disc, *apart, trivial=DISC).why == verdicts.BELOW_TRIVIAL
+
+
 @pytest.mark.parametrize(
     ("can", "higher", "is_better"),
     [

@@ -76,7 +76,8 @@ class About(Frozen):
 
     def count_runs(self, models: Iterable[str], subset: str = "") -> int:
         """Count the seeds or folds behind each of some models."""
-        return max(self.runs, self.count_seeds(models, subset))
+        seeds = self.count_seeds(models, subset)
+        return seeds if subset in self.seeds and subset else max(self.runs, seeds)
 
     @property
     def place(self) -> str:
@@ -150,12 +151,14 @@ class Facts:
             return "jafroc1"
         return measure
 
-    def are_flat(self, models: Iterable[str] = ()) -> bool:
+    def are_flat(self, models: Iterable[str] = (), subset: str = "") -> bool:
         """Whether every training run has a curve that is flat at its end.
 
-        Of some models alone where a study's curves, ARM/MODEL/RUN, name them.
+        Of some models alone where a study's curves, ARM/MODEL/RUN, name them, and of one arm if a
+        subset names it: "frame=tight".
         """
-        places = [f"/{model}/" for model in models]
+        arm = subset.partition("=")[2]
+        places = [f"{arm}/{model}/" for model in models]
         chosen = [curve for curve in self.curves if any(place in curve.run for place in places)]
         fewest = 1 if chosen else max(self.about.trained, 1)
         chosen = chosen or list(self.curves)

@@ -248,8 +248,8 @@ def make_facts(rows: Rows) -> Facts | None:
     """Make facts of a study; None before its first run.
 
     Their tables are "means", "differences", "runs" or "folds", of the first arm's models that have
-    every fold of a seed; "differences" of each other arm, a subset; "morphology" and "arms", of
-    such models in every arm; and "progress", of all models and arms.
+    every fold of a seed; "differences", "runs" or "folds" of each other arm, a subset; "morphology"
+    and "arms", of such models in every arm; and "progress", of all models and arms.
     """
     study, scores = rows.study, rows.scores
     if not scores.runs:
@@ -268,7 +268,7 @@ def make_facts(rows: Rows) -> Facts | None:
         if cases := rows.collect(arm, (*study.plan[arm].seeds, CENTRED_DISC)):
             pairs = correct_p(rows.summarize(cases, "pairs"))
             facts += [replace(one, subset=study.name_part(arm)) for one in pairs if one.against]
-    facts += [fact for model in complete for fact in _list_repeats(rows, model)]
+    facts += [fact for arm in study.plan for fact in _list_repeats(rows, arm)]
     planned = {(name, *run) for name, arm in study.plan.items() for run in arm.runs}
     about = About(
         item=study.key,
@@ -325,23 +325,25 @@ def _compare_arms(rows: Rows) -> list[Fact]:
     return correct_p(facts)
 
 
-def _list_repeats(rows: Rows, model: str) -> list[Fact]:
-    """List Dice of each of several seeds over all folds, and of each of several folds."""
-    arm = rows.study.base
-    seeds = rows.list_seeds(arm, model)
-    folds = rows.study.plan[arm].folds
-    parts: dict[tuple[str, str], Cases | None] = {}
-    if len(seeds) > 1:
-        parts |= {(RUNS, f"run={n}"): rows.scores.collect(arm, {model: [n]}) for n in seeds}
-    if folds > 1:
-        collect = rows.scores.collect
-        parts |= {(FOLDS, f"fold={n}"): collect(arm, {model: seeds}, n) for n in range(folds)}
-    facts = []
-    for (table, subset), cases in parts.items():
-        if cases:
-            mean = float(cases.scores[model]["dice"].mean())
-            facts.append(MEASURES["dice"].make_fact(table, model, "dice", mean, subset=subset))
-    return facts
+def _list_repeats(rows: Rows, arm: str) -> Iterator[Fact]:
+    """List the Dice of an arm's models in each of several seeds, over all folds, and of several
+    folds.
+    """
+    study, collect = rows.study, rows.scores.collect
+    place = "" if arm == study.base else f"{study.name_part(arm)};"
+    folds = study.plan[arm].folds
+    for model in study.plan[arm].seeds:
+        seeds = rows.list_seeds(arm, model)
+        parts: dict[tuple[str, str], Cases | None] = {}
+        if len(seeds) > 1:
+            parts |= {(RUNS, f"run={n}"): collect(arm, {model: [n]}) for n in seeds}
+        if folds > 1 and seeds:
+            parts |= {(FOLDS, f"fold={n}"): collect(arm, {model: seeds}, n) for n in range(folds)}
+        for (table, subset), cases in parts.items():
+            if cases:
+                mean = float(cases.scores[model]["dice"].mean())
+                about = {"subset": f"{place}{subset}"}
+                yield MEASURES["dice"].make_fact(table, model, "dice", mean, **about)
 
 
 def count_runs(study: Study, facts: Mapping[str, Facts], arm: str, model: str = "") -> int:

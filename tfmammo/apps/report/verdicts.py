@@ -164,6 +164,10 @@ class Difference(Frozen):
     """Whether both are networks, whose single runs must agree."""
     is_absent: bool = False
     """Whether the paper finds no gain."""
+    is_rival: bool = False
+    """Whether `against` is another paper's model, which must beat the trivial baseline as well:
+    where our copy of it failed to learn, to be better proves nothing.
+    """
     imagenet: str = ""
     """The train script of a rival that its own paper starts from ImageNet's weights."""
     printed: str = ""
@@ -343,6 +347,7 @@ class Level(Frozen):
     factor: float = 1
     """Our unit in the printed one: 100 where ours is per cent and the paper's a fraction."""
     subset: ClassVar[str] = ""
+    is_rival: ClassVar[bool] = False
 
     @property
     def named(self) -> tuple[str, ...]:
@@ -447,14 +452,14 @@ def judge_claim(
         return evidence.withhold(SMALLER)
     if trivial and trivial.measure == claim.measure:
         # A network of the paper that learned less than that refutes nothing, however often it runs.
-        needed = claim.models[:1] if evidence.word == "holds" else claim.models
-        for name in needed:
-            if not beats(facts, name, trivial):
+        is_enough = evidence.word == "holds" and not claim.is_rival
+        for name in claim.models[:1] if is_enough else claim.models:
+            if not beats(facts, name, trivial, claim.subset):
                 return evidence.withhold(BELOW_TRIVIAL, f"{name} does not beat {trivial.model}")
     if not evidence.is_decided:
         return evidence
     runs = facts.about.count_runs(claim.named, claim.subset)
-    are_flat = facts.are_flat(claim.named)
+    are_flat = facts.are_flat(claim.named, claim.subset)
     return replace(evidence, certainty=_rate_certainty(evidence, facts.about, runs, are_flat))
 
 
@@ -475,12 +480,13 @@ def withhold_contradicted(claim: Claim, evidence: Evidence, others: Iterable[Evi
     return evidence
 
 
-def beats(facts: Facts, model: str, trivial: Trivial) -> bool:
+def beats(facts: Facts, model: str, trivial: Trivial, subset: str = "") -> bool:
     """Whether a model beats the trivial baseline, by their test, else by its own interval."""
-    row = facts.find(model, trivial.measure, trivial.model)
+    row = facts.find(model, trivial.measure, trivial.model, subset=subset)
     if row:
         return _judge_row("", row, trivial.higher).word == "holds"
-    own, other = (facts.find(name, trivial.measure) for name in (model, trivial.model))
+    both = (model, trivial.model)
+    own, other = (facts.find(name, trivial.measure, subset=subset) for name in both)
     if not own or not other:
         return False
     return own.low > other.value if trivial.higher else own.high < other.value
