@@ -196,7 +196,7 @@ def test_claims_of_the_cgan_rest_on_the_test_set_of_the_paper(frames):
     (evidence,) = (one for key, one in judge("cgan_table", CGAN, frames).items() if key == "U-Net.")
     assert evidence.word == "holds" and evidence.facts is frames
     text = flatten(" ".join(pages.describe_claim(evidence)))
-    assert "the paper's data, INbreast as the test set, 3 seeds, preliminary" in text
+    assert "the paper's test data, 3 seeds, preliminary" in text
     assert len(frames.find_repeats("runs", "cGAN", "dice")) == 3
     # three networks and the disc, without their post-processed masks
     assert len({(r.model, r.against) for r in frames.rows if r.table == "differences"}) == 6
