@@ -58,6 +58,7 @@ MEASURES = {
 }
 OF_LESION = ("seam", "contrast")
 OF_BACKGROUND = ("l1_background", "gradient_background")
+REPEATED = ("kid", "auc")  # also of each fold and run, by which the order of two methods is checked
 RUNS_NOTE = (
     "Other tables average each patch over the runs of a network, and its runs' FID, KID and AUC as "
     "well. The sheet shows the first run."
@@ -349,8 +350,8 @@ def compare_sets(
 ) -> list[Fact]:
     """Measure whole sets: distances to the real patches, and a classifier two-sample test.
 
-    Values are means over the runs of a method. The classifier's area is also that of each fold,
-    whose images one network of a run made, and of each run where there are several.
+    Values are means over the runs of a method. KID and the classifier's area are also those of each
+    fold, whose images one network of a run made, and of each run where there are several.
     """
     keys = {
         name: [name, *(f"{name}, run {run}" for run in range(1, len(of_runs)))]
@@ -378,16 +379,17 @@ def compare_sets(
         for measure, of_sets in statistics.items()
     }
     facts = scorer.compare(averaged, groups, MEASURES, config, REAL)
-    auc = MEASURES["auc"]
-    for fold in np.unique(fold_of):
-        rows = np.flatnonzero(fold_of == fold)
-        about = {"subset": f"fold={fold}", "images": len(rows)}
-        facts += [
-            auc.make_fact("folds", name, "auc", area(rows), **about)
-            for name, area in averaged["auc"].items()
-        ]
     everything = np.arange(len(groups))
-    for name in averaged["auc"]:
-        of_runs = [tests[key].measure_area(everything) for key in keys[name]]
-        facts += auc.list_runs(name, "auc", of_runs)
+    for key in REPEATED:
+        measure, marked = MEASURES[key], scorer.mark_name(key)
+        for fold in np.unique(fold_of):
+            rows = np.flatnonzero(fold_of == fold)
+            about = {"subset": f"fold={fold}", "images": len(rows)}
+            facts += [
+                measure.make_fact("folds", name, marked, statistic(rows), **about)
+                for name, statistic in averaged[key].items()
+            ]
+        for name in averaged[key]:
+            of_runs = [statistics[key][of_run](everything) for of_run in keys[name]]
+            facts += measure.list_runs(name, marked, of_runs)
     return facts
