@@ -110,8 +110,6 @@ def test_the_words_of_the_first_page_agree_with_its_rows(committed):
         for name in ("CAN", "U-Net")
     )
     assert min(can) < max(unet), "CAN and the U-Net do not differ in every run"
-    leak = find("can_leak", "CAN", "dice", subset="protocol=paper")
-    assert leak.low < find("can_table1", "CAN", "dice").value, "the leak can't be seen"
     assert (
         find("infilling_table1", "G_crn", "kid").high
         < find("infilling_table1", "G_unet", "kid").low
@@ -181,7 +179,7 @@ def test_the_summary_counts_claims_and_names_decided_ones():
     found = make_facts(difference("CAN", "U-Net", 2, 1, 3, 0.001), *BEHIND)
     text = rebuild.build_index({"can_table1": found})
     text = " ".join(text.split())
-    assert "38 claims that can be tested with numbers: 1 holds, 37 were not tested." in text
+    assert "40 claims that can be tested with numbers: 1 holds, 39 were not tested." in text
     assert "Of 5 further tests of ours 5 were not tested." in text
     assert "| [CAN](can.md) | 5 | 1 | 0 | 0 | 0 | 4 | 12 facts |" in text
     assert "| [Contextual GAN, our tests](contextual.md) | 5 | 0 | 0 | 0 | 0 | 5 | - |" in text

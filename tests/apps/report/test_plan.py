@@ -40,7 +40,7 @@ def test_the_plan_of_each_scale_is_valid(whole, scale):
     for place, one in enumerate(planned):
         assert set(one.step.depends_on) <= set(names[:place])
     inbreast = {"can_synthesis_inbreast", "can_defects_inbreast"}
-    skipped = {"can_leak", *inbreast} if scale == "smoke" else set()
+    skipped = inbreast if scale == "smoke" else set()
     assert set(whole[scale].plan.skipped) == skipped
 
 
@@ -55,7 +55,7 @@ def test_folds_and_seeds_become_steps_and_an_evaluation_gets_them_all(whole):
     assert "training.seed=2" in steps["can/seed2"].step.overrides
     assert read_models(steps["can_segmentation"])["CAN"] == [f"/out/can/seed{n}" for n in range(3)]
     assert read_models(steps["segmenters"])["CAN"] == "/out/can/seed0"  # one by its number
-    assert "/out/blending/fold0/split.json" in " ".join(steps["blending_set"].step.overrides)
+    assert "/out/blending/fold0/seed0/split.json" in " ".join(steps["blending_set"].step.overrides)
     steps = {one.step.name: one for one in whole["paper"].plan.planned}
     assert "data.fold=2" in steps["can/fold2"].step.overrides
     assert len(read_models(steps["can_synthesis"])["CAN"]) == 3
@@ -234,7 +234,7 @@ def test_the_work_of_commands_in_words(complete, whole, scale, command, text, da
 
 def test_names_of_papers_and_items_choose():
     assert {item.key for item in runner.choose_items(["can"])} == {
-        "can_fig2", "can_fig3", "can_table1", "can_inbreast_images", "can_leak", "segmenters"
+        "can_fig2", "can_fig3", "can_table1", "can_inbreast_images", "segmenters"
     }  # fmt: skip
     (item,) = runner.choose_items(["cgan_boxes"])  # whose facts are those of a table
     assert item.key == "cgan_table"

@@ -100,10 +100,10 @@ def test_mammograms_of_a_figure_are_of_held_out_patients(whole, scale):
     planned = whole[scale].plan.planned
     sets = [one for one in planned if re.fullmatch("blending_.*set", one.command)]
     assert len(sets) == (2 if scale == "smoke" else 4)
-    fold = "" if scale == "smoke" else "/fold0"
+    run = {"smoke": "", "small": "/fold0/seed0", "paper": "/fold0"}[scale]
     for one in sets:
         assert "patients.side=held_out" in one.step.overrides, one.command
-        split = f"patients.split_file=/out/blending{fold}/split.json"
+        split = f"patients.split_file=/out/blending{run}/split.json"
         assert split in one.step.overrides, one.command
 
 

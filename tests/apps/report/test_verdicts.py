@@ -89,7 +89,7 @@ def test_single_runs_must_agree_with_an_order(table, can, unet, why, means):
     evidence = judge(CLAIM, lead(), *repeats(table, CAN=can, **{"U_Net": unet}))
     assert evidence.why == why and evidence.detail.endswith(means)
     assert evidence.word == ("not decided" if why else "holds")
-    assert bool(evidence.detectable) == (not why)
+    assert not evidence.detectable, "the test is significant"
 
 
 def test_one_run_of_each_model_decides_no_order():
@@ -336,6 +336,23 @@ def test_a_gain_must_be_beyond_that_of_a_trivial_method(copies, word):
         assert evidence.why == verdicts.NOT_BEYOND
     # a loss needs no baseline
     assert judge(claim, difference("x", "real", -3, -4, -2, 0.01)).word == "does not hold"
+
+
+@pytest.mark.parametrize("first", [1, -1])
+@pytest.mark.parametrize(
+    ("other", "is_alike"),
+    [((1, 0.2, 2, 0.01), True), ((1, -0.2, 2, 0.2), False), ((-1, -2, -0.2, 0.01), False)],
+)
+def test_two_readings_of_a_measure_must_decide_alike(first, other, is_alike):
+    claim = GAIN.model_copy(update={"reading": "jaccard"})
+    rows = [difference("x", "real", first * 3, *sorted((first * 2, first * 4)), 0.001)]
+    second = [first * number for number in other[:3]]
+    second = difference("x", "real", second[0], *sorted(second[1:]), other[3], measure="jaccard")
+    evidence = judge(claim, *rows, second)
+    decided = "holds" if first > 0 else "does not hold"
+    assert evidence.word == (decided if is_alike else "not decided")
+    assert evidence.why == ("" if is_alike else verdicts.READINGS)
+    assert judge(claim, *rows).why == verdicts.READINGS, "the other one was not measured"
 
 
 @pytest.mark.parametrize(

@@ -42,7 +42,7 @@ from tfmammo.apps.report.verdicts import (
     withhold_contradicted,
 )
 from tfmammo.document import tabulate
-from tfmammo.metrics.case_scores import POSTPROCESSED
+from tfmammo.metrics.case_scores import CENTRED_DISC, POSTPROCESSED
 from tfmammo.metrics.printed import Paper, read_papers
 from tfmammo.metrics.rows import Fact
 
@@ -52,7 +52,6 @@ Captions = Mapping[str, tuple[str, str]]  # name of a picture -> what it shows, 
 NO_CAPTIONS: Captions = {}
 CURVES = "curves"
 NO_RESULT = "no valid result yet"
-SUBSETS = {"protocol=paper": "leaking split"}  # in words, where the value alone does not say it
 AllFacts = Mapping[str, Facts]
 
 
@@ -211,7 +210,7 @@ def _describe(item: Item, facts: AllFacts, captions: Captions) -> list[str]:
     # a study on the paper's own data has a section of its own
     sources = [one for one in list_sources(item, facts) if one.about.item not in STUDIES]
     if not sources:
-        return lines
+        return [*lines, *_fill(item.text, None)]
     own = next((one for one in sources if one.about.item == item.key), sources[0])
     if item.shown and (table := show(item.shown, own, item)):
         lines += ["", *table]
@@ -261,7 +260,7 @@ def show(shown: Shown, facts: Facts, item: Item) -> list[str]:
         rows = [cells[line, measure] for measure in measures]
         if not any(rows):
             continue
-        part = SUBSETS.get(subset, subset.rpartition("=")[2])
+        part = subset.rpartition("=")[2]
         label = shown.labels.get(model, model)
         body.append([f"{label}, {part}" if part else label])
         for measure, row in zip(measures, rows, strict=True):
@@ -341,7 +340,7 @@ def _show_study(study: Study, facts: AllFacts, item: Item) -> list[str]:
         differences = [
             own.find(model, "dice", model, ARMS, study.name_difference(arm)) for arm in compared
         ]
-        value = item.printed.values.get(model, {}).get(study.printed)
+        value = item.printed.values.get(model, {}).get(study.printed["dice"])
         body.append(
             [
                 model,
@@ -354,7 +353,27 @@ def _show_study(study: Study, facts: AllFacts, item: Item) -> list[str]:
                 format_printed(value),
             ]
         )
-    return tabulate(header, body).splitlines()
+    return [*tabulate(header, body).splitlines(), *_show_other_measures(study, own, item)]
+
+
+def _show_other_measures(study: Study, facts: Facts, item: Item) -> list[str]:
+    """Format what else the first arm was scored by, of the paper's models and the baseline."""
+    others = {measure: column for measure, column in study.printed.items() if measure != "dice"}
+    if not others:
+        return []
+    names = [f"{name_measure(measure, '%')}, {study.arms[study.base].name}" for measure in others]
+    header = ["", *(heading for name in names for heading in (name, "printed"))]
+    named = {*item.printed.values, *study.stand_ins.values(), CENTRED_DISC}
+    body = []
+    for model in (model for model in study.shown if model in named):
+        printed = item.printed.values.get(model, {})
+        cells = []
+        for measure, column in others.items():
+            row = facts.find(model, measure, table="means")
+            cells.append(format_interval(row, with_unit=False) if row else "-")
+            cells.append(format_printed(printed.get(column)))
+        body.append([model, *cells])
+    return ["", *tabulate(header, body).splitlines()]
 
 
 def draw_curves(facts: AllFacts) -> dict[str, str]:

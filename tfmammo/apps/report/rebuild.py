@@ -102,7 +102,7 @@ def _tabulate_claims(evidence: AllEvidence) -> list[str]:
         ]
         for key, of_item in evidence.items()
         for one in of_item
-        if one.is_decided
+        if one.is_decided and not find_item(key).is_ours
     ]
     header = ("paper", "claim that is decided", "verdict", "our numbers")
     return [papers, "", tabulate(header, decided, words=4)] if decided else [papers]

@@ -79,14 +79,14 @@ class Study(Frozen):
     """What an arm is, in the rows' subsets: "protocol", "frame"."""
     arms: dict[str, ShownArm]
     """Arm -> how it is shown. The first one decides claims of orders."""
-    measures: tuple[Literal["accuracy", "dice", "jaccard", "mcc"], ...] = ("dice",)
-    """What is computed."""
     shown: tuple[str, ...]
-    """The lines of its table."""
-    printed: str
-    """The paper's column of Dice."""
+    """The lines of its table of Dice."""
+    printed: dict[Literal["accuracy", "dice", "jaccard", "mcc"], str]
+    """Each measure that is computed -> the paper's column of it. Others than Dice are in a second
+    table, of the first arm.
+    """
     printed_heading: str = "printed"
-    """Its heading."""
+    """The heading of the paper's column of Dice."""
     intro: str
     """The paragraph above the table, with {work} and {runs}."""
     figure: str
@@ -217,7 +217,7 @@ class Rows:
         self, cases: Cases, compare: Literal["first", "pairs"] = "first", draws: int = 1
     ) -> list[Fact]:
         """Compute means and differences of models, with intervals and tests by patient."""
-        measures: dict[str, Measure] = {key: MEASURES[key] for key in self.study.measures}
+        measures: dict[str, Measure] = {key: MEASURES[key] for key in self.study.printed}
         return summarize(cases.scores, cases.patients, measures, draws * SAMPLES, compare=compare)
 
 

@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 import math
-import statistics
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import ClassVar, Literal, NamedTuple
-
-from scipy.stats import t as student
 
 from tfmammo.apps.report.facts import FOLDS, RUNS, About, Facts, Key
 from tfmammo.apps.report.measures import capitalize, format_interval, format_value, name_measure
 from tfmammo.config import Frozen
 from tfmammo.metrics.rows import Fact
+from tfmammo.metrics.significance import bound_difference
 
 Word = Literal["holds", "printed gain excluded", "does not hold", "not decided", "not tested"]
 WORDS: tuple[Word, ...] = (
@@ -45,6 +43,7 @@ OTHER_DATA = "printed levels are compared only on the paper's data"
 BELOW_LEVEL = "below the printed level"
 BEYOND_REAL = "beyond what real patches have, which is not better"
 DISAGREE = "another of our experiments shows the opposite"
+READINGS = "not by both readings of the measure"
 NO_MARGIN = "the absence of a gain cannot be shown without an equivalence margin"
 WIDTH = 1.96  # standard errors on either side, of a 95 % interval
 DETECTED = 2.8 / (2 * WIDTH)  # widths of such an interval that a test detects with 80 % power
@@ -152,6 +151,8 @@ class Difference(Frozen):
     """The other one; "": a level is compared with `null_value`."""
     measure: str
     """The measure."""
+    reading: str = ""
+    """Another measure that the paper may mean, by which the claim must be decided alike."""
     table: str = ""
     """The table of the row; "": differences."""
     subset: str = ""
@@ -206,10 +207,9 @@ class Difference(Frozen):
         gains = self._find_gains(row, facts, printed)
         evidence = replace(evidence, gain=gains.describe() if gains else "")
         is_above = row.value > 0
-        doubt = self._doubt_runs(facts, is_above) if self.is_order and evidence.is_decided else ()
-        if doubt:
-            # the interval leaves out how much runs differ
-            evidence = replace(evidence.withhold(*doubt), detectable="")
+        is_doubtful = self.is_order and evidence.is_decided
+        if is_doubtful and (doubt := self._doubt_runs(facts, is_above)):
+            evidence = evidence.withhold(*doubt)
         if self.imagenet in facts.about.random_starts:
             evidence = replace(evidence, gain="").withhold(RANDOM_START)
         elif not (is_favourable or evidence.is_decided) and self._excludes_printed(gains, facts):
@@ -217,7 +217,16 @@ class Difference(Frozen):
             evidence = replace(
                 evidence, word="printed gain excluded", why="", detail="", p=p, detectable=""
             )
+        evidence = self._compare_readings(evidence, facts)
         return self._require_more(evidence, row, facts) if evidence.word == "holds" else evidence
+
+    def _compare_readings(self, evidence: Evidence, facts: Facts) -> Evidence:
+        if not (self.reading and evidence.is_decided):
+            return evidence
+        row = facts.find(self.model, self.reading, self.against, self.table, self.subset)
+        if row and _judge_row("", row, self.higher, self.null_value).word == evidence.word:
+            return evidence
+        return evidence.withhold(READINGS, _describe(row) if row else NOT_MEASURED)
 
     def _require_more(self, evidence: Evidence, row: Fact, facts: Facts) -> Evidence:
         if self.beyond:
@@ -295,7 +304,7 @@ class Difference(Frozen):
             return False
         sign = 1 if self.higher else -1
         ours, other = ([sign * one[key] for key in sorted(one)] for one in (first, second))
-        bound = _bound_difference(ours, other, is_paired=table == FOLDS) * gains.scale
+        bound = bound_difference(ours, other, is_paired=table == FOLDS) * gains.scale
         return gains.high < gains.smallest and bound < gains.smallest
 
     def _find_gains(self, row: Fact, facts: Facts, printed: Printed) -> Gains | None:
@@ -385,21 +394,6 @@ def _round_off(number: float) -> float:
     return 0.5 * 10.0 ** -len(str(number).partition(".")[2])
 
 
-def _bound_difference(ours: Sequence[float], other: Sequence[float], is_paired: bool) -> float:
-    """Return the upper end of the 95 % interval of a difference, by Student's or Welch's t."""
-    mean = statistics.fmean(ours) - statistics.fmean(other)
-    if is_paired:
-        pairs = [one - two for one, two in zip(ours, other, strict=True)]
-        terms = [(statistics.variance(pairs) / len(pairs), len(pairs))]
-    else:
-        terms = [(statistics.variance(runs) / len(runs), len(runs)) for runs in (ours, other)]
-    variance = sum(term for term, _ in terms)
-    if not variance:
-        return mean
-    freedom = variance**2 / sum(term**2 / (count - 1) for term, count in terms)
-    return mean + float(student.ppf(0.975, freedom)) * math.sqrt(variance)
-
-
 def _describe(row: Fact) -> str:
     name = name_measure(row.measure)
     if row.against:  # a difference of logarithms is in no unit of real patches
@@ -410,20 +404,20 @@ def _describe(row: Fact) -> str:
 def _judge_row(sentence: str, row: Fact, wants_higher: bool, null: float = 0) -> Evidence:
     p = row.p if math.isnan(row.p_corrected) else row.p_corrected
     numbers = capitalize(_describe(row))
-    detectable = ""
-    if math.isfinite(row.low) and math.isfinite(row.high):
-        unit = "points" if row.unit == "%" else row.unit
-        detectable = format_value(DETECTED * (row.high - row.low), row.measure, unit)
+    has_interval = math.isfinite(row.low) and math.isfinite(row.high)
     if math.isfinite(p):
         is_decisive = p < SIGNIFICANT and row.value != null
-    elif math.isfinite(row.low) and math.isfinite(row.high):
+    elif has_interval:
         is_decisive = row.low > null or row.high < null
     else:
         return Evidence(sentence, "not decided", numbers, NO_TEST)
     if not is_decisive:
+        unit = "points" if row.unit == "%" else row.unit
+        width = DETECTED * (row.high - row.low)
+        detectable = format_value(width, row.measure, unit) if has_interval else ""
         return Evidence(sentence, "not decided", numbers, NOT_SIGNIFICANT, "", p, detectable)
     word: Word = "holds" if (row.value > null) == wants_higher else "does not hold"
-    return Evidence(sentence, word, numbers, p=p, detectable=detectable)
+    return Evidence(sentence, word, numbers, p=p)
 
 
 def judge_claim(
