@@ -132,8 +132,7 @@ def test_complete_models_are_compared_on_the_papers_data(tmp_path):
     row = found.find("CAN", "dice", "U-Net")
     assert row.patients == 30 and round(row.value, 2) == 2 and row.p_corrected < 0.05
     # five networks and the disc: each pair counts once
-    differences = [one.measure for one in found.rows if one.table == "differences"]
-    assert differences.count("dice") == differences.count("mcc") == 15
+    assert len([one for one in found.rows if one.table == "differences"]) == 15
     assert row.p_corrected == pytest.approx(15 * row.p)
     assert list(found.find_repeats("folds", "CAN", "dice").values()) == pytest.approx([91.25] * 5)
     assert not found.find_repeats("runs", "CAN", "dice")

@@ -214,11 +214,15 @@ class Rows:
         return self.scores.collect(arm, {model: of for model, of in seeds.items() if of})
 
     def summarize(
-        self, cases: Cases, compare: Literal["first", "pairs"] = "first", draws: int = 1
+        self,
+        cases: Cases,
+        compare: Literal["first", "pairs"] = "first",
+        draws: int = 1,
+        measures: Iterable[str] = ("dice",),
     ) -> list[Fact]:
         """Compute means and differences of models, with intervals and tests by patient."""
-        measures: dict[str, Measure] = {key: MEASURES[key] for key in self.study.printed}
-        return summarize(cases.scores, cases.patients, measures, draws * SAMPLES, compare=compare)
+        chosen: dict[str, Measure] = {key: MEASURES[key] for key in measures}
+        return summarize(cases.scores, cases.patients, chosen, draws * SAMPLES, compare=compare)
 
 
 def read_rows(study: Study, folder: Path) -> Rows:
@@ -264,6 +268,9 @@ def make_facts(rows: Rows) -> Facts | None:
     facts = [*_list_progress(rows), *_compare_morphology(rows), *_compare_arms(rows)]
     if cases := rows.collect(study.base, (*complete, CENTRED_DISC)):
         facts += correct_p(rows.summarize(cases, "pairs"))
+        rest = [measure for measure in study.printed if measure != "dice"]
+        others = rows.summarize(cases, measures=rest)
+        facts += [one for one in others if one.table == "means"]
     for arm in list(study.arms)[1:]:
         if cases := rows.collect(arm, (*study.plan[arm].seeds, CENTRED_DISC)):
             pairs = correct_p(rows.summarize(cases, "pairs"))
