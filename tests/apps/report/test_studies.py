@@ -142,9 +142,7 @@ def test_complete_models_are_compared_on_the_papers_data(tmp_path):
     page = pages.build_page("can", {CAN.key: found})
     (header,) = (line for line in page.splitlines() if line.startswith("|  | Jaccard, %, unseen"))
     assert header.count("printed") == 3, "of Jaccard, accuracy and MCC"
-    (row,) = (
-        line for line in page.splitlines() if line.startswith("| U-Net |") and "85.2" in line
-    )
+    (row,) = (line for line in page.splitlines() if line.startswith("| U-Net |") and "85.2" in line)
     assert row.startswith("| U-Net | 89.2 [") and "| 83.0 |" in row and "| 93.1 |" in row
     assert found.about.is_preliminary and by_claim["U-Net."].certainty == "low"
     assert by_claim["U-Net."].basis == "the paper's data, 1 seed, preliminary"
