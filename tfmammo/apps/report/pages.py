@@ -238,8 +238,12 @@ def describe_claim(evidence: Evidence) -> list[str]:
     return wrap(f"{text} {capitalize(said)}.", "- ", "  ")
 
 
-def show(shown: Shown, facts: Facts, item: Item) -> list[str]:
-    """Format the rows of facts that a page shows; nothing where there are none."""
+def show(shown: Shown, facts: Facts, item: Item, part: str = "") -> list[str]:
+    """Format the rows of facts that a page shows; nothing where there are none.
+
+    `part` names the part of the data of all lines, in the headings; without it each line names its
+    own.
+    """
     printed = shown.printed
     header = [""]
     body: list[list[str]] = []
@@ -253,16 +257,17 @@ def show(shown: Shown, facts: Facts, item: Item) -> list[str]:
     names = {measure: row.measure for (_, measure), row in cells.items() if row}
     measures = [measure for measure in shown.measures if measure in units]
     for measure in measures:
-        header.append(name_measure(names[measure], units[measure]))
+        name = name_measure(names[measure], units[measure])
+        header.append(f"{name}, {part}" if part else name)
         if measure in printed:
             header.append("printed")
     for line, (model, subset) in enumerate(shown.models):
         rows = [cells[line, measure] for measure in measures]
         if not any(rows):
             continue
-        part = subset.rpartition("=")[2]
+        own_part = "" if part else subset.rpartition("=")[2]
         label = shown.labels.get(model, model)
-        body.append([f"{label}, {part}" if part else label])
+        body.append([f"{label}, {own_part}" if own_part else label])
         for measure, row in zip(measures, rows, strict=True):
             body[-1].append(format_interval(row, with_unit=False) if row else "-")
             if measure in printed:
@@ -358,22 +363,17 @@ def _show_study(study: Study, facts: AllFacts, item: Item) -> list[str]:
 
 def _show_other_measures(study: Study, facts: Facts, item: Item) -> list[str]:
     """Format what else the first arm was scored by, of the paper's models and the baseline."""
-    others = {measure: column for measure, column in study.printed.items() if measure != "dice"}
-    if not others:
-        return []
-    names = [f"{name_measure(measure, '%')}, {study.arms[study.base].name}" for measure in others]
-    header = ["", *(heading for name in names for heading in (name, "printed"))]
+    printed: dict[str, str] = {key: name for key, name in study.printed.items() if key != "dice"}
     named = {*item.printed.values, *study.stand_ins.values(), CENTRED_DISC}
-    body = []
-    for model in (model for model in study.shown if model in named):
-        printed = item.printed.values.get(model, {})
-        cells = []
-        for measure, column in others.items():
-            row = facts.find(model, measure, table="means")
-            cells.append(format_interval(row, with_unit=False) if row else "-")
-            cells.append(format_printed(printed.get(column)))
-        body.append([model, *cells])
-    return ["", *tabulate(header, body).splitlines()]
+    subset = study.name_part(study.base)
+    shown = Shown(
+        models=tuple((model, subset) for model in study.shown if model in named),
+        measures=tuple(printed),
+        table=PROGRESS,
+        printed=printed,
+    )
+    lines = show(shown, facts, item, study.arms[study.base].name)
+    return ["", *lines] if lines else []
 
 
 def draw_curves(facts: AllFacts) -> dict[str, str]:

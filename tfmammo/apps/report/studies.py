@@ -268,9 +268,6 @@ def make_facts(rows: Rows) -> Facts | None:
     facts = [*_list_progress(rows), *_compare_morphology(rows), *_compare_arms(rows)]
     if cases := rows.collect(study.base, (*complete, CENTRED_DISC)):
         facts += correct_p(rows.summarize(cases, "pairs"))
-        rest = [measure for measure in study.printed if measure != "dice"]
-        others = rows.summarize(cases, measures=rest)
-        facts += [one for one in others if one.table == "means"]
     for arm in list(study.arms)[1:]:
         if cases := rows.collect(arm, (*study.plan[arm].seeds, CENTRED_DISC)):
             pairs = correct_p(rows.summarize(cases, "pairs"))
@@ -298,12 +295,14 @@ def make_facts(rows: Rows) -> Facts | None:
 
 def _list_progress(rows: Rows) -> Iterator[Fact]:
     """List the means of every model in every arm, over the runs so far."""
-    for arm in rows.study.arms:
+    study = rows.study
+    for arm in study.arms:
+        measures = study.printed if arm == study.base else ("dice",)
         for model in rows.scores.list_models(arm):
             cases = rows.scores.collect(arm, {model: None})
             if cases and model != WHOLE_PATCH:
-                for fact in rows.summarize(cases):
-                    yield replace(fact, table=PROGRESS, subset=rows.study.name_part(arm))
+                for fact in rows.summarize(cases, measures=measures):
+                    yield replace(fact, table=PROGRESS, subset=study.name_part(arm))
 
 
 def _compare_morphology(rows: Rows) -> list[Fact]:
