@@ -152,3 +152,22 @@ def test_curves_of_runs_made_elsewhere_come_with_their_exports(tmp_path):
     (tmp_path / "curve.csv").write_text("no table")
     with pytest.raises(ConfigError, match="curve.csv: is no table of steps and a measure"):
         runner._read_exported_curve("can/seed0", tmp_path)
+
+
+def test_rows_of_a_part_of_the_data_name_it(config, root, tmp_path):
+    rows = [level("CAN", 1), level("CAN", 2, subset="seed=0")]
+    write_facts(root / "evaluate/rows.csv", rows)
+    command = config.commands["can_synthesis"].model_copy(update={"subset": "archive=INbreast"})
+    own = config.model_copy(update={"commands": {**config.commands, "can_synthesis": command}})
+    runner.run_report(own, FIG2, tmp_path / "output", root)
+    found = facts.read(tmp_path / "output/results", FACT_KEYS)["can_fig2"].rows
+    assert {row.subset for row in found} == {"archive=INbreast", "archive=INbreast;seed=0"}
+
+
+def test_an_item_does_without_a_command_that_has_no_run_at_the_scale(complete, root, tmp_path):
+    for name in ("train/ssd", "train/light_head_rcnn", "train/mask_rcnn", "evaluate/detection"):
+        (root / f"{name}.py").write_text(SCRIPT)
+    options = Options("smoke", ("cgan_detection",))
+    runner.run_report(complete, options, tmp_path / "output", root)
+    found = facts.read(tmp_path / "output/results", FACT_KEYS)["cgan_detection"]
+    assert found.rows and not found.about.reason

@@ -78,6 +78,8 @@ class CommandConfig(Frozen):
     """The files that prove it done; null: export/card.json of a training run, else rows.csv. Facts
     come from the rows.csv among them.
     """
+    subset: str = ""
+    """The part of the data that its rows describe, where an item has several: archive=INbreast."""
     length_is_printed: bool = True
     """Whether the paper prints how long this is trained. Else the report gives our length alone."""
     work: dict[Scale, str] = {}

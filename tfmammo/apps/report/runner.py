@@ -178,13 +178,21 @@ def _list_run(plan: Plan, item: Item) -> list[Planned]:
 
 
 def _list_obstacles(report: _Report, item: Item, failures: Mapping[str, str]) -> list[str]:
-    """List why commands left no result: they were skipped, or a step failed."""
+    """List why commands left no result: they were skipped, or a step failed.
+
+    A command that has no run at this scale is no obstacle where others of the item have one.
+    """
     plan, config = report.plan, report.config
     places = {str(report.output): "OUTPUT", str(report.root): "."}
     archives = (archive.root for archive in config.data.values())
     files = (*config.weights.values(), *config.checkpoints.values(), *config.predictions.values())
     places |= {str(path): "DIR" for path in (*archives, *files) if path and path.is_absolute()}
-    reasons = {plan.skipped[name]: None for name in item.sources if name in plan.skipped}
+    commands = config.commands
+    planned = [
+        name for name in item.sources if commands[name].get_overrides(plan.scale) is not None
+    ]
+    skipped = (name for name in planned or item.sources if name in plan.skipped)
+    reasons = {plan.skipped[name]: None for name in skipped}
     for one in plan.list_behind(item.sources):
         if one.step.name in failures:
             text = failures[one.step.name].partition("; all it said:")[0]
@@ -223,14 +231,22 @@ def _write_item(report: _Report, item: Item, failures: Mapping[str, str]) -> Non
             code.add(f"tfmammo {note['code']}{commit}")
     known = tuple(curve for curve in curves if curve.steps)
     about = about.model_copy(update={"trained": len(curves), "code": tuple(sorted(code))})
-    rows = [row for one in _list_run(plan, item) for row in _read_rows(one.step, output)]
+    rows = [
+        row
+        for one in _list_run(plan, item)
+        for row in _read_rows(one.step, output, report.config.commands[one.command].subset)
+    ]
     fact_files.write(Facts(about, tuple(rows), known), folder)
 
 
-def _read_rows(step: Step, output: Path) -> list[Fact]:
-    """Read the rows that a step wrote; none of one that makes networks or images."""
+def _read_rows(step: Step, output: Path, subset: str) -> list[Fact]:
+    """Read the rows that a step wrote; none of one that makes networks or images.
+
+    `subset` names the part of the data that they describe, before what they name themselves.
+    """
     files = (output / step.name / name for name in step.outputs)
-    return [row for file in files if file.name == ROWS for row in read_facts(file)]
+    rows = (row for file in files if file.name == ROWS for row in read_facts(file))
+    return [replace(row, subset=";".join(filter(None, (subset, row.subset)))) for row in rows]
 
 
 def _read_curves(one: Planned, output: Path) -> list[Curve]:
