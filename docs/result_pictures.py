@@ -170,7 +170,7 @@ LIST = (
     Picture("cgan_samples", "cgan", "overlays.png",
             f"The cGAN's masks beside two trivial baselines; {OUTLINES}.", CBIS),
     Picture("cgan_croppings", "cgan_frames", "croppings.png",
-            "Three masses of CBIS-DDSM, in loose frames alone, with true outlines.", CBIS),
+            "Three masses of CBIS-DDSM, shown only in loose frames, with true outlines.", CBIS),
     Picture("cgan_morphology", "cgan_frames", "morphology-loose.png",
             f"The cGAN's masks before and after post-processing; {OUTLINES}.", CBIS),
     Picture("cgan_models", "cgan_frames", "overlays.png",

@@ -43,7 +43,7 @@ OTHER_DATA = "printed levels are compared only on the paper's data"
 BELOW_LEVEL = "below the printed level"
 BEYOND_REAL = "beyond what real patches have, which is not better"
 DISAGREE = "another of our experiments shows the opposite"
-READINGS = "not by both readings of the measure"
+READINGS = "not confirmed by the other reading of the measure"
 NO_MARGIN = "the absence of a gain cannot be shown without an equivalence margin"
 WIDTH = 1.96  # standard errors on either side, of a 95 % interval
 DETECTED = 2.8 / (2 * WIDTH)  # widths of such an interval that a test detects with 80 % power
@@ -135,7 +135,7 @@ class Gains(NamedTuple):
         unit = f" {self.unit}" if self.unit else ""
         printed_gain = f"{self.printed:.{digits}f}{unit}"
         if self.kind == "gain" and digits == usual:  # of the row itself
-            return f"the interval {word} the printed gain of {printed_gain}"
+            return f"the interval over patients {word} the printed gain of {printed_gain}"
         ours = f"our {self.kind}, {self.low:.{digits}f} to {self.high:.{digits}f}{unit}"
         return f"{ours}, {word} the printed {printed_gain}"
 
