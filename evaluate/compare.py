@@ -12,7 +12,6 @@ from pathlib import Path
 
 from tfmammo import cli, shipped
 from tfmammo import config as configuration
-from tfmammo.config import format_overrides
 from tfmammo.errors import ConfigError
 from tfmammo.evaluation.script import print_tables
 from tfmammo.studies.segmenters import ComparisonConfig, plan_steps, run_comparison
@@ -24,20 +23,19 @@ def main() -> None:
     parser.add_argument("--models", metavar="NAMES", help="some of the config's: can,unet")
     parser.add_argument("--folds", type=int, help="of the cross-validation")
     parser.add_argument("--seeds", type=int, help="runs of each model and fold")
-    parser.add_argument("--data", metavar="NAME=DIR", help="the archive and its folder")
+    parser.add_data()
     parser.add_running()
     options = parser.parse_args()
     overrides = [f"{key}={getattr(options, key)}" for key in ("folds", "seeds")]
     overrides = [override for override in overrides if not override.endswith("=None")]
-    if options.data:
-        name, _, root = options.data.partition("=")
-        overrides += format_overrides({"data.name": name, "data.root": root or None})
     config = configuration.parse(ComparisonConfig, options.config, [*overrides, *options.set])
     if options.models:
         config = config.select(options.models.split(","))
     cli.print_if_wanted(config, options)
     if config.data.root is None and config.data.name != "phantom":
-        raise ConfigError("data.root: is missing; name the archive by --data NAME=DIR")
+        raise ConfigError("data.root: is missing; name the archive by --data [NAME=]DIR")
+    if config.data.root is not None and not config.data.root.is_dir():
+        raise ConfigError(f"data.root: no such folder: {config.data.root}")
     output = (options.output or Path("runs/compare")).resolve()
     if options.plan:
         for step in plan_steps(config, output, shipped.ROOT):

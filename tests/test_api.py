@@ -64,7 +64,7 @@ def test_an_archive_is_a_list_of_records(archive):
     assert len(archive) == 16 and isinstance(archive[0], tfmammo.Mammogram)
     with pytest.raises(ConfigError, match="root: "):
         tfmammo.open_archive("inbreast")
-    with pytest.raises(ConfigError, match="inbrest is none of"):
+    with pytest.raises(ConfigError, match="inbrest is no archive, did you mean inbreast"):
         tfmammo.open_archive("inbrest", "DIR")
 
 
@@ -117,6 +117,9 @@ def test_a_model_goes_by_whatever_names_it(can):
     assert masks.shape == images.shape and np.array_equal(masks > 0.5, images > 0.5)
     assert np.array_equal(inverter(image=images)["mask"], masks)
     with pytest.raises(TrackingError, match="contains no export"):
+        tfmammo.load(folder.parent)
+    (folder.parent / "checkpoints").mkdir()
+    with pytest.raises(TrackingError, match="its training has not finished; repeat its command"):
         tfmammo.load(folder.parent)
     with pytest.raises(ExportError, match="takes image"):
         inverter()

@@ -102,7 +102,7 @@ def open_archive(
         ArchiveError: The folder is no such archive.
     """
     if root is None and name in archives.ARCHIVES and name != "phantom":
-        raise ConfigError(f"root: is missing, the folder of {name}")
+        raise ConfigError(f"root: is missing; name the folder of the archive {name}")
     config = _parse(DataConfig, name=name, root=root, phantoms=phantoms, seed=seed)
     return archives.read_mammograms(config, skipped)
 

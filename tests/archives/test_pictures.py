@@ -175,7 +175,11 @@ PAGES = {"save_all": True, "append_images": [Image.fromarray(BYTE)]}
         ("z.jpg", pixels(BYTE, "CMYK"), "(CMYK)"),
         ("z.pgm", content(b"P6 1 1 65535 " + bytes(6)), "no PGM but a colour image"),
         ("z.pgm", content(b"P5 12000 12000 255 "), "12000 x 12000 px"),
-        ("z.png", lambda path: Image.new("L", (4, 4)).save(path, format="GIF"), "(Unidentified"),
+        (
+            "z.png",
+            lambda path: Image.new("L", (4, 4)).save(path, format="GIF"),
+            "(its format is not known",
+        ),
     ],
 )
 @pytest.mark.filterwarnings(

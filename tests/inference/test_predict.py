@@ -51,7 +51,10 @@ def test_patches_of_a_messy_folder_and_what_a_second_run_does(models, tmp_path):
     (source / "bad.png").write_bytes(b"no picture")
     write_image(source / "flat.png", np.full((80, 80), 7, np.uint8))
     said = run(models / "segmenter", source, "-o", tmp_path / "out", "--overview")
-    assert said.returncode == 1 and "bad.png: can't be read as an image" in said.stderr
+    assert (
+        said.returncode == 1
+        and "bad.png: can't be read as an image (its format is not known)" in said.stderr
+    )
     assert said.stdout.splitlines()[0] == f"10 lesions in 11 images: {tmp_path / 'out'}"
     for name, image in {"a": draw(1), "left side/b": draw(2, 90, 70)}.items():
         mask = read_mask(tmp_path / f"out/masks/{name}.png")
@@ -123,6 +126,8 @@ def test_boxes_of_a_detector_give_what_the_pipeline_gives(models, tmp_path):
         union = read_mask(tmp_path / f"out/masks/{name}.png") > 0
         np.testing.assert_array_equal(union, np.max(masks, axis=0))
     assert not (tmp_path / "out/segmentations/b.dcm").exists()
+    predict_files(models / "detector", images, tmp_path / "boxes")
+    assert not (tmp_path / "boxes/segmentations").exists()
     segmentation = pydicom.dcmread(tmp_path / "out/segmentations/a.dcm")
     assert segmentation.Modality == "SEG" and len(segmentation.SegmentSequence) == 2
     for path in (tmp_path / "out").rglob("*"):
@@ -248,7 +253,11 @@ def test_a_mammogram_is_no_patch_and_a_detector_needs_no_boxes(models, tmp_path,
         (models / "segmenter", tmp_path, ("boxes", "truth")): "truth is what an archive states",
         (models / "segmenter", tmp_path / "no", ("score", 0.5)): "no such file or folder",
         (models / "segmenter", tmp_path, ("threshold", 2.0)): "threshold: ",
-        (models / "segmenter", tmp_path, ("archive", "inbrest")): "inbrest is none of",
+        (
+            models / "segmenter",
+            tmp_path,
+            ("archive", "inbrest"),
+        ): "is no archive, did you mean inbreast",
         (models / "segmenter", models, ("score", 0.5)): "no image found",
         (models / "shape", tmp_path, ("score", 0.5)): "shape: is neither a segmenter nor",
         (models / "segmenter", tmp_path / "large.png", ("archive", "folder")): "is a file",
@@ -328,6 +337,12 @@ def test_images_without_lesions_have_no_recall(models, tmp_path):
     (tmp_path / "in/metadata.csv").write_text("file,patient,pathology\n1.png,a,normal\n")
     summary = predict_files(models / "detector", tmp_path / "in", tmp_path / "out", truth=True)
     assert summary.scores == {"false_positives_per_image": 2.0}
+
+
+def test_the_command_says_that_nothing_was_scored(models, tmp_path):
+    write_image(tmp_path / "in/a.png", draw(1))
+    said = run(models / "segmenter", tmp_path / "in", "-o", tmp_path / "out", "--truth")
+    assert "not scored, because no image has an annotated lesion" in said.stdout
 
 
 def test_two_images_of_one_name_are_not_mixed_up(models, tmp_path):

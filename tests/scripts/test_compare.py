@@ -10,7 +10,7 @@ def call(repository, *arguments):
 
 
 def test_a_plan_shows_commands_and_runs_nothing(repository, tmp_path):
-    options = ("--models", "can,unet", "--folds", 2, "--seeds", 1, "--data", "phantom")
+    options = ("--models", "can,unet", "--folds", 2, "--seeds", 1, "--set", "data.name=phantom")
     done = call(repository, *options, "--plan", "--output", tmp_path / "out")
     assert done.returncode == 0, done.stderr
     assert [line.split()[1].split("/")[-1] for line in done.stdout.splitlines()] == [
@@ -27,7 +27,9 @@ def test_a_plan_shows_commands_and_runs_nothing(repository, tmp_path):
     [
         (("--models", "can"), "--models: name two models or more"),
         (("--folds", 1), "folds: input should be greater than or equal to 2"),
-        ((), "data.root: is missing; name the archive by --data NAME=DIR"),
+        ((), "data.root: is missing; name the archive by --data [NAME=]DIR"),
+        (("--data", "inbreast=nowhere"), "data.root: no such folder: nowhere"),
+        (("--data", "nowhere"), "data.root: no such folder: nowhere"),
     ],
 )
 def test_a_wrong_command_is_one_sentence(repository, arguments, sentence):
@@ -44,8 +46,8 @@ def test_two_models_are_trained_and_compared(repository, tmp_path):
     )
     shared = ["data.size=32", "data.phantoms=24", "samples=100", tiny]
     store = [f"tracking.uri=sqlite:///{tmp_path / 'mlflow.db'}", "tracking.system_metrics=false"]
-    options = ("--folds", 2, "--seeds", 1, "--data", "phantom", "--output", tmp_path / "out")
-    settings = ("--set", *small, *shared, *store)
+    options = ("--folds", 2, "--seeds", 1, "--output", tmp_path / "out")
+    settings = ("--set", "data.name=phantom", *small, *shared, *store)
     done = call(repository, *options, *settings)
     assert done.returncode == 0, done.stderr
     for name in ("table.md", "table.tex", "rows.csv", "figure.png", "figure.pdf", "methods.md"):

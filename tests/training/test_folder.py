@@ -50,6 +50,14 @@ def test_a_folder_of_something_else_is_not_taken(tmp_path, files, train, held_ou
         folder.check_owner(tmp_path, experiment(**SOMEWHERE), Patches(train), Patches(held_out))
 
 
+def test_a_run_of_another_system_is_named(tmp_path):
+    own = experiment(**SOMEWHERE)
+    folder.claim(tmp_path, own, Patches(), Patches())
+    other = own.model_copy(update={"name": "unet"})
+    with pytest.raises(TrainingError, match=f"holds a run of {own.name}, not of unet; choose"):
+        folder.check_owner(tmp_path, other, Patches(), Patches())
+
+
 @pytest.mark.parametrize("trace", ["checkpoints/checkpoint", "export/card.json"])
 def test_a_folder_whose_checkpoints_are_gone_is_refused(tmp_path, trace):
     folder.check_nothing_lost(tmp_path)

@@ -28,6 +28,7 @@ from tfmammo.archives import (
 )
 from tfmammo.archives.files import resolve_root
 from tfmammo.archives.stored import Stored
+from tfmammo.cli import suggest
 from tfmammo.config import DataConfig
 from tfmammo.errors import ConfigError
 from tfmammo.mammogram import Mammogram, MaskedLesion, Skipped
@@ -63,7 +64,8 @@ def read_mammograms(config: DataConfig, skipped: Skipped | None = None) -> list[
     """
     skipped = Skipped() if skipped is None else skipped
     if config.name not in ARCHIVES:
-        raise ConfigError(f"data.name: {config.name} is none of {', '.join(sorted(ARCHIVES))}")
+        meant = suggest(config.name, sorted(ARCHIVES))
+        raise ConfigError(f"data.name: {config.name} is no archive{meant}")
     if config.root is None or config.name == "phantom":
         if config.name != "phantom":
             log.warning(

@@ -331,11 +331,12 @@ def _make_mammograms(
 ) -> Iterator[Mammogram]:
     has_patients = any("patient" in row for row in rows.values())
     if not has_patients:
+        has_table = (notes.root / TABLE).is_file()
         log.warning(
-            "%s: %s names no patients, so all images count as one and can't be split; give it the "
-            "columns file and patient, `*,*` if every image is of another patient",
+            "%s: %s, so all images count as one patient's and can't be split; give it the columns "
+            "file and patient, `*,*` if every image is of another patient",
             notes.root.name,
-            TABLE,
+            f"{TABLE} names no patients" if has_table else f"there is no {TABLE}",
         )
     elif not is_keyed():
         log.info(

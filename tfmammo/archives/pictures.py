@@ -13,7 +13,7 @@ from typing import Any
 import cv2
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 from PIL.ImageFile import ImageFile
 
 from tfmammo.archives.named_files import split_mask_name
@@ -77,9 +77,12 @@ def open_picture(path: Path) -> Iterator[ImageFile]:
     except FileNotFoundError:
         raise ArchiveError(f"{path}: no such file") from None
     except Exception as error:  # Pillow answers damaged files with exceptions of any class
-        raise ArchiveError(
-            f"{path}: can't be read as an image ({error.__class__.__name__})"
-        ) from None
+        reason = error.__class__.__name__
+        if isinstance(error, UnidentifiedImageError):
+            reason = "its format is not known"
+        elif "truncated" in str(error):
+            reason = "it is truncated"
+        raise ArchiveError(f"{path}: can't be read as an image ({reason})") from None
 
 
 def _read_orientation(picture: ImageFile) -> int:

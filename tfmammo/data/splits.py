@@ -24,6 +24,7 @@ from pydantic import ValidationError
 from tfmammo.config import DataConfig, Frozen
 from tfmammo.data.patches import SEVERITY, Patches, gravest_pathology
 from tfmammo.data.sampling import shape_class
+from tfmammo.document import say_count
 from tfmammo.errors import ConfigError, DataError, name_key
 from tfmammo.mammogram import Mammogram, key_check, key_fault
 
@@ -429,7 +430,9 @@ def _assign_folds(
 ) -> Rows:
     """Deal patients out to folds. patients: str [p]. rows: intp [n], the patient of each patch."""
     if len(patients) < folds:
-        raise DataError(f"{len(patients)} patients can't be split into {folds} folds")
+        raise DataError(
+            f"data.folds: {say_count(len(patients), 'patient')} can't be split into {folds} folds"
+        )
     counts = np.bincount(rows, minlength=len(patients))
     strata = np.full(len(patients), len(ranks) - 1, np.intp)
     if classes is not None:  # of the patient's patches, the class that comes first

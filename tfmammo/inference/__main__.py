@@ -78,12 +78,13 @@ def _run(options: Namespace) -> None:
     summary = predict_files(**vars(options))
     for name, reason in summary.failures.items():
         print(f"{name}: {reason}", file=sys.stderr)
-    print(*_describe(summary, options.output), sep="\n")
+    print(*_describe(summary, options), sep="\n")
     if summary.failures:
         sys.exit(1)
 
 
-def _describe(summary: Summary, output: Path) -> list[str]:
+def _describe(summary: Summary, options: Namespace) -> list[str]:
+    output = options.output
     images = say_count(summary.images, "image")
     lines = [f"{say_count(summary.lesions, 'lesion')} in {images}: {output}"]
     if summary.failures:
@@ -104,6 +105,8 @@ def _describe(summary: Summary, output: Path) -> list[str]:
             for name, value in summary.scores.items()
         ]
         lines.append(f"over {say_count(summary.scored, 'image')}: {', '.join(measures)}")
+    elif options.truth and not summary.seen:
+        lines.append("not scored, because no image has an annotated lesion")
     return lines
 
 

@@ -31,7 +31,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from math import ceil, floor
 from typing import Any
 
@@ -106,7 +106,7 @@ class Finding:
     probabilities: Mapping[str, float] | None = None
     uncertainty: float | None = None
     remarks: tuple[str, ...] = ()
-    output: NDArray[np.float32] | None = None
+    output: NDArray[np.float32] | None = field(default=None, repr=False)
 
 
 @dataclass(frozen=True, eq=False)
@@ -252,7 +252,7 @@ class Pipeline:
         if whole and min(mammogram.rows, mammogram.cols) > LARGEST_PATCH:
             raise PipelineError(
                 f"has {mammogram.rows} x {mammogram.cols} px, and the segmenter takes patches; "
-                "name the regions by a detector or as boxes"
+                "name the regions by a detector or as boxes (--boxes)"
             )
         try:
             image = mammogram.pixels()

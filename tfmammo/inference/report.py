@@ -164,7 +164,7 @@ def write_segmentation(
         pipeline: The pipeline that processed the mammogram; the file names its models.
         result: Its findings.
         source: The mammogram's file; None for a mammogram without one.
-        path: The file, in an existing folder.
+        path: The file.
 
     Returns:
         The reason why there is no segmentation; "" if there is one.
@@ -179,6 +179,7 @@ def write_segmentation(
         for stage, identity in pipeline.describe().items()
     }
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
         segmentation.write(path, source, lesions, models)
     except ArchiveError as error:
         log.warning("%s", error)

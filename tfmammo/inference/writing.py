@@ -122,7 +122,6 @@ def _write_result(
         _write(part.output, files[-1], encode_rgb_png(overview))
     if mammogram.file and is_dicom(mammogram.file):
         path = part.output / f"segmentations/{image.name}.dcm"
-        path.parent.mkdir(parents=True, exist_ok=True)
         path.unlink(missing_ok=True)  # of an image that was another one
         if not write_segmentation(pipeline, result, mammogram.file, path):
             files.append(f"segmentations/{image.name}.dcm")

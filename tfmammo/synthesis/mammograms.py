@@ -25,6 +25,7 @@ from tfmammo.data.patches import gravest_pathology
 from tfmammo.data.patients import PATIENTS, Patients
 from tfmammo.data.runners import HERE, Runner
 from tfmammo.data.tfrecord import encode_detection
+from tfmammo.document import say_count
 from tfmammo.errors import DataError
 from tfmammo.filesystem import to_json
 from tfmammo.mammogram import Mammogram, key_check
@@ -83,7 +84,8 @@ def synthesize(
     if synthesizer.lesions:
         usable = len(synthesizer.lesions.find_usable(sources.skipped))
         others = len(synthesizer.lesions.lesions) - usable
-        log.info("%d real lesions; %d others can't be inserted: failures.csv", usable, others)
+        left_out = f"; {others} others can't be inserted: failures.csv" if others else ""
+        log.info("%s%s", say_count(usable, "real lesion"), left_out)
     trained_on = synthesizer.trained_on  # raises before anything is written
     generator = synthesizer.renderer.identity
     data = config.lesion_data

@@ -343,6 +343,7 @@ def run_command(
             config = cli.read_config(schema, options)  # ends here where it is only printed
             recipes = synthesize(config, options.output.resolve(), runner, options.retry)
             made = sum(not recipe.left_out for recipe in recipes)
-            print(f"{made} of {len(recipes)} items: {options.output}; not used: failures.csv")
+            left_out = "; not used: failures.csv" if made < len(recipes) else ""
+            print(f"{made} of {len(recipes)} items: {options.output}{left_out}")
 
     cli.run(work)

@@ -197,7 +197,8 @@ class Sources:
         if not self.config.fits_sizes:
             return self.config.sizes
         sizes = fit_sizes(self.lesions, self.skipped)
-        log.info("sizes of %d lesions: %s", sizes.count, sizes.model_dump(exclude={"count"}))
+        means = "{:.3g} (SD {:.3g}) x {:.3g} (SD {:.3g})".format(*sizes.height, *sizes.width)
+        log.info("mean size of %d lesions: %s %s", sizes.count, means, sizes.unit)
         return sizes
 
     @property

@@ -186,6 +186,10 @@ def find_local_export(path: Path) -> Path:
     if (path / "saved_model.pb").is_file() and (path.parent / CARD).is_file():
         return path.parent
     if path.exists():
+        if (path / "checkpoints").is_dir():
+            raise TrackingError(
+                f"{path}: contains no export, its training has not finished; repeat its command"
+            )
         raise TrackingError(f"{path}: contains no export")
     if str(path) in zoo.list_names():
         return zoo.fetch(str(path))

@@ -91,6 +91,11 @@ def check_owner(
                 "another --output"
             )
         return
+    name = configuration.read_yaml(output / TRAINING_CONFIG).get("name")
+    if name != experiment.name:
+        raise TrainingError(
+            f"{output} holds a run of {name}, not of {experiment.name}; choose another --output"
+        )
     owner = configuration.parse(type(experiment), output / TRAINING_CONFIG)
     differences = list_differences(owner.identity(), experiment.identity())
     if differences:

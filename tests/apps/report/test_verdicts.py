@@ -228,7 +228,7 @@ def test_a_printed_gain_of_an_auc_has_three_decimals():
         row = replace(difference("x", "real", 0, -0.01, high, 0.6), unit="")
         facts = make_facts(row, data="OPTIMAM", papers_data="OPTIMAM")
         evidence = judge_claim(claim, facts, {"CAN": {"gain": 0.017}})
-        assert evidence.gain == f"the interval {word} the printed gain of 0.017"
+        assert evidence.gain == f"the interval over patients {word} the printed gain of 0.017"
 
 
 def test_how_small_a_difference_could_have_been_detected():
