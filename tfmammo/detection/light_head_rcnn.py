@@ -174,8 +174,8 @@ class LightHeadRCNNConfig(Frozen):
             )
         if self.weights == "none" and self.batch_norm == "frozen":
             raise ValueError(
-                "batch_norm frozen needs weights of ImageNet; of weights none take batch_norm "
-                "running"
+                "batch_norm frozen needs weights of ImageNet; with weights none, set batch_norm "
+                "running, too"
             )
         if self.rpn_low > self.rpn_high:
             raise ValueError("rpn_low must not be above rpn_high")

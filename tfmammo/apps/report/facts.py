@@ -84,7 +84,8 @@ class About(Frozen):
         """The data, and whether they are the paper's, in words."""
         if self.is_papers_data:
             return f"{self.data}, the paper's data"
-        return f"{self.data}, in place of {self.papers_data}" if self.papers_data else self.data
+        is_among_them = self.papers_data in ("", *self.data.split(" and "))
+        return self.data if is_among_them else f"{self.data}, in place of {self.papers_data}"
 
 
 class Key(Frozen):
