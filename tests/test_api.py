@@ -118,7 +118,7 @@ def test_a_model_goes_by_whatever_names_it(can):
     assert np.array_equal(inverter(image=images)["mask"], masks)
     with pytest.raises(TrackingError, match="contains no export"):
         tfmammo.load(folder.parent)
-    (folder.parent / "checkpoints").mkdir()
+    (folder.parent / "config.yaml").write_text("name: can")
     with pytest.raises(TrackingError, match="its training has not finished; repeat its command"):
         tfmammo.load(folder.parent)
     with pytest.raises(ExportError, match="takes image"):

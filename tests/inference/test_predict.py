@@ -51,10 +51,8 @@ def test_patches_of_a_messy_folder_and_what_a_second_run_does(models, tmp_path):
     (source / "bad.png").write_bytes(b"no picture")
     write_image(source / "flat.png", np.full((80, 80), 7, np.uint8))
     said = run(models / "segmenter", source, "-o", tmp_path / "out", "--overview")
-    assert (
-        said.returncode == 1
-        and "bad.png: can't be read as an image (its format is not known)" in said.stderr
-    )
+    assert said.returncode == 1
+    assert "bad.png: can't be read as an image (its format is not known)" in said.stderr
     assert said.stdout.splitlines()[0] == f"10 lesions in 11 images: {tmp_path / 'out'}"
     for name, image in {"a": draw(1), "left side/b": draw(2, 90, 70)}.items():
         mask = read_mask(tmp_path / f"out/masks/{name}.png")

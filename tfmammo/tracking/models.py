@@ -16,7 +16,7 @@ from mlflow.artifacts import download_artifacts
 from mlflow.exceptions import MlflowException
 from mlflow.protos.databricks_pb2 import RESOURCE_ALREADY_EXISTS, ErrorCode
 
-from tfmammo.config import TrackingConfig
+from tfmammo.config import TrackingConfig, is_training_folder
 from tfmammo.errors import TrackingError
 from tfmammo.tracking import zoo
 from tfmammo.tracking.export import CARD, locate
@@ -186,7 +186,7 @@ def find_local_export(path: Path) -> Path:
     if (path / "saved_model.pb").is_file() and (path.parent / CARD).is_file():
         return path.parent
     if path.exists():
-        if (path / "checkpoints").is_dir():
+        if is_training_folder(path):
             raise TrackingError(
                 f"{path}: contains no export, its training has not finished; repeat its command"
             )
