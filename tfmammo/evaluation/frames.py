@@ -27,7 +27,7 @@ from tfmammo.data.patches import Patches
 from tfmammo.errors import DataError
 from tfmammo.evaluation import sheets
 from tfmammo.evaluation.comparison import ModelURIs, Name, compare
-from tfmammo.evaluation.report import ComparisonReport, Report, average_runs, join_subset
+from tfmammo.evaluation.report import ComparisonReport, Report, average_runs
 from tfmammo.evaluation.segmentation import (
     PUBLISHED,
     SegmentationConfig,
@@ -36,7 +36,7 @@ from tfmammo.evaluation.segmentation import (
     score_patches,
 )
 from tfmammo.metrics.case_scores import MEASURES, POSTPROCESSED
-from tfmammo.metrics.rows import Fact
+from tfmammo.metrics.rows import Fact, join_subset
 from tfmammo.metrics.summary import Measure, Scores, Table, correct_p, make_tables
 from tfmammo.models.cgan import PostprocessConfig
 from tfmammo.training import image_grid

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from tfmammo.evaluation.comparison import Comparison, EvaluationConfig
 from tfmammo.filesystem import atomic_file, write_atomically
 from tfmammo.metrics.printed import Published
-from tfmammo.metrics.rows import Fact, write_facts
+from tfmammo.metrics.rows import Fact, join_subset, write_facts
 from tfmammo.metrics.summary import (
     Measure,
     Scores,
@@ -259,11 +259,6 @@ def _name_group(fact: Fact) -> Fact:
     group = fact.subset.rpartition("=")[2]
     against = f"{fact.against}, {group}" if fact.against else ""
     return replace(fact, model=f"{fact.model}, {group}", against=against)
-
-
-def join_subset(*parts: str) -> str:
-    """Join the parts of a fact's subset that are not empty."""
-    return ";".join(filter(None, parts))
 
 
 def average_runs(scores: Runs) -> dict[str, dict[str, NDArray[np.float64]]]:

@@ -20,7 +20,6 @@ from tfmammo.evaluation.report import (
     ComparisonReport,
     Runs,
     average_runs,
-    join_subset,
     save_figure,
 )
 from tfmammo.metrics import segmentation
@@ -28,6 +27,7 @@ from tfmammo.metrics.case_scores import CENTRED_DISC, MEASURES, POSTPROCESSED, W
 from tfmammo.metrics.classification import RATES, roc_by_fold
 from tfmammo.metrics.plotting import make_roc_axes, plot_style
 from tfmammo.metrics.printed import Published, get_values
+from tfmammo.metrics.rows import join_subset
 from tfmammo.metrics.summary import Measure, Scores, Table, format_spread
 from tfmammo.models.cgan import PostprocessConfig, postprocess
 from tfmammo.training import image_grid

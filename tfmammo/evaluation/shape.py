@@ -17,13 +17,13 @@ from tfmammo.data.extraction import make_shape_patches
 from tfmammo.evaluation.comparison import Comparison, EvaluationConfig, compare
 from tfmammo.evaluation.report import (
     ComparisonReport,
-    join_subset,
     save_figure,
 )
 from tfmammo.mammogram import SHAPES
 from tfmammo.metrics.classification import RATES, roc_by_fold
 from tfmammo.metrics.plotting import COLOURS, make_roc_axes, plot_style
 from tfmammo.metrics.printed import Published, get_values
+from tfmammo.metrics.rows import join_subset
 from tfmammo.metrics.summary import Measure, Table, format_spread
 
 Floats = NDArray[np.floating]

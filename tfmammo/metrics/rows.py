@@ -64,6 +64,11 @@ _NUMBERS = {"value", "low", "high", "p", "p_corrected"}
 _COUNTS = {"patients", "images"}
 
 
+def join_subset(*parts: str) -> str:
+    """Join the parts of a fact's subset that are not empty."""
+    return ";".join(filter(None, parts))
+
+
 def write_facts(path: Path, facts: Iterable[Fact]) -> None:
     """Write facts as CSV, numbers with up to six significant digits."""
     file = io.StringIO()

@@ -18,7 +18,7 @@ from tfmammo.apps.report.items import ITEMS, Item
 from tfmammo.apps.report.plan import ROWS, Plan, Planned, complete, get_tracking_uri, make_plan
 from tfmammo.apps.report.work import describe_work
 from tfmammo.errors import ConfigError, DataError, TrackingError
-from tfmammo.metrics.rows import Fact, read_facts
+from tfmammo.metrics.rows import Fact, join_subset, read_facts
 from tfmammo.studies import workflow
 from tfmammo.studies.workflow import DONE, OLD, Step
 from tfmammo.tracking.export.card import CARD
@@ -246,7 +246,7 @@ def _read_rows(step: Step, output: Path, subset: str) -> list[Fact]:
     """
     files = (output / step.name / name for name in step.outputs)
     rows = (row for file in files if file.name == ROWS for row in read_facts(file))
-    return [replace(row, subset=";".join(filter(None, (subset, row.subset)))) for row in rows]
+    return [replace(row, subset=join_subset(subset, row.subset)) for row in rows]
 
 
 def _read_curves(one: Planned, output: Path) -> list[Curve]:
